@@ -1,0 +1,1 @@
+"""Emitted programs, one module a target."""

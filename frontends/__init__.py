@@ -1,0 +1,1 @@
+"""What lifts a model into the graph: configs, families, checkpoints."""

@@ -1,0 +1,1 @@
+"""Rewrites, the pipeline, folding, statistics and fits."""

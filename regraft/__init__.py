@@ -1,0 +1,3 @@
+"""A compiler for language-model architectures."""
+
+__version__ = "0.1.0"
