@@ -1,1 +1,5 @@
-"""The ops, one module a family."""
+"""The op families. Importing this package registers every op."""
+
+from regraft.ir.ops import attn, core, moe, pos, weight
+
+__all__ = ["attn", "core", "moe", "pos", "weight"]

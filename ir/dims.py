@@ -1,0 +1,113 @@
+"""Dimensions: integers, the symbols ``B``, ``T`` and ``S``, and simple arithmetic over them.
+
+``B`` is the batch, ``T`` the query tokens of this call, ``S`` the visible context, past included. A dimension such
+as ``S // 4 - (S - T) // 4`` counts the compressed rows that this call completes. ``S@NAME`` is the row axis of the
+memory ``NAME``: as many rows as that memory shows, and no other value's.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from regraft.ir.errors.graph import DimensionError
+
+
+@dataclass(frozen=True, slots=True)
+class Sym:
+    """A symbolic dimension, kept as its canonical text."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Sym({self.text!r})"
+
+
+Dim = int | Sym
+Sizes = Mapping[str, int]
+
+B, T, S = Sym("B"), Sym("T"), Sym("S")
+
+_OPERATORS: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.FloorDiv: ("//", operator.floordiv),
+}
+
+
+def rows_of(memory: str) -> Sym:
+    """Return the row axis of the memory named ``memory``."""
+    return Sym(f"S@{memory}")
+
+
+@cache
+def parse_dim(text: str) -> Dim:
+    """Return the dimension that ``text`` spells.
+
+    Raises:
+        DimensionError: ``text`` is no integer, no ``S@memory`` and no arithmetic over ``B``, ``T`` and ``S``.
+    """
+    text = text.strip()
+    if text.isdecimal():
+        return int(text)
+    if text.startswith("S@") and len(text) > 2:
+        return Sym(text)
+    return Sym(_spell(_tree(text), 0))
+
+
+def evaluate(dim: Dim, sizes: Sizes) -> int:
+    """Return ``dim`` at the given sizes; a memory's rows are ``sizes["S@name"]``, or ``S`` when not given."""
+    if isinstance(dim, int):
+        return dim
+    if dim.text in sizes:
+        return sizes[dim.text]
+    if dim.text.startswith("S@"):
+        return sizes["S"]
+    return _compiled(dim.text)(sizes)
+
+
+def _tree(text: str) -> ast.expr:
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise DimensionError(text=text) from None
+
+
+def _spell(node: ast.expr, level: int) -> str:
+    """Return canonical text: one space round operators, brackets only where precedence needs them."""
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return str(value)
+        case ast.Name(id=("B" | "T" | "S") as name):
+            return name
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            sign = _OPERATORS[type(op)][0]
+            mine = 1 if sign in "+-" else 2
+            inner = f"{_spell(left, mine)} {sign} {_spell(right, mine + 1)}"
+            return f"({inner})" if mine < level else inner
+        case _:
+            raise DimensionError(text=ast.unparse(node))
+
+
+@cache
+def _compiled(text: str) -> Callable[[Sizes], int]:
+    def build(node: ast.expr) -> Callable[[Sizes], int]:
+        match node:
+            case ast.Constant(value=int(value)):
+                return lambda _: value
+            case ast.Name(id=name):
+                return lambda sizes: sizes[name]
+            case ast.BinOp(left=left, op=op, right=right):
+                apply, a, b = _OPERATORS[type(op)][1], build(left), build(right)
+                return lambda sizes: apply(a(sizes), b(sizes))
+            case _:
+                raise DimensionError(text=text)
+
+    return build(_tree(text))

@@ -1,0 +1,278 @@
+"""The graph: ops in execution order, values made once, and the edits that keep it so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from regraft.ir.errors.graph import DuplicateValueError, OrderError, TimeError
+from regraft.ir.op import Op, Value
+from regraft.ir.types import Type
+
+if TYPE_CHECKING:
+    import networkx
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?=\.|$)")
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer number in a dotted name, or none."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def relative(name: str) -> str:
+    """Return ``name`` with its layer's number as ``*``: the same for the same place in every layer."""
+    return _LAYER.sub(lambda m: m[0].replace(m[1], "*"), name, count=1)
+
+
+def in_layer(name: str, layer: int) -> str:
+    """Return the name that stands at ``name``'s place in ``layer``."""
+    return name.replace("layers.*", f"layers.{layer}", 1)
+
+
+class Graph:
+    """A model: inputs, ops in execution order, outputs, and what describes it.
+
+    Args:
+        name: The model's name; letters, digits, dots, dashes and underscores.
+        meta: Facts that are no ops: family, vocabulary, end tokens, trained context, storage dtype.
+    """
+
+    def __init__(self, name: str, meta: Mapping[str, object] | None = None) -> None:
+        self.name = name
+        self.meta: dict[str, object] = dict(meta or {})
+        self.inputs: list[Value] = []
+        self.ops: list[Op] = []
+        self.outputs: list[Value] = []
+        self._values: dict[str, Value] = {}
+
+    # -- building
+
+    def add_input(self, name: str, type: Type) -> Value:
+        """Declare an input."""
+        value = self._own(Value(name, type))
+        self.inputs.append(value)
+        return value
+
+    def set_outputs(self, values: Sequence[Value]) -> None:
+        """Name what the graph gives."""
+        self.outputs = list(values)
+
+    def add(
+        self,
+        op: Op,
+        names: Sequence[str],
+        types: Sequence[Type] | None = None,
+        before: Op | None = None,
+    ) -> tuple[Value, ...]:
+        """Put ``op`` at the end, or before another op, its results called ``names``.
+
+        Types are inferred and checked, unless ``types`` gives them (a copy of an op that was checked).
+
+        Raises:
+            GraphError: The operands or attributes do not fit, or a name is taken.
+        """
+        inferred = op.types() if types is None else tuple(types)
+        op.results = tuple(self._own(Value(n, t, op)) for n, t in zip(names, inferred, strict=True))
+        for value in op.operands:
+            value.users[op] = value.users.get(op, 0) + 1
+        if before is None:
+            self.ops.append(op)
+        else:
+            self.ops.insert(self.ops.index(before), op)
+        return op.results
+
+    def _own(self, value: Value) -> Value:
+        if value.name in self._values:
+            raise DuplicateValueError(name=value.name, where=value.name)
+        self._values[value.name] = value
+        return value
+
+    # -- looking
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    @property
+    def values(self) -> Mapping[str, Value]:
+        """All values by name."""
+        return self._values
+
+    def parameters(self) -> list[Value]:
+        """The weight-time values that run-time ops read, each once, in order of first use."""
+        found = {v: None for op in self.ops if not op.weight_time for v in op.operands if v.is_weight}
+        return list(found)
+
+    def memories(self) -> list[Value]:
+        """The memories, in order."""
+        return [op.results[0] for op in self.ops if op.is_state]
+
+    def run_time(self) -> Iterator[Op]:
+        """The ops that run for every call."""
+        return (op for op in self.ops if not op.weight_time)
+
+    def layer_count(self) -> int:
+        """One more than the highest layer number."""
+        layers = (layer_of(op.results[0].name) for op in self.ops)
+        return max((layer + 1 for layer in layers if layer is not None), default=0)
+
+    def in_layer(self, layer: int, kind: type[Op] | None = None) -> list[Op]:
+        """The ops of a layer, all or those of one class."""
+        return [
+            op
+            for op in self.ops
+            if layer_of(op.results[0].name) == layer and (kind is None or isinstance(op, kind))
+        ]
+
+    def fresh(self, name: str) -> str:
+        """Return ``name``, or the first of ``name_2``, ``name_3``, ... that is free."""
+        candidate, number = name, 1
+        while candidate in self._values:
+            number += 1
+            candidate = f"{name}_{number}"
+        return candidate
+
+    def to_networkx(self) -> networkx.DiGraph[Op]:
+        """Return the ops as a directed graph, an edge from each producer to each user."""
+        import networkx
+
+        graph: networkx.DiGraph[Op] = networkx.DiGraph()
+        graph.add_nodes_from(self.ops)
+        graph.add_edges_from((v.op, op) for op in self.ops for v in op.operands if v.op is not None)
+        return graph
+
+    # -- editing
+
+    def set_operand(self, op: Op, slot: str, values: Value | Sequence[Value]) -> None:
+        """Let ``op`` read other values. Types are not checked again until `retype` or `verify`."""
+        new = (values,) if isinstance(values, Value) else tuple(values)
+        for value in op.slots[slot]:
+            _release(value, op)
+        op.slots[slot] = new
+        for value in new:
+            value.users[op] = value.users.get(op, 0) + 1
+
+    def set_attribute(self, op: Op, name: str, value: object) -> None:
+        """Give ``op`` another attribute value, checked against its declaration."""
+        op.attributes[name] = op.spec.attributes[name].coerce(op.opname, value)
+
+    def replace_uses(self, old: Value, new: Value, of: Callable[[Op], bool] = lambda _: True) -> None:
+        """Let the users of ``old`` (those that ``of`` accepts) read ``new``."""
+        for user in list(old.users):
+            if new.op is user or not of(user):
+                continue
+            for slot, values in user.slots.items():
+                if old in values:
+                    self.set_operand(user, slot, [new if v is old else v for v in values])
+        self.outputs = [new if v is old else v for v in self.outputs]
+
+    def rename(self, value: Value, name: str) -> None:
+        """Call ``value`` by another name; a memory's cache is then called so too."""
+        if name == value.name:
+            return
+        if name in self._values:
+            raise DuplicateValueError(name=name, where=name)
+        del self._values[value.name]
+        value.name = name
+        self._values[name] = value
+
+    def erase(self, op: Op) -> None:
+        """Remove an op that nobody reads."""
+        assert not any(v.users or v in self.outputs for v in op.results), op
+        self.ops.remove(op)
+        self._forget(op)
+
+    def _forget(self, op: Op) -> None:
+        for value in op.operands:
+            _release(value, op)
+        for value in op.results:
+            del self._values[value.name]
+
+    def drop_dead(self) -> int:
+        """Remove the ops whose results nobody reads, and return how many went."""
+        dead: set[Op] = set()
+        for op in reversed(self.ops):
+            if not any(v.users or v in self.outputs for v in op.results):
+                dead.add(op)
+                self._forget(op)
+        self.ops = [op for op in self.ops if op not in dead]
+        return len(dead)
+
+    def merge_equal(self) -> int:
+        """Let one op serve where several compute the same, and return how many went. Memories stay apart."""
+        seen: dict[object, Op] = {}
+        merged = 0
+        for op in list(self.ops):
+            if op.is_state:
+                continue
+            key = op.key()
+            first = seen.setdefault(key, op)
+            if first is not op:
+                for old, new in zip(op.results, first.results, strict=True):
+                    self.replace_uses(old, new)
+                self.erase(op)
+                merged += 1
+        return merged
+
+    def retype(self) -> None:
+        """Infer every type anew, in order, after attributes or operands changed.
+
+        Raises:
+            GraphError: Some op no longer fits its operands.
+        """
+        for op in self.ops:
+            for value, type in zip(op.results, op.types(), strict=True):
+                value.type = type
+
+    def sort(self) -> None:
+        """Put the ops in an order in which operands come first, otherwise as they are."""
+        import networkx
+
+        place = {op: i for i, op in enumerate(self.ops)}
+        self.ops = list(networkx.lexicographical_topological_sort(self.to_networkx(), key=lambda op: place[op]))
+
+    def copy(self) -> Graph:
+        """Return an independent copy, names and types as they are."""
+        copy = Graph(self.name, self.meta)
+        new: dict[Value, Value] = {v: copy.add_input(v.name, v.type) for v in self.inputs}
+        for op in self.ops:
+            results = copy.add(
+                op.rebuilt(new.__getitem__), [v.name for v in op.results], [v.type for v in op.results]
+            )
+            new.update(zip(op.results, results, strict=True))
+        copy.set_outputs([new[v] for v in self.outputs])
+        return copy
+
+    # -- checking
+
+    def verify(self) -> None:
+        """Check order, types, the memory rule, times of values and every op's own rule.
+
+        Raises:
+            GraphError: The first rule that does not hold, with its op and scope.
+        """
+        made: set[Value] = set(self.inputs)
+        for op in self.ops:
+            for value in op.operands:
+                if value not in made:
+                    raise OrderError(op=op.label, name=value.name, where=op.scope)
+                if op.weight_time and not value.is_weight and op.opname != "weight.moment":
+                    raise TimeError(op=op.label, name=value.name, where=op.scope)
+            for value, type in zip(op.results, op.types(), strict=True):
+                value.type = type
+            made.update(op.results)
+        for value in self.outputs:
+            if value not in made:
+                raise OrderError(op="return", name=value.name, where=self.name)
+
+
+def _release(value: Value, op: Op) -> None:
+    value.users[op] -= 1
+    if not value.users[op]:
+        del value.users[op]
+

@@ -1,0 +1,160 @@
+"""Block kinds: layers with the same structure, found by comparing their bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regraft.ir.graph import Graph, layer_of
+from regraft.ir.op import Op, Value
+from regraft.ir.types import MemoryType
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a graph: its ops in order, and the values from outside that they read, in order of first use."""
+
+    number: int
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+
+    @property
+    def outputs(self) -> list[Value]:
+        """The layer's values that ops outside read, in order. A graph's outputs are made outside of layers."""
+        mine = set(self.ops)
+        return [v for op in self.ops for v in op.results if any(user not in mine for user in v.users)]
+
+    def local(self, name: str) -> str:
+        """Return a name as the layer's own text has it: ``attn.q``, or ``model.layers.*.self_attn.q_proj.weight``."""
+        here = f"layers.{self.number}."
+        if name.startswith(here):
+            return name[len(here) :]
+        return name.replace(f".{here}", ".layers.*.", 1)
+
+    def absolute(self, local: str) -> str:
+        """Return the graph's name for a local one."""
+        here = f"layers.{self.number}."
+        return local.replace("layers.*.", here, 1) if "layers.*." in local else here + local
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A block kind: the function that its layers share.
+
+    ``params`` name the inputs, in the order of each layer's ``inputs``.
+    """
+
+    name: str
+    params: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the layers that the kind serves."""
+        return tuple(layer.number for layer in self.layers)
+
+
+def split_layers(graph: Graph) -> list[Op | Layer]:
+    """Return the graph's ops in order, each layer that stands in one piece as one item."""
+    runs: list[tuple[int | None, list[Op]]] = []
+    for op in graph.ops:
+        layer = layer_of(op.results[0].name)
+        if runs and runs[-1][0] == layer:
+            runs[-1][1].append(op)
+        else:
+            runs.append((layer, [op]))
+    pieces: dict[int | None, int] = {}
+    for number, _ in runs:
+        pieces[number] = pieces.get(number, 0) + 1
+    items: list[Op | Layer] = []
+    for number, ops in runs:
+        if number is None or pieces[number] > 1:
+            items.extend(ops)
+        else:
+            items.append(_layer(number, ops))
+    return items
+
+
+def _layer(number: int, ops: Sequence[Op]) -> Layer:
+    mine = set(ops)
+    outside = {v: None for op in ops for v in op.operands if v.op not in mine}
+    return Layer(number, tuple(ops), tuple(outside))
+
+
+def _body(layer: Layer) -> object:
+    """Return what must be equal for two layers to be of one kind."""
+    place = {value: i for i, value in enumerate(layer.inputs)}
+    local = layer.local
+    ops = tuple(
+        (
+            op.opname,
+            tuple((slot, tuple(place.get(v, local(v.name)) for v in vs)) for slot, vs in op.slots.items()),
+            tuple(local(a) if isinstance(a, str) else a for a in op.attributes.values()),
+            tuple((local(v.name), v.type) for v in op.results),
+        )
+        for op in layer.ops
+    )
+    return ops, tuple(v.type for v in layer.inputs)
+
+
+def block_kinds(graph: Graph) -> list[Kind]:
+    """Return the block kinds of a graph, in order of first use."""
+    groups: dict[object, list[Layer]] = {}
+    for item in split_layers(graph):
+        if isinstance(item, Layer):
+            groups.setdefault(_body(item), []).append(item)
+    taken: set[str] = set()
+    return [
+        Kind(_name(layers, taken), _params(layers), tuple(layers))
+        for layers in groups.values()
+    ]
+
+
+def _name(layers: list[Layer], taken: set[str]) -> str:
+    """Name a kind by what its layers do: the window, whose memory is read, and the kind of MLP."""
+    words: list[str] = []
+    opnames = {op.opname for op in layers[0].ops}
+    windows = {op.attributes["window"] for op in layers[0].ops if op.reads_memory and "window" in op.attributes}
+    if windows:
+        words.append("sliding" if any(windows) else "full")
+    if any(isinstance(v.type, MemoryType) for v in layers[0].inputs):
+        words.append("reader")
+    if "moe.experts" in opnames:
+        words.append("moe")
+    stem = "_".join(words) or "block"
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name)
+    return name
+
+
+def _params(layers: list[Layer]) -> tuple[str, ...]:
+    """Name the inputs: a value that is the same for every layer by its own name, others by what they are."""
+    taken = {layers[0].local(v.name) for op in layers[0].ops for v in op.results}
+    names: list[str] = []
+    for values in zip(*(layer.inputs for layer in layers), strict=True):
+        if len(set(values)) == 1 and layer_of(values[0].name) is None:
+            stem = values[0].name
+        else:
+            stem = "memory" if isinstance(values[0].type, MemoryType) else "x"
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as text, runs as ``first..last``: ``0..3, 5``."""
+    parts: list[str] = []
+    start = 0
+    for i, number in enumerate(numbers):
+        if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
+            first = numbers[start]
+            parts.append(str(first) if first == number else f"{first}..{number}")
+            start = i + 1
+    return ", ".join(parts)

@@ -1,0 +1,124 @@
+"""``state`` and ``attn``: memories, and what reads them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import FLOAT, INT, INTS
+from regraft.ir.dims import Sizes, evaluate
+from regraft.ir.errors.graph import HeadGroupError, HeadMapError, OpRuleError, WindowError
+from regraft.ir.op import Cost, Dims, Op, attribute, memory, op, operand, optional, result
+from regraft.ir.types import Field, MemoryType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Rows, Run
+
+
+class State(Op):
+    """An op that turns the ``T`` rows of this call into a memory. Its result's name is the memory's identity."""
+
+    is_state = True
+
+    def cost(self, at: Sizes) -> Cost:
+        """Count the rows written, and the bytes that the memory holds at this context."""
+        kept = self.results[0].memory
+        new = kept.rows(at["T"]) * kept.row_bytes * at["B"]
+        return Cost(cache_written=new, cache=kept.rows(at["S"]) * kept.row_bytes * at["B"])
+
+
+@op("state.kv")
+class KV(State):
+    """Keep the keys and values of every token, or of the last ``window``.
+
+        %m = state.kv %k, %v {window = 512} : memory<bf16; k [4, 16], v [4, 16]; window 512>
+    """
+
+    k = operand("B T Hkv D", dtype="float")
+    v = operand("B T Hkv Dv", dtype="float")
+    out = result()
+    window = optional(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        if self.window is not None and self.window < 1:
+            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window keeps at least one row")
+        heads = dim.size("Hkv")
+        fields = Field("k", (heads, dim.size("D"))), Field("v", (heads, dim.size("Dv")))
+        return (MemoryType(self.k.tensor.dtype, fields, self.window),)
+
+    def reference(self, run: Run, k: Tensor, v: Tensor) -> Rows:
+        return run.extend(self.out, {"k": k, "v": v})
+
+
+@op("attn.attend")
+class Attend(Op):
+    """Attend each query to the rows of a memory and mix their values.
+
+    A query at position ``p`` sees the rows at positions ``s <= p``, and with a window only ``s > p - window``. Query head
+    ``h`` reads key/value head ``head_map[h]``, by default ``h // (Hq // Hkv)``. Softmax is taken in float32 at least.
+
+        %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
+    """
+
+    q = operand("B T Hq D", dtype="float")
+    memory = memory("k Hkv D, v Hkv Dv")
+    out = result("B T Hq Dv", dtype="q")
+    scale = attribute(FLOAT)
+    window = optional(INT)
+    head_map = optional(INTS)
+    reads_memory = True
+
+    def verify(self, dim: Dims) -> None:
+        heads, kv_heads = dim.size("Hq"), dim.size("Hkv")
+        if self.head_map is None:
+            if heads % kv_heads:
+                raise HeadGroupError(op=self.label, heads=heads, kv_heads=kv_heads)
+        elif len(self.head_map) != heads or not all(0 <= g < kv_heads for g in self.head_map):
+            raise HeadMapError(op=self.label, head_map=list(self.head_map), heads=heads, kv_heads=kv_heads)
+        kept = self.memory.memory.window
+        if kept is not None and (self.window is None or self.window > kept):
+            raise WindowError(op=self.label, window=self.window or "all", kept=kept)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The key/value head that each query head reads."""
+        if self.head_map is not None:
+            return self.head_map
+        heads, kv_heads = self.q.tensor.shape[2], self.memory.memory.fields[0].shape[0]
+        assert isinstance(heads, int)
+        return tuple(head // (heads // kv_heads) for head in range(heads))
+
+    def visible(self, at: Sizes) -> int:
+        """Return the (query, row) pairs of one sequence at ``at``: ``T`` queries that end a context of ``S``."""
+        first = at["S"] - at["T"] + 1
+        if self.window is None or self.window >= at["S"]:
+            return at["T"] * (first + at["S"]) // 2
+        whole = max(0, min(self.window - first, at["T"]))  # queries that see less than the window
+        return whole * (2 * first + whole - 1) // 2 + (at["T"] - whole) * self.window
+
+    def flops(self, at: Sizes) -> int:
+        heads, width = (evaluate(d, at) for d in self.q.tensor.shape[2:])
+        value_width = self.memory.memory.field("v").shape[-1]
+        return 2 * at["B"] * heads * (width + value_width) * self.visible(at)
+
+    def cost(self, at: Sizes) -> Cost:
+        rows = at["S"] if self.window is None else min(at["S"], self.window + at["T"] - 1)
+        read = rows * self.memory.memory.row_bytes * at["B"]
+        return Cost(flops=self.flops(at), cache_read=read, activations=self.activation_bytes(at))
+
+    def reference(self, run: Run, q: Tensor, rows: Rows) -> Tensor:
+        import torch
+
+        groups = torch.tensor(self.groups, device=q.device)
+        k, v = rows.fields["k"][:, :, groups], rows.fields["v"][:, :, groups]
+        scores = torch.einsum("bthd,bshd->bhts", q, k) * self.scale
+        distance = run.pos[:, :, None] - rows.pos[:, None, :]
+        seen = (distance >= 0) & rows.valid[:, None, :]
+        if self.window is not None:
+            seen = seen & (distance < self.window)
+        scores = run.wide(scores).masked_fill(~seen[:, None], -math.inf)
+        # a padded query sees no row at all: its result is zero, not a number
+        weights = torch.softmax(scores, -1).nan_to_num(0.0).to(q.dtype)
+        return torch.einsum("bhts,bshd->bthd", weights, v)

@@ -1,0 +1,289 @@
+"""``core``: what every decoder is made of, one token at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import FLOAT, INT, STR
+from regraft.ir.dims import Dim, Sizes, evaluate
+from regraft.ir.errors.graph import OpRuleError
+from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional_operand, result
+from regraft.ir.types import TensorType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Run
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "sigmoid", "softplus", "tanh")
+
+
+@op("core.embed")
+class Embed(Op):
+    """Look up each token's row of a table.
+
+        %x = core.embed %tokens, %table : bf16[B, T, 64]
+    """
+
+    tokens = operand("...", dtype="int")
+    table = operand("V M", dtype="float")
+    out = result("... M", dtype="table")
+
+    def reference(self, run: Run, tokens: Tensor, table: Tensor) -> Tensor:
+        return table[tokens]
+
+    def weight_bytes(self, at: Sizes) -> int:
+        return self.out.tensor.nbytes(at) if self.table.is_weight else 0
+
+
+@op("core.linear")
+class Linear(Op):
+    """Multiply by a weight stored ``[out, in]``, and add a bias if there is one.
+
+        %q = core.linear %x, %w : bf16[B, T, 128]
+    """
+
+    x = operand("... I", dtype="float")
+    weight = operand("O I", dtype="float")
+    bias = optional_operand("O", dtype="float")
+    out = result("... O", dtype="x")
+
+    def reference(self, run: Run, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        import torch
+
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def flops(self, at: Sizes) -> int:
+        return 2 * self.out.tensor.elements(at) * evaluate(self.x.tensor.shape[-1], at)
+
+
+@op("core.norm")
+class Norm(Op):
+    """Divide by the root mean square of the last axis, then scale by a weight, ``1 + weight``, or nothing.
+
+    Computed in float32 at least. ``cast`` says when the input's dtype returns: ``before`` the product with the weight
+    (Llama, Qwen3) or ``after`` it (Gemma).
+
+        %h = core.norm %x, weight=%w {eps = 1e-06} : bf16[B, T, 64]
+    """
+
+    x = operand("... M", dtype="float")
+    weight = optional_operand("M", dtype="float")
+    out = result("... M", dtype="x")
+    eps = attribute(FLOAT)
+    offset = defaulted(FLOAT, 0.0)
+    cast = defaulted(STR, "before", choices=("before", "after"))
+
+    def verify(self, dim: Dims) -> None:
+        if self.eps <= 0:
+            raise OpRuleError(op=self.label, problem=f"eps is {self.eps}", fix="eps must be positive")
+
+    def reference(self, run: Run, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        import torch
+
+        wide = run.wide(x)
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if weight is None:
+            return y.to(x.dtype)
+        if self.cast == "before":
+            return (weight + self.offset if self.offset else weight) * y.to(x.dtype)
+        return (y * (run.wide(weight) + self.offset)).to(x.dtype)
+
+
+@op("core.add")
+class Add(Op):
+    """Add two tensors of the same shape.
+
+        %y = core.add %a, %b : bf16[B, T, 64]
+    """
+
+    a = operand("...", dtype="float")
+    b = operand("...", dtype="float")
+    out = result("...", dtype="a")
+
+    def reference(self, run: Run, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+@op("core.mul")
+class Mul(Op):
+    """Multiply two tensors of the same shape, element by element.
+
+        %y = core.mul %a, %b : bf16[B, T, 64]
+    """
+
+    a = operand("...", dtype="float")
+    b = operand("...", dtype="float")
+    out = result("...", dtype="a")
+
+    def reference(self, run: Run, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+@op("core.scale")
+class Scale(Op):
+    """Multiply by a constant.
+
+        %y = core.scale %x {factor = 0.5} : bf16[B, T, 64]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+    factor = attribute(FLOAT)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+@op("core.activation")
+class Activation(Op):
+    """Apply an elementwise function.
+
+        %y = core.activation %x {kind = "silu"} : bf16[B, T, 192]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+    kind = attribute(STR, choices=ACTIVATIONS)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return activate(self.kind, x)
+
+
+def activate(kind: str, x: Tensor) -> Tensor:
+    """Apply the activation called ``kind``."""
+    import torch
+    import torch.nn.functional as F
+
+    match kind:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu":
+            return F.relu(x)
+        case "sigmoid":
+            return torch.sigmoid(x)
+        case "softplus":
+            return F.softplus(x)
+        case _:
+            return torch.tanh(x)
+
+
+@op("core.softcap")
+class Softcap(Op):
+    """Squash to the range ``(-cap, cap)``: ``cap * tanh(x / cap)``.
+
+        %y = core.softcap %logits {cap = 30.0} : bf16[B, T, 1024]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+    cap = attribute(FLOAT)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        import torch
+
+        return torch.tanh(x / self.cap) * self.cap
+
+
+@op("core.concat")
+class Concat(Op):
+    """Join tensors along the last axis.
+
+        %y = core.concat %a, %b : bf16[B, T, 128]
+    """
+
+    xs = operands("...", dtype="float")
+    out = result()
+
+    def bind(self) -> Dims:
+        return Dims()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        first = self.xs[0].tensor
+        for x in self.xs[1:]:
+            if x.tensor.shape[:-1] != first.shape[:-1] or x.tensor.dtype != first.dtype:
+                raise OpRuleError(
+                    op=self.label, problem=f"{x.tensor} beside {first}", fix="parts differ in the last axis only"
+                )
+        width = sum(evaluate(x.tensor.shape[-1], {}) for x in self.xs)
+        return (first.with_shape(*first.shape[:-1], width),)
+
+    def reference(self, run: Run, *xs: Tensor) -> Tensor:
+        import torch
+
+        return torch.cat(xs, -1)
+
+
+@op("core.slice")
+class Slice(Op):
+    """Take the channels from ``start`` up to ``stop`` of the last axis.
+
+        %gate = core.slice %x {start = 0, stop = 64} : bf16[B, T, 64]
+    """
+
+    x = operand("... I")
+    out = result()
+    start = attribute(INT)
+    stop = attribute(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        width = dim.size("I")
+        if not 0 <= self.start < self.stop <= width:
+            raise OpRuleError(
+                op=self.label,
+                problem=f"channels {self.start} to {self.stop} of {width}",
+                fix=f"0 <= start < stop <= {width}",
+            )
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1], self.stop - self.start),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x[..., self.start : self.stop]
+
+
+@op("core.unflatten")
+class Unflatten(Op):
+    """Split the last axis into ``parts`` equal ones, such as heads.
+
+        %q = core.unflatten %x {parts = 8} : bf16[B, T, 8, 16]
+    """
+
+    x = operand("... I")
+    out = result()
+    parts = attribute(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        width = dim.size("I")
+        if self.parts < 1 or width % self.parts:
+            raise OpRuleError(
+                op=self.label, problem=f"{width} channels in {self.parts} parts", fix="parts must divide the width"
+            )
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1], self.parts, width // self.parts),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.parts, -1))
+
+
+@op("core.flatten")
+class Flatten(Op):
+    """Join the last two axes.
+
+        %y = core.flatten %ctx : bf16[B, T, 128]
+    """
+
+    x = operand("... H D")
+    out = result()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        *leading, heads, width = self.x.tensor.shape
+        sizes: list[Dim] = [*leading, math.prod((evaluate(heads, {}), evaluate(width, {})))]
+        return (TensorType(self.x.tensor.dtype, tuple(sizes)),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x.flatten(-2)
+
+

@@ -1,0 +1,299 @@
+"""``weight``: what is known before run time. ``apply`` folds these ops; no emitted program holds one.
+
+Their reference meanings take and give plain tensors. Fits are computed in float64 and given in the prior's dtype.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import FLOAT, FLOATS, INT, INTS, STR
+from regraft.ir.errors.graph import OpRuleError
+from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional, optional_operand, result
+from regraft.ir.types import FLOATS as FLOAT_TYPES
+from regraft.ir.types import TensorType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Run
+
+
+class WeightOp(Op):
+    """An op over parameters, evaluated once, when weights are written or loaded."""
+
+    weight_time = True
+
+
+@op("weight.load")
+class Load(WeightOp):
+    """Read a tensor of the checkpoint. ``tensor`` is its name there, by default the value's own.
+
+        %w = weight.load : bf16[128, 64]
+    """
+
+    out = result()
+    tensor = optional(STR)
+    dtype = attribute(STR)
+    shape = attribute(INTS)
+
+    typed_attributes = ("dtype", "shape")
+
+    @classmethod
+    def attributes_of(cls, type: Type) -> dict[str, object]:
+        return {"dtype": type.dtype, "shape": type.sizes} if isinstance(type, TensorType) and type.static else {}
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType(self.dtype, self.shape),)
+
+    @property
+    def source(self) -> str:
+        """The tensor's name in the checkpoint."""
+        return self.tensor or self.out.name
+
+    @property
+    def identity(self) -> str:
+        return self.source
+
+    def reference(self, run: Run) -> Tensor:
+        return run.load(self)
+
+
+@op("weight.slice")
+class SliceWeight(WeightOp):
+    """Take the rows from ``start`` up to ``stop`` along ``axis``.
+
+        %k = weight.slice %qkv {axis = 0, start = 128, stop = 192} : bf16[64, 64]
+    """
+
+    x = operand("...")
+    out = result()
+    axis = defaulted(INT, 0)
+    start = attribute(INT)
+    stop = attribute(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        sizes = list(self.x.tensor.sizes)
+        if not 0 <= self.axis < len(sizes) or not 0 <= self.start < self.stop <= sizes[self.axis]:
+            raise OpRuleError(
+                op=self.label,
+                problem=f"{self.start} to {self.stop} along axis {self.axis} of {self.x.tensor}",
+                fix="stay within the tensor",
+            )
+        sizes[self.axis] = self.stop - self.start
+        return (self.x.tensor.with_shape(*sizes),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x.narrow(self.axis, self.start, self.stop - self.start)
+
+
+@op("weight.take")
+class Take(WeightOp):
+    """Take the blocks ``indices`` of ``block`` rows each along ``axis``, such as the heads that stay.
+
+        %q = weight.take %w {axis = 0, block = 16, indices = [0, 2, 3]} : bf16[48, 64]
+    """
+
+    x = operand("...")
+    out = result()
+    axis = defaulted(INT, 0)
+    block = attribute(INT)
+    indices = attribute(INTS)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        sizes = list(self.x.tensor.sizes)
+        blocks = sizes[self.axis] // self.block if self.block > 0 and 0 <= self.axis < len(sizes) else 0
+        if not self.indices or not all(0 <= i < blocks for i in self.indices):
+            raise OpRuleError(
+                op=self.label,
+                problem=f"blocks {list(self.indices)} of {self.block} along axis {self.axis} of {self.x.tensor}",
+                fix=f"there are blocks 0 to {blocks - 1}",
+            )
+        sizes[self.axis] = len(self.indices) * self.block
+        return (self.x.tensor.with_shape(*sizes),)
+
+    def rows(self) -> list[int]:
+        """Return the single rows that stay, in order."""
+        return [i * self.block + row for i in self.indices for row in range(self.block)]
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        import torch
+
+        return x.index_select(self.axis, torch.tensor(self.rows(), device=x.device))
+
+
+@op("weight.concat")
+class ConcatWeight(WeightOp):
+    """Join tensors along ``axis``.
+
+        %qkv = weight.concat %q, %k, %v : bf16[256, 64]
+    """
+
+    xs = operands("...")
+    out = result()
+    axis = defaulted(INT, 0)
+
+    def bind(self) -> Dims:
+        return Dims()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        first = self.xs[0].tensor
+        shapes = [list(x.tensor.sizes) for x in self.xs]
+        rest = {tuple(s[: self.axis] + s[self.axis + 1 :]) for s in shapes}
+        if len(rest) > 1 or len({x.tensor.dtype for x in self.xs}) > 1 or not 0 <= self.axis < len(shapes[0]):
+            raise OpRuleError(
+                op=self.label,
+                problem=" beside ".join(str(x.tensor) for x in self.xs[:4]),
+                fix=f"parts differ in axis {self.axis} only",
+            )
+        sizes = list(first.sizes)
+        sizes[self.axis] = sum(s[self.axis] for s in shapes)
+        return (first.with_shape(*sizes),)
+
+    def reference(self, run: Run, *xs: Tensor) -> Tensor:
+        import torch
+
+        return torch.cat(xs, self.axis)
+
+
+@op("weight.stack")
+class Stack(WeightOp):
+    """Put tensors of one shape on a new first axis, such as experts.
+
+        %e = weight.stack %e0, %e1 : bf16[2, 64, 32]
+    """
+
+    xs = operands("...")
+    out = result()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        first = self.xs[0].tensor
+        return (first.with_shape(len(self.xs), *first.shape),)
+
+    def reference(self, run: Run, *xs: Tensor) -> Tensor:
+        import torch
+
+        return torch.stack(xs)
+
+
+@op("weight.cast")
+class Cast(WeightOp):
+    """Round to another dtype.
+
+        %y = weight.cast %x {dtype = "bf16"} : bf16[64, 64]
+    """
+
+    x = operand("...", dtype="float")
+    out = result()
+    dtype = attribute(STR, choices=FLOAT_TYPES)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType(self.dtype, self.x.tensor.shape),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        import torch
+
+        names = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+        return x.to(names[self.dtype])
+
+
+@op("weight.combine")
+class Combine(WeightOp):
+    """Add tensors of one shape, each times its factor.
+
+        %t = weight.combine %a, %b {factors = [1.0, -1.0]} : f64[64, 64]
+    """
+
+    xs = operands("...", dtype="float")
+    out = result("...", dtype="xs")
+    factors = attribute(FLOATS)
+
+    def verify(self, dim: Dims) -> None:
+        if len(self.factors) != len(self.xs):
+            raise OpRuleError(
+                op=self.label, problem=f"{len(self.factors)} factors for {len(self.xs)}", fix="one factor each"
+            )
+
+    def reference(self, run: Run, *xs: Tensor) -> Tensor:
+        total = xs[0] * self.factors[0]
+        for x, factor in zip(xs[1:], self.factors[1:], strict=True):
+            total = total + x * factor
+        return total
+
+
+@op("weight.moment")
+class Moment(WeightOp):
+    """Return ``E[a bᵀ]`` over the calibration text's tokens, in float64.
+
+    ``a`` and ``b`` are run-time values ``[B, T, ...]``, flattened after the token axis. ``source_a`` and ``source_b`` name
+    an edge of the graph as it was lifted instead, so that a fit can aim at the original.
+
+        %c = weight.moment a=%z {source_b = "layers.0.attn.out"} : f64[128, 64]
+    """
+
+    a = optional_operand("...")
+    b = optional_operand("...")
+    out = result()
+    source_a = optional(STR)
+    source_b = optional(STR)
+    rows = attribute(INT)
+    columns = attribute(INT)
+
+    typed_attributes = ("rows", "columns")
+
+    @classmethod
+    def attributes_of(cls, type: Type) -> dict[str, object]:
+        if not isinstance(type, TensorType) or not type.static or len(type.shape) != 2:
+            return {}
+        return dict(zip(cls.typed_attributes, type.sizes, strict=True))
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("f64", (self.rows, self.columns)),)
+
+    def bind(self) -> Dims:
+        return Dims()
+
+    def verify(self, dim: Dims) -> None:
+        for side, value, name, size in (
+            ("a", self.a, self.source_a, self.rows),
+            ("b", self.b, self.source_b, self.columns),
+        ):
+            if (value is None) == (name is None):
+                raise OpRuleError(op=self.label, problem=f"side {side} is given twice or not", fix="give one of them")
+            if value is not None and width(value.tensor) != size:
+                raise OpRuleError(
+                    op=self.label, problem=f"side {side} has {width(value.tensor)} channels, not {size}", fix="correct it"
+                )
+
+    def reference(self, run: Run) -> Tensor:
+        return run.moment(self)
+
+
+def width(type: TensorType) -> int:
+    """Return the channels of a run-time value ``[B, T, ...]``."""
+    return TensorType(type.dtype, type.shape[2:]).elements({})
+
+
+@op("weight.refit")
+class Refit(WeightOp):
+    """Fit a linear map to statistics by least squares, drawn towards a prior.
+
+    ``gram`` is ``E[z zᵀ]``, ``cross`` ``E[z yᵀ]``, the result ``W [O, I]`` minimises ``E|W z - y|² + λ|W - prior|²`` with
+    ``λ = ridge * tr(gram) / I``. Source: specs/passes_math.md, equation (2).
+
+        %o = weight.refit %gram, %cross, %prior {ridge = 0.0001} : bf16[64, 128]
+    """
+
+    gram = operand("I I", dtype="f64")
+    cross = operand("I O", dtype="f64")
+    prior = operand("O I", dtype="float")
+    out = result("O I", dtype="prior")
+    ridge = defaulted(FLOAT, 1e-4)
+
+    def reference(self, run: Run, gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
+        import torch
+
+        amount = self.ridge * gram.trace() / gram.shape[0]
+        left = gram + amount * torch.eye(gram.shape[0], dtype=gram.dtype)
+        fitted = torch.linalg.solve(left, cross + amount * prior.double().T, left=True)
+        return fitted.T.contiguous().to(prior.dtype)
