@@ -1,0 +1,86 @@
+"""What a graph costs, from its structure alone: parameters, operations, bytes, cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regraft.ir.graph import Graph, layer_of
+from regraft.ir.kinds import block_kinds
+from regraft.ir.op import Cost, Op
+from regraft.ir.ops.core import Embed
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of parameters, tied tensors once.
+
+    ``active`` leaves out the experts that a token does not choose, ``active_without_embedding`` also the tables that are
+    only looked up.
+    """
+
+    total: int
+    active: int
+    active_without_embedding: int
+    embedding: int
+
+
+def parameters(graph: Graph) -> Parameters:
+    """Count the parameters that run-time ops read."""
+    values = graph.parameters()
+    total = sum(v.tensor.elements({}) for v in values)
+    tables = {op.table for op in graph.ops if isinstance(op, Embed)}
+    embedding = sum(v.tensor.elements({}) for v in tables)
+    active = total - sum(op.idle_parameters() for op in graph.run_time())
+    return Parameters(total, active, active - embedding, embedding)
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The cost of one call: in all, by layer (None: outside of layers), by op family, and of attention's core."""
+
+    total: Cost
+    by_layer: dict[int | None, Cost]
+    by_family: dict[str, Cost]
+
+
+def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> CostReport:
+    """Return what a call costs that reads ``tokens`` new tokens a sequence and ends at ``context`` of them.
+
+    Args:
+        graph: The graph.
+        batch: Sequences.
+        tokens: New tokens of each sequence, 1 for a decode step, ``context`` for a prefill from scratch.
+        context: Tokens visible to the last of them, itself included; at least ``tokens``.
+
+    Raises:
+        ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
+    """
+    if not 0 < tokens <= context or batch < 1:
+        raise ValueError(f"batch {batch}, tokens {tokens}, context {context}")
+    at = {"B": batch, "T": tokens, "S": context}
+    by_layer: dict[int | None, Cost] = {}
+    by_family: dict[str, Cost] = {}
+    counted: set[Op] = set()
+
+    def count(op: Op, layers: tuple[int | None, ...]) -> None:
+        one = op.cost(at)
+        family = op.opname.partition(".")[0]
+        for layer in layers:
+            by_layer[layer] = by_layer.get(layer, Cost()) + one
+            by_family[family] = by_family.get(family, Cost()) + one
+
+    for kind in block_kinds(graph):
+        counted.update(op for layer in kind.layers for op in layer.ops)
+        for op in kind.layers[0].ops:
+            if not op.weight_time:
+                count(op, kind.numbers)
+    for op in graph.run_time():
+        if op not in counted:
+            count(op, (layer_of(op.results[0].name),))
+    ordered = sorted(by_layer.items(), key=lambda item: -1 if item[0] is None else item[0])
+    return CostReport(sum(by_layer.values(), Cost()), dict(ordered), by_family)
+
+
+def cache_bytes(graph: Graph, context: int, batch: int = 1) -> int:
+    """Return the bytes that the memories hold for sequences of ``context`` tokens, the current one included."""
+    return cost(graph, batch, 1, context).total.cache

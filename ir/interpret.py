@@ -1,0 +1,235 @@
+"""The interpreter: a graph run op by op, by each op's reference meaning. Slow, plain, and what everything is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from regraft.ir.errors.checks import ContextError, NeedsCalibrationError
+from regraft.ir.graph import Graph
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.weight import Load, Moment
+from regraft.ir.source import Source, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Rows:
+    """What a memory shows: each field ``[B, N, ...]``, and each row's position and whether it holds a token ``[B, N]``."""
+
+    fields: dict[str, Tensor]
+    pos: Tensor
+    valid: Tensor
+
+
+@dataclass
+class Cache:
+    """What is kept between calls: the rows of each memory, by its name, and the tokens seen so far ``[B]``."""
+
+    batch: int
+    context: int | None = None
+    rows: dict[str, Rows] = field(default_factory=dict[str, Rows])
+    lengths: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows' fields."""
+        return sum(f.numel() * f.element_size() for rows in self.rows.values() for f in rows.fields.values())
+
+
+class Run:
+    """One call: what the ops' reference meanings may ask for."""
+
+    def __init__(
+        self,
+        pos: Tensor,
+        valid: Tensor,
+        cache: Cache | None,
+        load: Callable[[Load], Tensor],
+        moment: Callable[[Moment], Tensor] | None = None,
+    ) -> None:
+        self.pos, self.valid, self.cache = pos, valid, cache
+        self.load = load
+        self._moment = moment
+        self.written: dict[str, Rows] = {}
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Return ``x`` in float32, or in float64 if it is that already."""
+        import torch
+
+        return x if x.dtype == torch.float64 else x.float()
+
+    def moment(self, op: Moment) -> Tensor:
+        """Return a statistic.
+
+        Raises:
+            NeedsCalibrationError: There is no calibration text here.
+        """
+        if self._moment is None:
+            raise NeedsCalibrationError(name=op.out.name)
+        return self._moment(op)
+
+    def extend(self, memory: Value, fields: dict[str, Tensor]) -> Rows:
+        """Return the rows kept so far and this call's, and note what to keep for the next call."""
+        import torch
+
+        rows = Rows(fields, self.pos, self.valid)
+        past = self.cache.rows.get(memory.name) if self.cache else None
+        if past is not None:
+            rows = Rows(
+                {name: torch.cat((past.fields[name], new), 1) for name, new in fields.items()},
+                torch.cat((past.pos, rows.pos), 1),
+                torch.cat((past.valid, rows.valid), 1),
+            )
+        if self.cache is not None:
+            self.written[memory.name] = self._kept(rows, memory.memory.window)
+        return rows
+
+    def _kept(self, rows: Rows, window: int | None) -> Rows:
+        """Return the valid rows that a later query can still ask for, first rows first."""
+        import torch
+
+        keep = rows.valid
+        if window is not None:
+            last = torch.where(rows.valid, rows.pos, -1).amax(1, keepdim=True)
+            keep = keep & (rows.pos > last - window)
+        order = torch.argsort((~keep).to(torch.int8), dim=1, stable=True)[:, : int(keep.sum(1).amax())]
+
+        def pick(x: Tensor) -> Tensor:
+            index = order.view(*order.shape, *[1] * (x.ndim - 2)).expand(*order.shape, *x.shape[2:])
+            return x.gather(1, index)
+
+        return Rows({n: pick(f) for n, f in rows.fields.items()}, pick(rows.pos), pick(keep))
+
+
+class Interpreter:
+    """Runs a graph: prefill, chunks and cached decode.
+
+    Args:
+        graph: A verified graph.
+        source: Where its tensors are.
+        dtype: The dtype to compute in: "f64", "f32" (default), "f16" or "bf16".
+        device: A torch device.
+
+    Raises:
+        NeedsCalibrationError: A parameter is fitted to statistics that nobody has taken yet.
+    """
+
+    def __init__(self, graph: Graph, source: Source, dtype: str = "f32", device: str = "cpu") -> None:
+        self.graph, self.device = graph, device
+        self._source, self._dtype = source, torch_dtype(dtype)
+        self._values = self._fold(graph.parameters())
+        self.weights: dict[str, Tensor] = {v.name: t for v, t in self._values.items()}
+
+    def new_cache(self, batch: int = 1, context: int | None = None) -> Cache:
+        """Return an empty cache for ``batch`` sequences of at most ``context`` tokens each."""
+        return Cache(batch, context)
+
+    def __call__(
+        self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None, last: int | None = None
+    ) -> Tensor:
+        """Return logits ``[B, T, V]``, or with ``last`` those of the last tokens of each row ``[B, last, V]``.
+
+        Args:
+            tokens: int64 ``[B, T]``, right-padded.
+            cache: What earlier calls left; extended in place.
+            lengths: int64 ``[B]``, the tokens of each row that are no padding; all by default.
+            last: How many of each row's last tokens to give logits for.
+
+        Raises:
+            ContextError: The call does not fit the cache's context; nothing was changed.
+        """
+        output = self.graph.outputs[0]
+        logits = self.run(tokens, cache, lengths, [output.name])[output.name]
+        if last is None:
+            return logits
+        return last_of(logits, lengths, last)
+
+    def run(
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+        edges: Iterable[str] = (),
+    ) -> dict[str, Any]:
+        """Run the graph and return the run-time values called ``edges``."""
+        import torch
+
+        with torch.no_grad():
+            run = self._begin(tokens, cache, lengths)
+            wanted = {self.graph[name] for name in edges}
+            values: dict[Value, Any] = dict(self._values)
+            given = {"tokens": tokens.to(self.device), "pos": run.pos, "valid": run.valid}
+            values |= {v: given[v.name] for v in self.graph.inputs}
+            found = execute(list(self.graph.run_time()), values, run, wanted)
+            if cache is not None:
+                cache.rows.update(run.written)
+                added = run.valid.sum(1)
+                cache.lengths = added if cache.lengths is None else cache.lengths + added
+            return {value.name: found[value] for value in wanted}
+
+    def _begin(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Run:
+        import torch
+
+        batch, length = tokens.shape
+        if lengths is None:
+            lengths = torch.full((batch,), length, device=self.device)
+        start = torch.zeros_like(lengths)
+        if cache is not None and cache.lengths is not None:
+            start = cache.lengths
+        if cache is not None and cache.context is not None and int((start + lengths).amax()) > cache.context:
+            raise ContextError(needed=int((start + lengths).amax()), context=cache.context)
+        steps = torch.arange(length, device=self.device)
+        pos = start[:, None] + steps.expand(batch, length)
+        return Run(pos, steps < lengths[:, None], cache, self._load)
+
+    def _load(self, op: Load) -> Tensor:
+        tensor = self._source.read(op.source).to(self.device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def _fold(self, wanted: list[Value]) -> dict[Value, Tensor]:
+        import torch
+
+        nothing = torch.zeros(0, 0)
+        run = Run(nothing, nothing, None, self._load)
+        with torch.no_grad():
+            return execute([op for op in self.graph.ops if op.weight_time], {}, run, set(wanted))
+
+
+def execute(ops: list[Op], values: Mapping[Value, Any], run: Run, wanted: set[Value]) -> dict[Value, Any]:
+    """Evaluate ``ops`` in order and return the values ``wanted``; others go after their last use."""
+    present = dict(values)
+    given = set(values)
+    left: dict[Value, int] = {}
+    for op in ops:
+        for value in op.operands:
+            left[value] = left.get(value, 0) + 1
+    for op in ops:
+        arguments: list[Any] = []
+        for slot in op.spec.slots:
+            found = [present[v] for v in op.slots[slot.name]]
+            arguments += found or ([None] if slot.optional else [])
+        results = op.reference(run, *arguments)
+        if len(op.results) == 1:
+            results = (results,)
+        for value, tensor in zip(op.results, results, strict=True):
+            if left.get(value) or value in wanted:
+                present[value] = tensor
+        for value in op.operands:
+            left[value] -= 1
+            if not left[value] and value not in wanted and value not in given:
+                del present[value]
+    return {value: present[value] for value in wanted}
+
+
+def last_of(logits: Tensor, lengths: Tensor | None, last: int) -> Tensor:
+    """Return the last ``last`` real rows of ``logits [B, T, V]``, given each row's length."""
+    import torch
+
+    if lengths is None:
+        return logits[:, -last:]
+    index = lengths[:, None] - last + torch.arange(last, device=logits.device)
+    return logits.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))

@@ -1,0 +1,25 @@
+"""Memories: how long they keep their rows, inferred from their readers."""
+
+from __future__ import annotations
+
+from regraft.ir.graph import Graph
+from regraft.ir.op import Value
+
+
+def readers_window(memory: Value) -> int | None:
+    """Return how many rows back the furthest reader of ``memory`` looks, or none for all."""
+    windows = [op.attributes["window"] for op in memory.users if op.reads_memory]
+    if not windows or None in windows:
+        return None
+    return max(window for window in windows if isinstance(window, int))
+
+
+def infer_windows(graph: Graph) -> None:
+    """Let every memory keep just what its furthest reader can still ask for."""
+    for memory in graph.memories():
+        if memory.op is None or "window" not in memory.op.attributes:
+            continue
+        window = readers_window(memory)
+        if memory.op.attributes["window"] != window:
+            graph.set_attribute(memory.op, "window", window)
+            memory.type = memory.memory.with_window(window)
