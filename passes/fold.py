@@ -1,0 +1,122 @@
+"""Folding: each parameter's expression over the checkpoint evaluated once, and delivered to a sink."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from regraft.ir.errors.checkpoint import NotFiniteError
+from regraft.ir.graph import Graph
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.weight import Load, Moment
+from regraft.ir.source import Sink, Source, TensorInfo, to_bytes
+from regraft.passes.sweep import Progress, Sweep, evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def plan_tensors(graph: Graph) -> list[TensorInfo]:
+    """Return what folding writes: each parameter's name, dtype and shape, in order of first use."""
+    return [TensorInfo(v.name, v.tensor.dtype, v.tensor.sizes) for v in graph.parameters()]
+
+
+def fitted_parameters(graph: Graph) -> list[Value]:
+    """Return the parameters that depend on a statistic, in order."""
+    fitted: dict[Op, bool] = {}
+    for op in graph.ops:
+        if op.weight_time:
+            before = (v.op is not None and fitted.get(v.op, False) for v in op.operands)
+            fitted[op] = isinstance(op, Moment) or any(before)
+    return [v for v in graph.parameters() if v.op is not None and fitted[v.op]]
+
+
+def is_copy(value: Value) -> bool:
+    """Whether a parameter is a tensor of the checkpoint as it stands there."""
+    return isinstance(value.op, Load)
+
+
+def fold(
+    graph: Graph,
+    source: Source,
+    sink: Sink,
+    sweep: Sweep | None = None,
+    keep: Callable[[str, Tensor], None] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> None:
+    """Write every parameter that ``sink`` still wants.
+
+    Tensors that no pass touched are copied byte by byte. Others are evaluated one at a time in each worker, from inputs
+    that are dropped again at once. Parameters fitted to statistics come from ``sweep``, in depth order.
+
+    Args:
+        graph: The rewritten graph.
+        source: The checkpoint.
+        sink: Where the tensors go.
+        sweep: The statistics; needed where a parameter depends on one.
+        keep: Called with each fitted parameter, so that an interrupted run need not fit it again.
+        progress: Called with tensors done, tensors in all, and what is being done.
+        workers: Threads, one for each core by default.
+
+    Raises:
+        NotFiniteError: A tensor holds NaN or infinity.
+        NeedsCalibrationError: A parameter is fitted, and there is no sweep.
+    """
+    pending = set(sink.pending())
+    values = {v.name: v for v in graph.parameters()}
+    fitted = {v.name: v for v in fitted_parameters(graph)} if sweep is not None else {}
+    order = [name for name in sink.pending() if name not in fitted]
+
+    def one(name: str) -> None:
+        value = values[name]
+        if isinstance(value.op, Load):
+            sink.copy(name, source, value.op.source)
+        else:
+            sink.write(name, to_bytes(_finite(name, evaluate(value, source))))
+
+    done = 0
+    wanted = [v for v in fitted.values() if v.name in pending]
+    if sweep is not None and wanted:
+        for value, tensor in sweep.solve(wanted, progress):
+            if keep is not None:
+                keep(value.name, tensor)
+            sink.write(value.name, to_bytes(_finite(value.name, tensor)))
+            done += 1
+    _in_parallel(one, order, len(pending), done, progress, workers)
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    import torch
+
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise NotFiniteError(tensor=name, count=bad, total=tensor.numel(), where="what apply computed")
+    return tensor
+
+
+def _in_parallel(
+    one: Callable[[str], None],
+    names: Sequence[str],
+    total: int,
+    done: int,
+    progress: Progress | None,
+    workers: int | None,
+) -> None:
+    """Call ``one`` with each name; the first failure stops the rest and is raised."""
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        running = {pool.submit(one, name): name for name in names}
+        try:
+            while running:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    name = running.pop(future)
+                    future.result()
+                    done += 1
+                    if progress is not None:
+                        progress(done, total, name)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -1,0 +1,133 @@
+"""Text as windows of tokens, for calibration and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from regraft.ir.errors.calibration import TextError, TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+SAMPLE = "builtin:sample"
+_SAMPLE_FILE = Path(__file__).parent / "data" / "sample.txt"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of tokens ``[N, context]``, each after a begin token where the model has one, and where they are from."""
+
+    tokens: Tensor
+    text: str
+    sha256: str
+    seed: int
+
+
+def text_path(name: str, base: Path | None = None) -> Path:
+    """Return the file or folder that a recipe's text names: ``builtin:sample``, or a path relative to ``base``."""
+    if name == SAMPLE:
+        return _SAMPLE_FILE
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or base is None else base / path
+
+
+def load_tokenizer(folder: Path | None) -> Tokenizer:
+    """Return the tokenizer of a model folder.
+
+    Raises:
+        TokenizerError: The folder has no readable ``tokenizer.json``.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json" if folder is not None else None
+    if path is None or not path.is_file():
+        raise TokenizerError(reason="there is no tokenizer.json", where=str(folder or "the model"))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise TokenizerError(reason=str(error), where=str(path)) from None
+
+
+def documents(path: Path) -> Iterator[str]:
+    """Yield the texts of a file, of each line of a ``.jsonl`` file (its ``text``), or of a folder's ``.txt`` files.
+
+    Raises:
+        TextError: Something cannot be read as UTF-8 text, or there is none.
+    """
+    try:
+        if path.is_dir():
+            for file in sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl", ".md")):
+                yield from documents(file)
+        elif path.suffix == ".jsonl":
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                yield _jsonl(path, number, line)
+        else:
+            yield path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(path=path, reason=error) from None
+
+
+def _jsonl(path: Path, number: int, line: str) -> str:
+    try:
+        entry: object = json.loads(line)
+    except ValueError as error:
+        raise TextError(path=f"{path}:{number}", reason=error) from None
+    text = cast("dict[str, object]", entry).get("text") if isinstance(entry, dict) else None
+    if not isinstance(text, str):
+        raise TextError(path=f"{path}:{number}", reason='no "text" in the line')
+    return text
+
+
+def read_windows(
+    path: Path,
+    tokenizer: Tokenizer,
+    vocab: int,
+    begin: int | None,
+    context: int = 512,
+    tokens: int | None = None,
+    seed: int = 0,
+) -> Windows:
+    """Return windows of a text, in an order that ``seed`` draws.
+
+    Args:
+        path: See `documents`.
+        tokenizer: The model's.
+        vocab: The model's vocabulary; no id may reach it.
+        begin: The token before each window, or none.
+        context: Tokens in a window, the begin token included.
+        tokens: How many in all, in whole windows; all of the text by default.
+        seed: Draws the order; with ``tokens``, so also the choice.
+
+    Raises:
+        TextError: The text is too short for ``tokens``, or for one window.
+        TokenizerError: The tokenizer gives ids that the model does not know.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    ids: list[int] = []
+    for text in documents(path):
+        digest.update(text.encode())
+        if ids and begin is not None:
+            ids.append(begin)
+        ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
+    if ids and max(ids) >= vocab:
+        raise TokenizerError(reason=f"it gives token {max(ids)}, and the model knows {vocab}", where=str(path))
+    fresh = context - (begin is not None)
+    rows = [ids[i : i + fresh] for i in range(0, len(ids) - fresh + 1, fresh)]
+    random.Random(seed).shuffle(rows)
+    wanted = len(rows) if tokens is None else -(-tokens // context)
+    if not rows or wanted > len(rows):
+        found = f"{len(rows) * context} tokens in windows of {context}"
+        raise TextError(path=path, reason=f"it gives {found}, and {tokens or context} are asked for")
+    chosen = torch.tensor(rows[:wanted])
+    if begin is not None:
+        chosen = torch.cat((torch.full((wanted, 1), begin), chosen), 1)
+    return Windows(chosen, path.name, digest.hexdigest(), seed)
