@@ -1,1 +1,37 @@
-"""Rewrites, the pipeline, folding, statistics and fits."""
+"""Rewrites, the pipeline, folding, statistics and fits. Here: the registry of passes, a line each."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from regraft.ir.errors.base import nearest
+
+if TYPE_CHECKING:
+    from regraft.passes.base import Pass
+
+PASSES = {
+    "share-kv": "regraft.passes.share_kv:ShareKV",
+    "budget-heads": "regraft.passes.budget_heads:BudgetHeads",
+    "dce": "regraft.passes.cleanup:DropDead",
+    "cse": "regraft.passes.cleanup:MergeEqual",
+}
+
+
+def pass_class(name: str, where: str = "") -> type[Pass]:
+    """Return the pass called ``name``.
+
+    Raises:
+        UnknownPassError: There is none; the nearest names are offered.
+    """
+    from regraft.ir.errors.recipe import UnknownPassError
+
+    if name not in PASSES:
+        raise UnknownPassError(name=name, near=nearest(name, list(PASSES)), where=where)
+    module, _, cls = PASSES[name].partition(":")
+    return cast("type[Pass]", getattr(importlib.import_module(module), cls))
+
+
+def all_passes() -> list[type[Pass]]:
+    """Return every pass, in the order in which `regraft passes` lists them."""
+    return [pass_class(name) for name in PASSES]
