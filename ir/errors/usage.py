@@ -1,0 +1,66 @@
+"""RG6xx: the command line and optional packages."""
+
+from regraft.ir.errors.base import RegraftError
+
+
+class InternalError(RegraftError):
+    """Something failed that no user can cause: a bug."""
+
+    code = "RG600"
+    exit_code = 70
+    message = "internal error: {problem}"
+    hint = "this is a bug in regraft; report it with {file}, which has the command, the versions and the traceback"
+
+
+class InterruptedRunError(RegraftError):
+    """The user stopped the command."""
+
+    code = "RG601"
+    exit_code = 130
+    message = "interrupted"
+    hint = "{how}"
+
+
+class UnknownDeviceError(RegraftError):
+    """There is no device of this name in the table of hardware facts."""
+
+    code = "RG602"
+    exit_code = 2
+    message = "no device is called {name}; {near}"
+    hint = "devices: {legal}"
+
+
+class MissingPackageError(RegraftError):
+    """An optional package is not installed."""
+
+    code = "RG603"
+    exit_code = 6
+    message = "{what} needs {package}, which is not installed"
+    hint = "pip install 'regraft[{extra}]'"
+
+
+class MemoryFullError(RegraftError):
+    """The machine's memory does not hold what the command needs."""
+
+    code = "RG604"
+    exit_code = 7
+    message = "not enough memory: {problem}"
+    hint = "close other programs, use a machine with more memory, or a smaller batch, context or dtype"
+
+
+class NotAPackageError(RegraftError):
+    """A folder holds no emitted program."""
+
+    code = "RG605"
+    exit_code = 2
+    message = "{path} holds no emitted program: {reason}"
+    hint = "regraft build MODEL -o PKG writes one"
+
+
+class ProgramFailedError(RegraftError):
+    """An emitted program ended with an error of its own."""
+
+    code = "RG606"
+    exit_code = 1
+    message = "{program} ended with exit code {status}"
+    hint = "its own message stands above"

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from regraft.ir.errors.usage import UnknownDeviceError
+from regraft.ir.graph import Graph
+from regraft.views.card import card
+from regraft.views.facts import facts
+from regraft.views.table import markdown, plain
+
+ROW = 2 * 2 * 8 * 2  # bytes: keys and values, 2 heads of 8, bf16
+LAYER = 32 * 32 * 2 + 8 + 3 * 32 * 64  # parameters of a layer without its own memory
+OWN = 2 * 16 * 32  # of its key and value projections
+TABLE = 100 * 32
+
+
+def test_the_json_has_the_documented_numbers(tiny: Graph) -> None:
+    found = facts(tiny, contexts=(64,), device_key="h200-sxm", batch=2).to_json()
+    total = 4 * LAYER + 3 * OWN + TABLE
+    held = (64 + 16 + 16) * ROW * 2
+    weights = (total + 1 * 32 * 2) * 2  # bf16; the table as the head, and a row for each new token
+    read = weights + held + 64 * ROW * 2  # layer 3 reads layer 0's rows again
+    assert found == {
+        "schema": "regraft.inspect/1",
+        "family": "qwen3",
+        "layers": 4,
+        "block_kinds": 3,
+        "parameters": {
+            "total": total,
+            "active": total,
+            "active_without_embedding": total - TABLE,
+            "embedding": TABLE,
+            "per_layer_embedding": 0,
+            "buffers": 0,
+        },
+        "cache": {
+            "dtype": "bf16",
+            "batch": 2,
+            "fixed_bytes": 0,
+            "at": {
+                "64": {
+                    "bytes": held,
+                    "bytes_without_windows": 3 * 64 * ROW * 2,
+                    "bytes_without_sharing": held + 64 * ROW * 2,
+                }
+            },
+        },
+        "decode": {
+            "at": {
+                "64": {
+                    "flops": 2 * 2 * (total - 4 * 8) + 2 * 2 * 4 * 16 * (64 + 16 + 16 + 64),
+                    "attention_flops": 2 * 2 * 4 * 16 * (64 + 16 + 16 + 64),
+                    "bytes_read": read,
+                }
+            }
+        },
+        "device": {"name": "h200-sxm", "at": {"64": {"tokens_per_s_limit": 2 * 4.8e12 / read}}},
+    }
+
+
+def test_without_a_device_there_is_no_limit(tiny: Graph) -> None:
+    found = facts(tiny, contexts=(64,))
+    assert found.to_json()["device"] is None
+    with pytest.raises(ValueError, match="no device"):
+        found.limit(64)
+
+
+def test_an_unknown_device_is_refused_with_the_nearest(tiny: Graph) -> None:
+    with pytest.raises(UnknownDeviceError, match="did you mean h200-sxm"):
+        facts(tiny, device_key="h200")
+
+
+def test_the_card_names_kinds_layers_and_shared_memories(tiny: Graph) -> None:
+    text = plain(card(facts(tiny, contexts=(64, 4096), device_key="h200-sxm")))
+    assert text.startswith("tiny: qwen3, 4 layers, bf16, vocabulary 100, trained context 512\n")
+    assert "4 query heads of 8 over 2 KV heads, window 16, q/k norm, rope 10000; MLP 64, silu" in text
+    assert "reads another layer's memory" in text
+    assert "its own layer; 0 also by 3" in text
+    assert "\x1b" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row(tiny: Graph) -> None:
+    text = markdown(card(facts(tiny, contexts=(64,))))
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 5
+    for lines in tables:
+        assert len({line.count("|") for line in lines}) == 1
