@@ -100,6 +100,10 @@ class Builder:
         new: dict[Value, Value] = dict(zip(was, inputs, strict=True))
         for op in ops:
             names = [in_layer(relative(v.name), number) for v in op.results]
-            results = self.graph.add(op.rebuilt(lambda v: new.get(v, v)), names, [v.type for v in op.results])
+            twin = op.rebuilt(lambda v: new.get(v, v))
+            for key, value in twin.attributes.items():
+                if isinstance(value, str) and "layers." in value:  # a tensor's name in the checkpoint
+                    twin.attributes[key] = in_layer(relative(value), number)
+            results = self.graph.add(twin, names, [v.type for v in op.results])
             new.update(zip(op.results, results, strict=True))
         return [new[v] for v in outputs]

@@ -24,11 +24,16 @@ class WeightOp(Op):
 
     weight_time = True
 
+    def loads(self) -> tuple[Load, ...]:
+        """The reads of the checkpoint that the op makes itself."""
+        return ()
+
 
 @op("weight.load")
 class Load(WeightOp):
     """Read a tensor of the checkpoint. ``tensor`` is its name there, by default the value's own.
 
+    Example:
         %w = weight.load : bf16[128, 64]
     """
 
@@ -55,14 +60,59 @@ class Load(WeightOp):
     def identity(self) -> str:
         return self.source
 
+    def loads(self) -> tuple[Load, ...]:
+        return (self,)
+
     def reference(self, run: Run) -> Tensor:
         return run.load(self)
+
+
+@op("weight.load_each")
+class LoadEach(WeightOp):
+    """Read tensors that are numbered from 0, such as experts, and put them on a new first axis.
+
+    ``tensors`` is their name with ``{}`` for the number; the result's first axis says how many there are.
+
+    Example:
+        %e = weight.load_each {tensors = "experts.{}.up_proj.weight"} : bf16[8, 32, 64]
+    """
+
+    out = result()
+    tensors = attribute(STR)
+    dtype = attribute(STR)
+    shape = attribute(INTS)
+
+    typed_attributes = ("dtype", "shape")
+
+    @classmethod
+    def attributes_of(cls, type: Type) -> dict[str, object]:
+        return Load.attributes_of(type)
+
+    def verify(self, dim: Dims) -> None:
+        if self.tensors.count("{}") != 1 or self.tensors.replace("{}", "").count("{"):
+            raise OpRuleError(op=self.label, problem=f"tensors is {self.tensors!r}", fix="a name with one {} in it")
+        if not self.shape or self.shape[0] < 1:
+            raise OpRuleError(op=self.label, problem="there are no tensors", fix="the first axis counts them")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType(self.dtype, self.shape),)
+
+    def loads(self) -> tuple[Load, ...]:
+        count, *shape = self.shape
+        names = (self.tensors.replace("{}", str(number)) for number in range(count))
+        return tuple(Load({}, {"tensor": name, "dtype": self.dtype, "shape": shape}) for name in names)
+
+    def reference(self, run: Run) -> Tensor:
+        import torch
+
+        return torch.stack([run.load(each) for each in self.loads()])
 
 
 @op("weight.slice")
 class SliceWeight(WeightOp):
     """Take the rows from ``start`` up to ``stop`` along ``axis``.
 
+    Example:
         %k = weight.slice %qkv {axis = 0, start = 128, stop = 192} : bf16[64, 64]
     """
 
@@ -91,6 +141,7 @@ class SliceWeight(WeightOp):
 class Take(WeightOp):
     """Take the blocks ``indices`` of ``block`` rows each along ``axis``, such as the heads that stay.
 
+    Example:
         %q = weight.take %w {axis = 0, block = 16, indices = [0, 2, 3]} : bf16[48, 64]
     """
 
@@ -126,6 +177,7 @@ class Take(WeightOp):
 class ConcatWeight(WeightOp):
     """Join tensors along ``axis``.
 
+    Example:
         %qkv = weight.concat %q, %k, %v : bf16[256, 64]
     """
 
@@ -160,6 +212,7 @@ class ConcatWeight(WeightOp):
 class Stack(WeightOp):
     """Put tensors of one shape on a new first axis, such as experts.
 
+    Example:
         %e = weight.stack %e0, %e1 : bf16[2, 64, 32]
     """
 
@@ -180,6 +233,7 @@ class Stack(WeightOp):
 class Cast(WeightOp):
     """Round to another dtype.
 
+    Example:
         %y = weight.cast %x {dtype = "bf16"} : bf16[64, 64]
     """
 
@@ -201,6 +255,7 @@ class Cast(WeightOp):
 class Combine(WeightOp):
     """Add tensors of one shape, each times its factor.
 
+    Example:
         %t = weight.combine %a, %b {factors = [1.0, -1.0]} : f64[64, 64]
     """
 
@@ -228,6 +283,7 @@ class Moment(WeightOp):
     ``a`` and ``b`` are run-time values ``[B, T, ...]``, flattened after the token axis. ``source_a`` and ``source_b`` name
     an edge of the graph as it was lifted instead, so that a fit can aim at the original.
 
+    Example:
         %c = weight.moment a=%z {source_b = "layers.0.attn.out"} : f64[128, 64]
     """
 
@@ -281,6 +337,7 @@ class Refit(WeightOp):
     ``gram`` is ``E[z zᵀ]``, ``cross`` ``E[z yᵀ]``, the result ``W [O, I]`` minimises ``E|W z - y|² + λ|W - prior|²`` with
     ``λ = ridge * tr(gram) / I``. Source: specs/passes_math.md, equation (2).
 
+    Example:
         %o = weight.refit %gram, %cross, %prior {ridge = 0.0001} : bf16[64, 128]
     """
 
