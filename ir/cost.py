@@ -14,8 +14,8 @@ from regraft.ir.ops.core import Embed
 class Parameters:
     """Counts of parameters, tied tensors once.
 
-    ``active`` leaves out the experts that a token does not choose, ``active_without_embedding`` also the tables that are
-    only looked up.
+    ``active`` leaves out the experts that a token does not choose, ``active_without_embedding`` also the tables that
+    are only looked up.
     """
 
     total: int

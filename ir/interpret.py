@@ -1,4 +1,4 @@
-"""The interpreter: a graph run op by op, by each op's reference meaning. Slow, plain, and what everything is held to."""
+"""The interpreter: a graph run op by op, by each op's reference meaning. Plain, and what all is held to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rows:
-    """What a memory shows: each field ``[B, N, ...]``, and each row's position and whether it holds a token ``[B, N]``."""
+    """What a memory shows: its fields ``[B, N, ...]``, and each row's position and whether it is a token ``[B, N]``."""
 
     fields: dict[str, Tensor]
     pos: Tensor
@@ -159,7 +159,7 @@ class Interpreter:
         import torch
 
         with torch.no_grad():
-            run = self._begin(tokens, cache, lengths)
+            run = self.begin(tokens, cache, lengths)
             wanted = {self.graph[name] for name in edges}
             values: dict[Value, Any] = dict(self._values)
             given = {"tokens": tokens.to(self.device), "pos": run.pos, "valid": run.valid}
@@ -171,7 +171,8 @@ class Interpreter:
                 cache.lengths = added if cache.lengths is None else cache.lengths + added
             return {value.name: found[value] for value in wanted}
 
-    def _begin(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Run:
+    def begin(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Run:
+        """Return what one call's ops may ask for: positions and padding."""
         import torch
 
         batch, length = tokens.shape
@@ -215,9 +216,8 @@ def execute(ops: list[Op], values: Mapping[Value, Any], run: Run, wanted: set[Va
         results = op.reference(run, *arguments)
         if len(op.results) == 1:
             results = (results,)
-        for value, tensor in zip(op.results, results, strict=True):
-            if left.get(value) or value in wanted:
-                present[value] = tensor
+        made = zip(op.results, results, strict=True)
+        present.update((value, tensor) for value, tensor in made if left.get(value) or value in wanted)
         for value in op.operands:
             left[value] -= 1
             if not left[value] and value not in wanted and value not in given:

@@ -33,9 +33,19 @@ def fitted_parameters(graph: Graph) -> list[Value]:
     return [v for v in graph.parameters() if v.op is not None and fitted[v.op]]
 
 
-def is_copy(value: Value) -> bool:
-    """Whether a parameter is a tensor of the checkpoint as it stands there."""
-    return isinstance(value.op, Load)
+def folded(graph: Graph) -> Graph:
+    """Return the graph of the model that folding writes: every parameter is loaded under its own name."""
+    copy = graph.copy()
+    for parameter in copy.parameters():
+        if isinstance(parameter.op, Load) and parameter.op.tensor is None:
+            continue
+        assert parameter.op is not None
+        name, type = parameter.name, parameter.tensor
+        copy.rename(parameter, copy.fresh(f"{name}.unfolded"))
+        load = Load({}, {"dtype": type.dtype, "shape": type.sizes})
+        copy.replace_uses(parameter, copy.add(load, [name], before=parameter.op)[0])
+    copy.drop_dead()
+    return copy
 
 
 def fold(

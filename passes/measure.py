@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from regraft.ir.graph import Graph, layer_of, relative
+from regraft.ir.graph import Graph
 from regraft.ir.op import Value
 from regraft.ir.ops.weight import Moment, width
 from regraft.ir.source import Source
-from regraft.passes.sweep import Progress, Sweep, evaluate
+from regraft.passes.sweep import Progress, Sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,40 +28,30 @@ class Measurements:
     def __init__(self, original: Graph, source: Source, tokens: Tensor, progress: Progress | None = None) -> None:
         self.original, self.source, self.tokens = original, source, tokens
         self._progress = progress
-        self._known: dict[tuple[int, str], Tensor] = {}
-        self._stages: dict[int, Graph] = {}
 
-    def moment(self, graph: Graph, edge: str) -> Tensor:
-        """Return ``E[z zᵀ]`` of a run-time value of ``graph``, float64 ``[n, n]``.
+    def moments(self, graph: Graph, edges: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``E[z zᵀ]``, float64 ``[n, n]``, of each run-time value of ``graph``, in the order of ``edges``.
 
-        The same place in every layer is measured in one sweep, and remembered while ``graph`` lives.
+        One sweep serves all; where ``edges`` ascend by layer, one statistic is in memory at a time.
         """
-        key = (id(graph), edge)
-        if key not in self._known:
-            self._stages[id(graph)] = graph  # keeps the id from being used again
-            self._measure(graph, edge)
-        return self._known[key]
-
-    def weight(self, value: Value) -> Tensor:
-        """Return a parameter in the stored dtype.
-
-        Raises:
-            NeedsCalibrationError: An earlier pass fits it.
-        """
-        return evaluate(value, self.source)
-
-    def _measure(self, graph: Graph, edge: str) -> None:
         probe = graph.copy()
-        places = [edge]
-        if layer_of(edge) is not None:
-            places = [name for name in probe.values if relative(name) == relative(edge)]
-        wanted: dict[str, Value] = {}
-        for name in places:
+        wanted: dict[Value, str] = {}
+        for name in edges:
             value = probe[name]
             size = width(value.tensor)
             op = Moment({"a": (value,), "b": (value,)}, {"rows": size, "columns": size})
-            wanted[name] = probe.add(op, [probe.fresh(f"{name}.moment")])[0]
+            wanted[probe.add(op, [probe.fresh(f"{name}.moment")])[0]] = name
         sweep = Sweep(probe, self.original, self.source, self.tokens)
-        names = {value: name for name, value in wanted.items()}
-        for value, tensor in sweep.solve(list(names), self._progress):
-            self._known[id(graph), names[value]] = tensor
+        early: dict[str, Tensor] = {}
+        expected = iter(edges)
+        following = next(expected, None)
+        for value, tensor in sweep.solve(list(wanted), self._progress):
+            early[wanted[value]] = tensor
+            while following in early:
+                yield following, early.pop(following)
+                following = next(expected, None)
+
+    def weight(self, graph: Graph, value: Value) -> Tensor:
+        """Return a weight-time value of ``graph`` in the stored dtype; one that an earlier pass fits is fitted now."""
+        sweep = Sweep(graph, self.original, self.source, self.tokens)
+        return next(tensor for _, tensor in sweep.solve([value], self._progress))

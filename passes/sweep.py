@@ -1,9 +1,9 @@
 """Statistics over calibration text: one sweep in depth order, over the graph and the one it came from.
 
-The rewritten graph holds ``weight.moment`` ops. A fit needs its statistics before the ops that use the fitted weight can
-run, so the sweep goes through both graphs side by side in segments: as far as the weights at hand allow, for every batch
-of tokens, then the fits, then on. Between segments only the values that are still to be read are kept. So each layer is
-fitted on the already converted prefix, and no more than one layer's weights and statistics are held.
+The rewritten graph holds ``weight.moment`` ops. A fit needs its statistics before the ops that use the fitted weight
+can run, so the sweep goes through both graphs side by side in segments: to the end of the layer whose statistics come
+next, for every batch of tokens, then the fits, then on. Between segments only the values that are still to be read are
+kept. So each layer is fitted on the already converted prefix, and one layer's weights and statistics are in memory.
 
 Source: specs/passes_math.md, section 8.
 """
@@ -119,8 +119,14 @@ class Sweep:
                         self.fitted[value] = tensor
                         pending.discard(value)
                         yield value, tensor
+                self._forget(pending)
                 if progress is not None:
                     progress(total - len(needed), total, "statistics")
+
+    def _forget(self, pending: set[Value]) -> None:
+        """Drop the statistics that no pending value waits for."""
+        wanted = ancestors(pending)
+        self.moments = {value: tensor for value, tensor in self.moments.items() if value.op in wanted}
 
     def _needed_moments(self, wanted: Iterable[Value]) -> set[Moment]:
         """Return the moments that ``wanted`` depend on, through fits of earlier layers too."""
@@ -173,7 +179,7 @@ class Sweep:
         return False
 
     def _segment(self, ops: Sequence[Op], needed: set[Moment]) -> dict[Op, None]:
-        """Return the ops that can run now: up to the first layer in which some op waits for a fit."""
+        """Return the ops to run next: those that wait for no fit, to the layer whose statistics come next."""
         blocked: set[Value] = set()
         segment: dict[Op, None] = {}
         open_weights: dict[Value, bool] = {}
@@ -190,11 +196,14 @@ class Sweep:
                 blocked.update(op.results)
             else:
                 segment[op] = None
-        limit = min((self._depth(op) for op in ops if op not in segment), default=None)
-        if limit is None:
-            return segment
-        near = {op: None for op in segment if self._depth(op) <= limit}
-        return near or segment  # a fit may name an edge below its own layer
+        made = {v for op in segment for v in op.results}
+        depths = [self._deepest(m, made) for m in needed if not any(edge in blocked for edge in self._edges(m))]
+        limit = min(depths, default=-1)
+        return {op: None for op in segment if self._depth(op) <= limit}
+
+    def _deepest(self, moment: Moment, made: set[Value]) -> int:
+        """Return the layer after which a moment can be taken."""
+        return max((self._depth(e.op) for e in self._edges(moment) if e in made and e.op is not None), default=-1)
 
     def _depth(self, op: Op) -> int:
         layer = layer_of(op.results[0].name)

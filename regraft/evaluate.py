@@ -1,0 +1,276 @@
+"""What a pass did to a model: perplexity, divergence from the base, layer errors, recall, cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from regraft.ir.cost import cache_bytes
+from regraft.ir.errors.program import IncomparableError
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Cache, Interpreter, execute
+from regraft.ir.kinds import Layer, split_layers
+from regraft.ir.op import Value
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+Progress = Callable[[int, int, str], None]
+
+
+class Runnable(Protocol):
+    """An interpreter or an emitted program."""
+
+    def __call__(self, tokens: Tensor, cache: Any = None, lengths: Any = None, last: int | None = None) -> Tensor:
+        """Return logits ``[B, T, V]``."""
+        ...
+
+    def new_cache(self, batch: int, context: int) -> Any:
+        """Return an empty cache."""
+        ...
+
+
+@dataclass(frozen=True)
+class Needle:
+    """Recall of one value among many: prompt length in tokens, where it stood (0 first, 1 last), share found."""
+
+    length: int
+    depth: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Relative error of a layer.
+
+    ``error_teacher_forced``: the layer alone, fed with the original's values, against the original's update.
+    ``error_free_running``: the stream after the layer in the whole converted model, against the original's.
+    """
+
+    layer: int
+    error_teacher_forced: float
+    error_free_running: float
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What `evaluate` measured. KL is KL(base ‖ model) in nats per token."""
+
+    tokens: int
+    context: int
+    perplexity: float
+    base_perplexity: float | None
+    kl_mean: float | None
+    kl_p99: float | None
+    top1_agreement: float | None
+    needle: tuple[Needle, ...]
+    base_needle: tuple[Needle, ...]
+    layers: tuple[LayerError, ...]
+    cache_predicted: int | None
+    cache_measured: int | None
+    text: str
+    text_sha256: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON of schema ``regraft.eval/1``."""
+        return {
+            "schema": "regraft.eval/1",
+            "tokens": self.tokens,
+            "context": self.context,
+            "text": self.text,
+            "text_sha256": self.text_sha256,
+            "perplexity": self.perplexity,
+            "base_perplexity": self.base_perplexity,
+            "kl": {"mean": self.kl_mean, "p99": self.kl_p99},
+            "top1_agreement": self.top1_agreement,
+            "needle": [asdict(each) for each in self.needle],
+            "base_needle": [asdict(each) for each in self.base_needle],
+            "layers": [asdict(each) for each in self.layers],
+            "cache": {"predicted_bytes": self.cache_predicted, "measured_bytes": self.cache_measured},
+        }
+
+
+@dataclass
+class Scores:
+    """Sums over scored tokens."""
+
+    nll: float = 0.0
+    base_nll: float = 0.0
+    agree: int = 0
+    tokens: int = 0
+    kl: list[Tensor] | None = None
+
+
+def score(
+    model: Runnable, base: Runnable | None, tokens: Tensor, batch: int = 4, progress: Progress | None = None
+) -> Scores:
+    """Score every next token of ``tokens [N, T]`` with the model, and with the base beside it.
+
+    Raises:
+        IncomparableError: The vocabularies differ.
+    """
+    import torch
+
+    scores = Scores(kl=[])
+    for done, rows in enumerate(tokens.split(batch)):
+        target = rows[:, 1:, None]
+        with torch.no_grad():
+            mine = model(rows)[:, :-1].float().log_softmax(-1)
+            scores.nll -= mine.gather(-1, target).double().sum().item()
+            scores.tokens += target.numel()
+            if base is not None:
+                theirs = base(rows)[:, :-1].float().log_softmax(-1)
+                if theirs.shape != mine.shape:
+                    reason = f"{mine.shape[-1]} and {theirs.shape[-1]} tokens in the vocabulary"
+                    raise IncomparableError(first="the model", second="the base", reason=reason)
+                scores.base_nll -= theirs.gather(-1, target).double().sum().item()
+                scores.agree += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
+                assert scores.kl is not None
+                scores.kl.append((theirs.exp() * (theirs - mine)).sum(-1).flatten())
+        if progress is not None:
+            progress(min((done + 1) * batch, len(tokens)), len(tokens), "windows")
+    return scores
+
+
+def layer_errors(converted: Interpreter, base: Interpreter, tokens: Tensor) -> list[LayerError]:
+    """Compare the streams of two graphs layer by layer, where both name a layer's output ``layers.N.out``.
+
+    Args:
+        converted: The converted model.
+        base: The model that it came from.
+        tokens: int64 ``[N, T]``.
+    """
+    graph, original = converted.graph, base.graph
+    layers = [item for item in split_layers(graph) if isinstance(item, Layer)]
+    named = [each for each in layers if all(f"layers.{each.number}.out" in g for g in (graph, original))]
+    streams = [f"layers.{layer.number}.out" for layer in named]
+    inputs = {v.name for layer in named for v in layer.inputs if not v.is_weight and v.name in original}
+    before = base.run(tokens, edges={*streams, *inputs})
+    after = converted.run(tokens, edges=streams)
+    errors: list[LayerError] = []
+    for layer in named:
+        name = f"layers.{layer.number}.out"
+        free = _relative(after[name] - before[name], before[name])
+        forced = _forced(graph, layer, converted, tokens, before)
+        errors.append(LayerError(layer.number, forced, free))
+    return errors
+
+
+def _forced(graph: Graph, layer: Layer, model: Interpreter, tokens: Tensor, before: Mapping[str, Any]) -> float:
+    """Return the error of one layer fed with the original's values; NaN where the original has no such value."""
+    import torch
+
+    name = f"layers.{layer.number}.out"
+    values: dict[Value, Any] = {}
+    run = model.begin(tokens)
+    given = {"tokens": tokens, "pos": run.pos, "valid": run.valid}
+    for value in layer.inputs:
+        if value.name in given:
+            values[value] = given[value.name]
+        elif value.is_weight:
+            values[value] = model.weights[value.name]
+        elif value.name in before:
+            values[value] = before[value.name]
+        else:
+            return math.nan
+    values |= {v: model.weights[v.name] for op in layer.ops for v in op.operands if v.is_weight}
+    with torch.no_grad():
+        out = execute([op for op in layer.ops if not op.weight_time], values, run, {graph[name]})[graph[name]]
+    stream = next((values[v] for v in layer.inputs if v.type == graph[name].type), None)
+    update = before[name] - stream if isinstance(stream, torch.Tensor) else before[name]
+    return _relative(out - before[name], update)
+
+
+def _relative(error: Tensor, of: Tensor) -> float:
+    return (error.double().norm() / of.double().norm()).item()
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Which recall probes to ask: prompt lengths in tokens, how many at each depth, and the seed that draws them."""
+
+    lengths: tuple[int, ...] = (64, 128)
+    count: int = 20
+    seed: int = 1
+
+
+def needles(model: Runnable, tokenizer: Tokenizer, begin: int | None, probes: Probes) -> list[Needle]:
+    """Ask for one of many random key-value pairs, at five depths of prompts of each length in tokens.
+
+    A probe is a list of lines ``ab = 'xyz'`` and then ``assert ab == '``; it is right when every token of the value
+    that the prompt does not fix is the most likely one.
+    """
+    import random
+
+    rng = random.Random(probes.seed)
+    found: list[Needle] = []
+    for length in probes.lengths:
+        for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
+            right = sum(_probe(model, tokenizer, begin, length, depth, rng) for _ in range(probes.count))
+            found.append(Needle(length, depth, right / probes.count))
+    return found
+
+
+def _probe(model: Runnable, tokenizer: Tokenizer, begin: int | None, length: int, depth: float, rng: Any) -> bool:
+    import string
+
+    import torch
+
+    def word(size: int) -> str:
+        return "".join(rng.choices(string.ascii_lowercase, k=size))
+
+    per_line = len(tokenizer.encode("ab = 'xyz'\n", add_special_tokens=False).ids)
+    pairs: dict[str, str] = {}
+    while len(pairs) < max(2, length // per_line):
+        pairs[word(2)] = word(3)
+    name = list(pairs)[round(depth * (len(pairs) - 1))]
+    prompt = "".join(f"{k} = '{v}'\n" for k, v in pairs.items()) + f"assert {name} == '"
+    encoded = tokenizer.encode(f"{prompt}{pairs[name]}'\n", add_special_tokens=False)
+    start, end = len(prompt), len(prompt) + len(pairs[name])
+    where = [i for i, (a, b) in enumerate(encoded.offsets) if a >= start and a < end and b > a]
+    ids = torch.tensor([([begin] if begin is not None else []) + encoded.ids])
+    shift = int(begin is not None)
+    with torch.no_grad():
+        best = model(ids[:, :-1])[0].argmax(-1)
+    return all(int(best[i + shift - 1]) == int(ids[0, i + shift]) for i in where)
+
+
+def measured_cache(model: Runnable, context: int, vocab: int) -> int | None:
+    """Return the bytes that a cache holds after ``context`` tokens, where it can say so."""
+    import torch
+
+    cache = model.new_cache(1, context)
+    tokens = torch.arange(context)[None] % vocab
+    with torch.no_grad():
+        model(tokens, cache, last=1)
+    return cache.nbytes if isinstance(cache, Cache) or hasattr(cache, "nbytes") else None
+
+
+def summarize(
+    scores: Scores, context: int, text: tuple[str, str], graph: Graph | None, cache_measured: int | None, **rest: Any
+) -> EvalReport:
+    """Put the measurements together."""
+    import torch
+
+    kl = torch.cat(scores.kl) if scores.kl else None
+    based = kl is not None
+    predicted = cache_bytes(graph, context) if graph is not None else None
+    return EvalReport(
+        tokens=scores.tokens,
+        context=context,
+        perplexity=math.exp(scores.nll / scores.tokens),
+        base_perplexity=math.exp(scores.base_nll / scores.tokens) if based else None,
+        kl_mean=kl.mean().item() if based else None,
+        kl_p99=kl.kthvalue(math.ceil(0.99 * len(kl))).values.item() if based else None,
+        top1_agreement=scores.agree / scores.tokens if based else None,
+        needle=tuple(rest.get("needle", ())),
+        base_needle=tuple(rest.get("base_needle", ())),
+        layers=tuple(rest.get("layers", ())),
+        cache_predicted=predicted,
+        cache_measured=cache_measured,
+        text=text[0],
+        text_sha256=text[1],
+    )

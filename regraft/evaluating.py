@@ -1,0 +1,107 @@
+"""Evaluating a model, alone or against the one that it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft import evaluate as measure
+from regraft.evaluate import EvalReport, Probes, Progress, Runnable
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Interpreter
+from regraft.model import Model, lift
+from regraft.passes.text import Windows, load_tokenizer, read_windows, text_path
+from regraft.programs import is_package, load_program
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """Something to be evaluated."""
+
+    run: Runnable
+    graph: Graph | None
+    folder: Path | None
+    vocab: int
+    begin: int | None
+    stored: Runnable  # the same in the stored dtype, to measure its cache
+
+
+def evaluate(
+    model: str | Path | Model,
+    text: str | Path,
+    *,
+    against: str | Path | Model | None = None,
+    context: int = 512,
+    tokens: int | None = 32768,
+    seed: int = 0,
+    probes: Probes | None = None,
+    progress: Progress | None = None,
+) -> EvalReport:
+    """Return perplexity of ``model`` on a text, and with ``against`` how far it is from that base.
+
+    Computed in float32, in windows of ``context`` tokens, each after a begin token where the model has one.
+
+    Args:
+        model: A model, or a package that ``build`` wrote.
+        text: A text file, a ``.jsonl`` file, a folder of them, or ``builtin:sample``.
+        against: The base: KL(base ‖ model), agreement and, between two graphs, layer errors are measured against it.
+        context: Tokens in a window.
+        tokens: Tokens in all, or None for the whole text.
+        seed: Draws the windows.
+        probes: The recall probes; by default, prompts of 64 and 128 tokens.
+        progress: Called with windows done and in all.
+
+    Raises:
+        TextError: The text is too short or no text.
+        TokenizerError: The model has no tokenizer that fits it.
+        IncomparableError: The vocabularies differ.
+    """
+    subject = _open(model)
+    tokenizer = load_tokenizer(subject.folder)
+    path = text_path(str(text))
+    windows = read_windows(path, tokenizer, subject.vocab, subject.begin, context, tokens, seed)
+    base = _open(against) if against is not None else None
+    return _report(subject, base, windows, tokenizer, probes or Probes(), progress)
+
+
+def evaluate_on(model: Model, original: Model, windows: Windows, probes: Probes) -> EvalReport:
+    """Evaluate a converted model against its original, on windows that are at hand."""
+    return _report(_opened(model), _opened(original), windows, load_tokenizer(original.files), probes, None)
+
+
+def _report(
+    subject: _Evaluated,
+    base: _Evaluated | None,
+    windows: Windows,
+    tokenizer: Tokenizer,
+    probes: Probes,
+    progress: Progress | None,
+) -> EvalReport:
+    scores = measure.score(subject.run, base.run if base else None, windows.tokens, progress=progress)
+    rest: dict[str, Any] = {
+        "needle": measure.needles(subject.run, tokenizer, subject.begin, probes),
+        "base_needle": measure.needles(base.run, tokenizer, base.begin, probes) if base else (),
+    }
+    if base is not None and isinstance(subject.run, Interpreter) and isinstance(base.run, Interpreter):
+        rest["layers"] = measure.layer_errors(subject.run, base.run, windows.tokens[:8])
+    context = windows.tokens.shape[1]
+    cached = measure.measured_cache(subject.stored, context, subject.vocab)
+    return measure.summarize(scores, context, (windows.text, windows.sha256), subject.graph, cached, **rest)
+
+
+def _open(model: str | Path | Model) -> _Evaluated:
+    if not isinstance(model, Model) and is_package(model):
+        program = load_program(model, dtype="float32")
+        graph = lift(Path(model) / "graph.rg").graph if (Path(model) / "graph.rg").is_file() else None
+        return _Evaluated(program, graph, Path(model), int(program.vocab), program.begin, load_program(model))
+    return _opened(lift(model))
+
+
+def _opened(model: Model) -> _Evaluated:
+    source = model.require_source()
+    stored = Interpreter(model.graph, source, model.dtype)
+    return _Evaluated(Interpreter(model.graph, source), model.graph, model.files, model.vocab, model.begin, stored)

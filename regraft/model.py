@@ -1,0 +1,92 @@
+"""A lifted model: its graph, where its tensors are, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from regraft.frontends.checkpoint import Checkpoint
+from regraft.frontends.folder import ModelFolder, open_model
+from regraft.frontends.lift import lift as lift_folder
+from regraft.ir.graph import Graph
+from regraft.ir.source import Source
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as every function here takes it.
+
+    Attributes:
+        graph: What the model computes.
+        folder: Where it came from.
+        warnings: What its config holds that nobody reads.
+        allow_keys: The config keys that the user vouched for.
+    """
+
+    graph: Graph
+    folder: ModelFolder
+    warnings: tuple[str, ...] = ()
+    allow_keys: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A short name for titles."""
+        return self.folder.name
+
+    @property
+    def source(self) -> Checkpoint | None:
+        """The weights, or none where there is only a config."""
+        return self.folder.checkpoint
+
+    def require_source(self) -> Source:
+        """Return the weights.
+
+        Raises:
+            NoWeightsError: There are none.
+        """
+        return self.folder.require_checkpoint()
+
+    @property
+    def files(self) -> Path | None:
+        """The folder that tokenizer files stand in."""
+        return self.folder.files
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its weights."""
+        return str(self.graph.meta["dtype"])
+
+    @property
+    def vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        return cast(int, self.graph.meta["vocab"])
+
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text, where the model has one."""
+        return cast("int | None", self.graph.meta.get("bos"))
+
+    def named(self, name: str) -> Model:
+        """Return the same model under another name."""
+        return replace(self, folder=replace(self.folder, name=name))
+
+
+def lift(model: str | Path | Model, *, allow_keys: Collection[str] = (), strict: bool = True) -> Model:
+    """Return a model lifted into a graph. Reads its config and its checkpoint's headers, and no numbers.
+
+    Args:
+        model: A folder, a ``config.json``, a Hugging Face id, a graph ``x.rg``, or ``builtin:NAME``.
+        allow_keys: Config keys to pass over though nobody here reads them.
+        strict: Refuse other unknown keys; otherwise they become warnings.
+
+    Raises:
+        RegraftError: The model cannot be read, or its architecture is not known; see docs/errors.md.
+    """
+    if isinstance(model, Model):
+        return model
+    folder = open_model(model)
+    lifted = lift_folder(folder, allow_keys=allow_keys, strict=strict)
+    warnings: Sequence[object] = lifted.warnings
+    return Model(lifted.graph, folder, tuple(str(each) for each in warnings), tuple(allow_keys))

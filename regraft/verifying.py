@@ -1,0 +1,216 @@
+"""Checking that what should be equal is: prefill, chunks and decode; graph and program; graph and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft.evaluate import Runnable
+from regraft.ir.errors.program import IncomparableError, OracleError
+from regraft.ir.interpret import Interpreter
+from regraft.model import Model, lift
+from regraft.programs import is_package, load_program
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the largest absolute difference of logits, and what it may be."""
+
+    name: str
+    passed: bool
+    error: float
+    bound: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` compared."""
+
+    subject: str
+    against: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON of schema ``regraft.verify/1``."""
+        return {
+            "schema": "regraft.verify/1",
+            "subject": self.subject,
+            "against": self.against,
+            "passed": self.passed,
+            "checks": [vars(check) for check in self.checks],
+        }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """Something that gives logits, in float32."""
+
+    name: str
+    run: Runnable
+    vocab: int
+    folder: Path | None
+
+
+def verify(
+    model: str | Path | Model,
+    *,
+    against: str | Path | Model | None = None,
+    tokens: int = 40,
+    allow_keys: Collection[str] = (),
+) -> VerifyReport:
+    """Compare logits in float32 on random tokens.
+
+    A model or a package must give the same for a prefill, for chunks of 1, 7 and the rest, for single tokens, and for
+    a ragged batch as for each row alone. With ``against``, prefill and decode must also equal the other's: a model,
+    a package, or ``"transformers"``, the original implementation.
+
+    Raises:
+        OracleError: transformers is asked for and cannot load the model.
+        IncomparableError: The vocabularies differ.
+        NoWeightsError: There is only a config.
+    """
+    import torch
+
+    subject = _subject(model, allow_keys)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, subject.vocab, (3, tokens), generator=generator)
+    with torch.no_grad():
+        base = subject.run(rows)
+        bound = TOLERANCE * max(1.0, base.abs().max().item() / 4)
+        checks = [
+            *_splits(subject.run, rows, base, bound),
+            _ragged(subject.run, rows, base, bound),
+        ]
+        other = ""
+        if against is not None:
+            other, more = _against(subject, against, rows, base, bound, allow_keys)
+            checks += more
+    return VerifyReport(subject.name, other, tuple(checks))
+
+
+def _subject(model: str | Path | Model, allow_keys: Collection[str]) -> _Subject:
+    if not isinstance(model, Model) and is_package(model):
+        program = load_program(model, dtype="float32")
+        return _Subject(Path(model).name, program, int(program.vocab), Path(model))
+    lifted = lift(model, allow_keys=allow_keys)
+    return _Subject(lifted.name, Interpreter(lifted.graph, lifted.require_source()), lifted.vocab, lifted.files)
+
+
+def _check(name: str, found: Tensor, expected: Tensor, bound: float, detail: str = "") -> Check:
+    error = (found - expected).abs().max().item()
+    return Check(name, error <= bound, error, bound, detail)
+
+
+def feed(run: Runnable, rows: Tensor, sizes: list[int]) -> Tensor:
+    """Return the logits of ``rows [B, T]`` fed through a cache in chunks of the given sizes."""
+    import torch
+
+    cache = run.new_cache(len(rows), rows.shape[1])
+    return torch.cat([run(chunk, cache) for chunk in rows.split(sizes, 1)], 1)
+
+
+def _splits(run: Runnable, rows: Tensor, base: Tensor, bound: float) -> list[Check]:
+    length = rows.shape[1]
+    ways = {
+        "prefill through a cache": [length],
+        "chunks of 1, 7 and the rest": [1, 7, length - 8],
+        "one token at a time": [1] * length,
+    }
+    return [_check(f"{name} = prefill", feed(run, rows, sizes), base, bound) for name, sizes in ways.items()]
+
+
+def _ragged(run: Runnable, rows: Tensor, base: Tensor, bound: float) -> Check:
+    import torch
+
+    length = rows.shape[1]
+    lengths = torch.tensor([length, length // 2, 1])
+    cache = run.new_cache(len(rows), length)
+    found = run(rows, cache, lengths)
+    rest = length - lengths
+    tail = torch.stack([row.roll(-int(n)) for row, n in zip(rows, lengths, strict=True)])[:, : int(rest.max())]
+    more = run(tail, cache, rest)
+    errors = [0.0]
+    for row, (n, m) in enumerate(zip(lengths.tolist(), rest.tolist(), strict=True)):
+        joined = torch.cat((found[row, :n], more[row, :m]))
+        errors.append((joined - base[row]).abs().max().item())
+    return Check("ragged batch = each row alone", max(errors) <= bound, max(errors), bound)
+
+
+def _against(
+    subject: _Subject,
+    against: str | Path | Model,
+    rows: Tensor,
+    base: Tensor,
+    bound: float,
+    allow_keys: Collection[str],
+) -> tuple[str, list[Check]]:
+    """Compare with another implementation's prefill, and with its cached decode."""
+    if against == "transformers":
+        other = _oracle(subject, rows)
+        name = "transformers"
+    else:
+        second = _subject(against, allow_keys)
+        if second.vocab != subject.vocab:
+            reason = f"{subject.vocab} and {second.vocab} tokens in the vocabulary"
+            raise IncomparableError(first=subject.name, second=second.name, reason=reason)
+        name = second.name
+        other = _fed(second.run, rows)
+
+    length = rows.shape[1]
+    sizes = [length // 2, *[1] * (length - length // 2)]
+    return name, [
+        _check(f"prefill = {name}", base, other([length]), bound),
+        _check(f"decode = {name}", feed(subject.run, rows, sizes), other(sizes), bound),
+    ]
+
+
+def _fed(run: Runnable, rows: Tensor) -> Callable[[list[int]], Tensor]:
+    return lambda sizes: run(rows) if len(sizes) == 1 else feed(run, rows, sizes)
+
+
+def _oracle(subject: _Subject, rows: Tensor) -> Callable[[list[int]], Tensor]:
+    """Return transformers' logits of ``rows`` for given chunk sizes, computed from the same folder in float32."""
+    import torch
+
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise OracleError(model=subject.name, reason=error) from None
+    if subject.folder is None:
+        raise OracleError(model=subject.name, reason="it has no folder with weights")
+    loader: Any = AutoModelForCausalLM
+    try:
+        model = loader.from_pretrained(
+            subject.folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+        ).eval()
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise OracleError(model=subject.folder, reason=str(error).partition("\n")[0]) from None
+
+    def run(sizes: list[int]) -> Tensor:
+        cache: Any = None
+        parts: list[Tensor] = []
+        for chunk in rows.split(sizes, 1):
+            with torch.no_grad():
+                out = model(chunk, past_key_values=cache, use_cache=len(sizes) > 1)
+            cache = out.past_key_values
+            parts.append(out.logits)
+        return torch.cat(parts, 1)
+
+    return run
