@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+LARGEST = 2**63 - 1
+
 T_co = TypeVar("T_co", covariant=True)
 
 Plain = int | float | str | bool | tuple[Any, ...] | None
@@ -25,15 +27,21 @@ class Kind(Generic[T_co]):
 
 
 def _int(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST:
         raise ValueError
     return value
 
 
 def _float(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError from None
+    if not math.isfinite(number):
+        raise ValueError
+    return number + 0.0  # there is one zero: -0.0 would print as a default
 
 
 def _str(value: object) -> str:
@@ -69,8 +77,32 @@ FLOATS = Kind("a list of finite numbers", _tuple_of(_float))
 STRS = Kind("a list of strings", _tuple_of(_str))
 
 
+def plain(value: object) -> Plain:
+    """Return ``value`` as something that text can hold, lists as tuples; raise TypeError where it cannot."""
+    match value:
+        case None | bool() | str():
+            return value
+        case int() if abs(value) <= LARGEST:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case tuple() | list():
+            return tuple(plain(each) for each in cast("tuple[object, ...]", value))
+        case _:
+            raise TypeError(f"text cannot hold {type(value).__name__} {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return ``value`` as a message shows it: not longer than a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python writes
+        text = "an integer with thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def spell(value: object) -> str:
-    """Return the text of an attribute's value; ``ir.text`` reads it back to the same value."""
+    """Return the text of an attribute's value; ``ir.parse`` reads it back to the same value."""
     match value:
         case None:
             return "none"
@@ -78,9 +110,7 @@ def spell(value: object) -> str:
             return "true" if value else "false"
         case str():
             return json.dumps(value)
-        case int() | float():
-            return repr(value)
-        case tuple():
+        case tuple() | list():
             return f"[{', '.join(spell(each) for each in cast('tuple[object, ...]', value))}]"
         case _:
-            raise TypeError(f"no attribute value: {value!r}")
+            return repr(plain(value))

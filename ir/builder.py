@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 
 from regraft.ir.dims import B, T
@@ -27,7 +27,7 @@ class Builder:
         self._layers: dict[Hashable, tuple[list[Op], list[Value], list[Value]]] = {}
 
     @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
+    def scope(self, name: str) -> Generator[None]:
         """Put ``name.`` before the names of the values made within."""
         self._scope.append(name)
         try:

@@ -1,4 +1,4 @@
-"""Dimensions: integers, the symbols ``B``, ``T`` and ``S``, and simple arithmetic over them.
+"""Dimensions: positive integers, the symbols ``B``, ``T`` and ``S``, and simple arithmetic over them.
 
 ``B`` is the batch, ``T`` the query tokens of this call, ``S`` the visible context, past included. A dimension such
 as ``S // 4 - (S - T) // 4`` counts the compressed rows that this call completes. ``S@NAME`` is the row axis of the
@@ -8,7 +8,7 @@ memory ``NAME``: as many rows as that memory shows, and no other value's.
 from __future__ import annotations
 
 import ast
-import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,17 +28,26 @@ class Sym:
     def __repr__(self) -> str:
         return f"Sym({self.text!r})"
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether this is an axis that tokens lie along: ``T``, or the rows of a memory."""
+        return self.text == "T" or self.text.startswith("S@")
+
 
 Dim = int | Sym
 Sizes = Mapping[str, int]
 
 B, T, S = Sym("B"), Sym("T"), Sym("S")
 
+LARGEST = 2**53  # whatever is larger is a mistake, and its square must not overflow elsewhere
+_LONGEST = 200  # characters: keeps recursion over an expression shallow
+_MEMORY = re.compile(r"S@[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_PLAIN = re.compile(r"[0-9BTS+*/() \-]+")
 _OPERATORS: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
-    ast.Add: ("+", operator.add),
-    ast.Sub: ("-", operator.sub),
-    ast.Mult: ("*", operator.mul),
-    ast.FloorDiv: ("//", operator.floordiv),
+    ast.Add: ("+", lambda a, b: a + b),
+    ast.Sub: ("-", lambda a, b: a - b),
+    ast.Mult: ("*", lambda a, b: a * b),
+    ast.FloorDiv: ("//", lambda a, b: a // b),
 }
 
 
@@ -52,14 +61,21 @@ def parse_dim(text: str) -> Dim:
     """Return the dimension that ``text`` spells.
 
     Raises:
-        DimensionError: ``text`` is no integer, no ``S@memory`` and no arithmetic over ``B``, ``T`` and ``S``.
+        DimensionError: ``text`` is no positive integer, no ``S@memory`` and no arithmetic over ``B``, ``T`` and ``S``.
     """
     text = text.strip()
-    if text.isdecimal():
-        return int(text)
-    if text.startswith("S@") and len(text) > 2:
+    if _MEMORY.fullmatch(text):
         return Sym(text)
-    return Sym(_spell(_tree(text), 0))
+    if len(text) > _LONGEST:
+        raise DimensionError(text=f"{text[:20]}...")
+    tree = _tree(text)
+    spelled = _spell(tree, text, 0)
+    if any(isinstance(node, ast.Name) for node in ast.walk(tree)):
+        return Sym(spelled)
+    value = _compiled(spelled)({})
+    if not 0 < value <= LARGEST:
+        raise DimensionError(text=text)
+    return value
 
 
 def evaluate(dim: Dim, sizes: Sizes) -> int:
@@ -74,26 +90,30 @@ def evaluate(dim: Dim, sizes: Sizes) -> int:
 
 
 def _tree(text: str) -> ast.expr:
+    if not _PLAIN.fullmatch(text):
+        raise DimensionError(text=text)
     try:
         return ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError):
         raise DimensionError(text=text) from None
 
 
-def _spell(node: ast.expr, level: int) -> str:
+def _spell(node: ast.expr, text: str, level: int) -> str:
     """Return canonical text: one space round operators, brackets only where precedence needs them."""
     match node:
-        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+        case ast.Constant(value=int(value)) if not isinstance(value, bool) and value <= LARGEST:
             return str(value)
         case ast.Name(id=("B" | "T" | "S") as name):
             return name
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             sign = _OPERATORS[type(op)][0]
+            if sign == "//" and not (isinstance(right, ast.Constant) and right.value):
+                raise DimensionError(text=text)  # rates are constants, so that a size can always be computed
             mine = 1 if sign in "+-" else 2
-            inner = f"{_spell(left, mine)} {sign} {_spell(right, mine + 1)}"
+            inner = f"{_spell(left, text, mine)} {sign} {_spell(right, text, mine + 1)}"
             return f"({inner})" if mine < level else inner
         case _:
-            raise DimensionError(text=ast.unparse(node))
+            raise DimensionError(text=text)
 
 
 @cache

@@ -7,7 +7,8 @@
         out = result("...", dtype="x")
 
 Shapes are written in dimension letters. A letter that occurs twice must agree; ``...`` stands for any leading
-dimensions. A memory operand names its fields: ``memory("k Hkv D, v Hkv Dv")``.
+dimensions, ``*`` for any shape. ``B`` is the batch, ``T`` any one sequence axis, every other letter an integer. A
+memory operand names its fields: ``memory("k Hkv D, v Hkv Dv")``.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
-from regraft.ir.attributes import Kind
-from regraft.ir.dims import Dim, Sizes, Sym
+from regraft.ir.attributes import Kind, shown
+from regraft.ir.dims import Dim, Sizes, Sym, T
 from regraft.ir.errors.base import nearest
 from regraft.ir.errors.graph import (
     AttributeRgError,
+    MemoryRowsError,
     MemoryRuleError,
     OperandCountError,
     OperandTypeError,
@@ -112,6 +114,14 @@ class _Slot:
     variadic: bool = False
     name: str = ""
 
+    def __post_init__(self) -> None:
+        self.words = tuple(self.pattern.split())
+
+    @property
+    def form(self) -> str:
+        """What the operand must be, for messages."""
+        return f"memory<{self.pattern}>" if self.is_memory else f"{self.dtype or 'any'}[{self.pattern}]"
+
     def __set_name__(self, owner: type[Op], name: str) -> None:
         self.name = name
 
@@ -199,17 +209,16 @@ class Attribute(Generic[A]):
             coerced = self.kind.coerce(value)
         except ValueError:
             legal = f"{self.name} = {self.kind.name}"
-            raise AttributeRgError(
-                op=op, name=self.name, problem=f"{value!r} is not {self.kind.name}", legal=legal
-            ) from None
+            problem = f"{shown(value)} is not {self.kind.name}"
+            raise AttributeRgError(op=op, name=self.name, problem=problem, legal=legal) from None
         if self.choices and coerced not in self.choices:
             legal = f"{self.name} = one of {', '.join(map(str, self.choices))}"
-            raise AttributeRgError(op=op, name=self.name, problem=f"{value!r} is not a choice", legal=legal)
+            raise AttributeRgError(op=op, name=self.name, problem=f"{shown(value)} is not a choice", legal=legal)
         return coerced
 
 
 def operand(pattern: str, dtype: str = "") -> Operand:
-    """Declare an operand; ``dtype`` is "float", "int", "bool", a dtype, or empty for any."""
+    """Declare an operand; ``dtype`` is "float", "int", a dtype, an operand's name for that one's dtype, or empty."""
     return Operand(pattern, dtype)
 
 
@@ -260,8 +269,9 @@ class Spec:
     @property
     def signature(self) -> str:
         """What the op takes, for messages."""
-        slots = [f"{s.name}: {s.pattern or 'any'}{'?' if s.optional else '+' if s.variadic else ''}" for s in self.slots]
-        return ", ".join(slots) or "no operands"
+        marks = ["?" if slot.optional else "+" if slot.variadic else "" for slot in self.slots]
+        forms = [f"{slot.name}: {slot.form}{mark}" for slot, mark in zip(self.slots, marks, strict=True)]
+        return ", ".join(forms) or "no operands"
 
     @property
     def legal_attributes(self) -> str:
@@ -344,12 +354,7 @@ class Op:
     def key(self) -> object:
         """What makes two ops compute the same: class, operands and attributes."""
         operands = tuple((name, values) for name, values in self.slots.items())
-        return (type(self), operands, tuple(self.attributes.items()), self.identity)
-
-    @property
-    def identity(self) -> str:
-        """What a result's name adds to the op's meaning; empty for all but a load under its own name."""
-        return ""
+        return (type(self), operands, tuple(self.attributes.items()))
 
     def rebuilt(self, of: Callable[[Value], Value]) -> Self:
         """Return the same op over other values, without checking it again."""
@@ -384,6 +389,8 @@ class Op:
     def types(self) -> tuple[Type, ...]:
         """Check the operands against the declaration and the op's own rule; return the results' types."""
         dims = self.bind()
+        if (self.is_state or self.reads_memory) and dims.letters.get("T", T) != T:
+            raise MemoryRowsError(op=self.label, found=dims["T"])
         self.verify(dims)
         return self.infer(dims)
 
@@ -391,15 +398,18 @@ class Op:
         """Match each operand's type with its pattern and return what the letters stand for."""
         dims = Dims()
         for slot in self.spec.slots:
-            values = self.slots[slot.name]
-            expected = 0 if slot.optional else 1
-            if len(values) < expected or (len(values) > 1 and not slot.variadic):
-                raise OperandCountError(
-                    op=self.label, found=f"{len(values)} for {slot.name}", expected="1", legal=self.spec.signature
-                )
-            for value in values:
+            for value in self._counted(slot):
                 _match(self, slot, value.type, dims)
         return dims
+
+    def _counted(self, slot: _Slot) -> tuple[Value, ...]:
+        values = self.slots[slot.name]
+        if (not values and not slot.optional) or (len(values) > 1 and not slot.variadic):
+            wanted = "1 or more" if slot.variadic else "1 or none" if slot.optional else "1"
+            raise OperandCountError(
+                op=self.label, found=len(values), name=slot.name, expected=wanted, legal=self.spec.signature
+            )
+        return values
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         """Return the results' types; the default reads the declared patterns."""
@@ -421,7 +431,7 @@ class Op:
 
     # -- meaning
 
-    def reference(self, run: Run, *inputs: Any) -> Any:
+    def reference(self, run: Run, *inputs: Any, **options: Any) -> Any:
         """Compute the results in plain PyTorch: a value, or a tuple where there are several."""
         raise NotImplementedError(self.opname)
 
@@ -451,13 +461,13 @@ class Op:
         return 0
 
 
-O = TypeVar("O", bound=Op)
+AnyOp = TypeVar("AnyOp", bound=Op)
 
 
-def op(name: str) -> Callable[[type[O]], type[O]]:
+def op(name: str) -> Callable[[type[AnyOp]], type[AnyOp]]:
     """Register an op class under ``name``, which is ``family.verb``."""
 
-    def declare(cls: type[O]) -> type[O]:
+    def declare(cls: type[AnyOp]) -> type[AnyOp]:
         members = [m for base in reversed(cls.__mro__) for m in vars(base).values()]
         results = tuple(m for m in members if isinstance(m, Result))
         cls.opname = name
@@ -469,6 +479,8 @@ def op(name: str) -> Callable[[type[O]], type[O]]:
         )
         if name in REGISTRY:
             raise TypeError(f"{name} is declared twice")
+        if any(slot.is_memory for slot in cls.spec.slots) and not cls.reads_memory:
+            raise TypeError(f"{name} takes a memory, so it must say that it reads one")
         REGISTRY[name] = cls
         return cls
 
@@ -503,47 +515,56 @@ def _dtype_fits(wanted: str, found: str) -> bool:
 
 
 def _match(op: Op, slot: _Slot, found: Type, dims: Dims) -> None:
-    expected = f"{slot.dtype or 'any'}[{slot.pattern}]"
     if slot.is_memory:
-        expected = f"memory<{slot.pattern}>"
         if not isinstance(found, MemoryType) or not _match_memory(slot.pattern, found, dims):
-            raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
+            raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=slot.form, bound=dims)
         return
-    if not isinstance(found, TensorType) or not _dtype_fits(slot.dtype, found.dtype):
+    wanted = slot.dtype
+    if wanted in op.slots and isinstance(like := op.slots[wanted][0].type, TensorType):
+        wanted = like.dtype
+    if not isinstance(found, TensorType) or not _dtype_fits(wanted, found.dtype):
+        expected = slot.form if wanted == slot.dtype else f"{wanted}[{slot.pattern}], the dtype of {slot.dtype}"
         raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
-    words = slot.pattern.split()
-    shape = found.shape
+    words, shape = slot.words, found.shape
+    if words == ("*",):
+        return
     if words and words[0] == "...":
         words = words[1:]
         cut = len(shape) - len(words)
         if cut >= 0:
             _match_leading(op, slot, shape[:cut], found, dims)
             shape = shape[cut:]
-    if len(words) != len(shape) or not all(_match_letter(w, d, dims) for w, d in zip(words, shape, strict=True)):
-        raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
+    if len(words) != len(shape) or not all(map(_match_letter, words, shape, [dims] * len(words))):
+        _refuse_rows(op, dims.letters.get("T"), found.sequence)
+        raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=slot.form, bound=dims)
 
 
 def _match_leading(op: Op, slot: _Slot, leading: tuple[Dim, ...], found: TensorType, dims: Dims) -> None:
     if dims.leading is None:
         dims.leading = leading
-        return
-    if dims.leading == leading:
-        return
-    first = TensorType(found.dtype, dims.leading).sequence
-    second = TensorType(found.dtype, leading).sequence
-    if first and second and first != second:
+    elif dims.leading != leading:
+        _refuse_rows(op, TensorType(found.dtype, dims.leading).sequence, TensorType(found.dtype, leading).sequence)
+        expected = f"[{', '.join(map(str, dims.leading))}, ...]"
+        raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
+
+
+def _refuse_rows(op: Op, first: Dim | None, second: Dim | None) -> None:
+    """Say so where operands do not fit because they run along different sequences."""
+    if first is not None and second is not None and first != second:
         raise MemoryRuleError(op=op.label, first=first, second=second)
-    expected = f"[{', '.join(map(str, dims.leading))}, ...]"
-    raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
 
 
 def _match_letter(word: str, dim: Dim, dims: Dims) -> bool:
+    """Bind a letter. ``B`` is the batch, ``T`` any sequence axis; all other axes are channels, known beforehand."""
+    if word == "T":
+        fits = isinstance(dim, Sym) and dim.is_sequence
+    elif word == "B":
+        fits = not (isinstance(dim, Sym) and dim.is_sequence)
+    else:
+        fits = isinstance(dim, int)
     if word.isdecimal():
         return dim == int(word)
-    if word == "T":  # any sequence axis, the same for all operands
-        fits = isinstance(dim, Sym)
-        return fits and dims.letters.setdefault(word, dim) == dim
-    return dims.letters.setdefault(word, dim) == dim
+    return fits and dims.letters.setdefault(word, dim) == dim
 
 
 def _match_memory(pattern: str, found: MemoryType, dims: Dims) -> bool:
@@ -551,7 +572,6 @@ def _match_memory(pattern: str, found: MemoryType, dims: Dims) -> bool:
     if [w[0] for w in wanted] != [f.name for f in found.fields]:
         return False
     return all(
-        len(words) - 1 == len(f.shape)
-        and all(_match_letter(w, d, dims) for w, d in zip(words[1:], f.shape, strict=True))
+        len(words) - 1 == len(f.shape) and all(map(_match_letter, words[1:], f.shape, [dims] * len(f.shape)))
         for words, f in zip(wanted, found.fields, strict=True)
     )

@@ -1,7 +1,7 @@
-"""Types of values: tensors and memories.
+"""Types of values: tensors and memories, and how they are spelled.
 
-    bf16[B, T, 8, 16]                               a tensor; the sequence axis is ``T`` or ``S@memory``
-    memory<bf16; k [4, 16], v [4, 16]; window 512>  what a decoder keeps between tokens, one or more tensors a row
+- ``bf16[B, T, 8, 16]`` is a tensor; its sequence axis is ``T`` or ``S@memory``.
+- ``memory<bf16; k [4, 16], v [4, 16]; window 512>`` is what a decoder keeps between tokens, one or more tensors a row.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TensorType:
     def sequence(self) -> Sym | None:
         """The sequence axis: ``T``, the rows of a memory, or none."""
         for dim in self.shape:
-            if isinstance(dim, Sym) and (dim.text == "T" or dim.text.startswith("S@")):
+            if isinstance(dim, Sym) and dim.is_sequence:
                 return dim
         return None
 

@@ -47,7 +47,7 @@ class DimensionError(GraphError):
 
     code = "RG005"
     message = "{text!r} is no dimension"
-    hint = "a dimension is an integer, B, T, S, S@memory, or these with + - * //"
+    hint = "a dimension is a positive integer, B, T, S, S@memory, or B, T, S and integers with + - * and // INTEGER"
 
 
 class AttributeRgError(GraphError):
@@ -62,7 +62,7 @@ class OperandCountError(GraphError):
     """An op has too few or too many operands."""
 
     code = "RG007"
-    message = "{op}: {found} operands, {expected} expected"
+    message = "{op}: {found} values for operand {name}, expected {expected}"
     hint = "{op} takes {legal}"
 
 
@@ -120,6 +120,14 @@ class HeadMapError(GraphError):
     code = "RG032"
     message = "{op}: head_map {head_map} does not fit {heads} query heads over {kv_heads} key/value heads"
     hint = "one entry a query head, each from 0 to {kv_heads} - 1"
+
+
+class MemoryRowsError(GraphError):
+    """An op that makes or reads a memory runs along another memory's rows."""
+
+    code = "RG035"
+    message = "{op}: runs along {found}; memories are made and read along T only"
+    hint = "rows of a memory may pass through token-wise ops, but only the T rows of this call become or query a memory"
 
 
 class WindowError(GraphError):

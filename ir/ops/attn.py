@@ -33,11 +33,12 @@ class State(Op):
 class KV(State):
     """Keep the keys and values of every token, or of the last ``window``.
 
+    Example:
         %m = state.kv %k, %v {window = 512} : memory<bf16; k [4, 16], v [4, 16]; window 512>
     """
 
     k = operand("B T Hkv D", dtype="float")
-    v = operand("B T Hkv Dv", dtype="float")
+    v = operand("B T Hkv Dv", dtype="k")
     out = result()
     window = optional(INT)
 
@@ -56,9 +57,11 @@ class KV(State):
 class Attend(Op):
     """Attend each query to the rows of a memory and mix their values.
 
-    A query at position ``p`` sees the rows at positions ``s <= p``, and with a window only ``s > p - window``. Query head
-    ``h`` reads key/value head ``head_map[h]``, by default ``h // (Hq // Hkv)``. Softmax is taken in float32 at least.
+    A query at position ``p`` sees the rows at positions ``s <= p``, and with a window only ``s > p - window``. Query
+    head ``h`` reads key/value head ``head_map[h]``, by default ``h // (Hq // Hkv)``. Softmax is taken in float32 at
+    least.
 
+    Example:
         %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
     """
 
@@ -71,15 +74,23 @@ class Attend(Op):
     reads_memory = True
 
     def verify(self, dim: Dims) -> None:
-        heads, kv_heads = dim.size("Hq"), dim.size("Hkv")
+        self._verify_heads(dim.size("Hq"), dim.size("Hkv"))
+        kept, dtype = self.memory.memory.window, self.memory.memory.dtype
+        if self.window is not None and self.window < 1:
+            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window shows at least one row")
+        if kept is not None and (self.window is None or self.window > kept):
+            raise WindowError(op=self.label, window=self.window or "all", kept=kept)
+        if dtype != self.q.tensor.dtype:
+            raise OpRuleError(
+                op=self.label, problem=f"{self.q.tensor.dtype} queries, {dtype} memory", fix="both need the same dtype"
+            )
+
+    def _verify_heads(self, heads: int, kv_heads: int) -> None:
         if self.head_map is None:
             if heads % kv_heads:
                 raise HeadGroupError(op=self.label, heads=heads, kv_heads=kv_heads)
         elif len(self.head_map) != heads or not all(0 <= g < kv_heads for g in self.head_map):
             raise HeadMapError(op=self.label, head_map=list(self.head_map), heads=heads, kv_heads=kv_heads)
-        kept = self.memory.memory.window
-        if kept is not None and (self.window is None or self.window > kept):
-            raise WindowError(op=self.label, window=self.window or "all", kept=kept)
 
     @property
     def groups(self) -> tuple[int, ...]:

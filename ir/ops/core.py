@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import FLOAT, INT, STR
-from regraft.ir.dims import Dim, Sizes, evaluate
-from regraft.ir.errors.graph import OpRuleError
+from regraft.ir.dims import Sizes, evaluate
+from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
 from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional_operand, result
-from regraft.ir.types import TensorType, Type
+from regraft.ir.types import Type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +22,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "sigmoid", "softplus", "tanh
 class Embed(Op):
     """Look up each token's row of a table.
 
+    Example:
         %x = core.embed %tokens, %table : bf16[B, T, 64]
     """
 
@@ -41,6 +41,7 @@ class Embed(Op):
 class Linear(Op):
     """Multiply by a weight stored ``[out, in]``, and add a bias if there is one.
 
+    Example:
         %q = core.linear %x, %w : bf16[B, T, 128]
     """
 
@@ -65,6 +66,7 @@ class Norm(Op):
     Computed in float32 at least. ``cast`` says when the input's dtype returns: ``before`` the product with the weight
     (Llama, Qwen3) or ``after`` it (Gemma).
 
+    Example:
         %h = core.norm %x, weight=%w {eps = 1e-06} : bf16[B, T, 64]
     """
 
@@ -95,11 +97,12 @@ class Norm(Op):
 class Add(Op):
     """Add two tensors of the same shape.
 
+    Example:
         %y = core.add %a, %b : bf16[B, T, 64]
     """
 
     a = operand("...", dtype="float")
-    b = operand("...", dtype="float")
+    b = operand("...", dtype="a")
     out = result("...", dtype="a")
 
     def reference(self, run: Run, a: Tensor, b: Tensor) -> Tensor:
@@ -110,11 +113,12 @@ class Add(Op):
 class Mul(Op):
     """Multiply two tensors of the same shape, element by element.
 
+    Example:
         %y = core.mul %a, %b : bf16[B, T, 64]
     """
 
     a = operand("...", dtype="float")
-    b = operand("...", dtype="float")
+    b = operand("...", dtype="a")
     out = result("...", dtype="a")
 
     def reference(self, run: Run, a: Tensor, b: Tensor) -> Tensor:
@@ -125,6 +129,7 @@ class Mul(Op):
 class Scale(Op):
     """Multiply by a constant.
 
+    Example:
         %y = core.scale %x {factor = 0.5} : bf16[B, T, 64]
     """
 
@@ -140,6 +145,7 @@ class Scale(Op):
 class Activation(Op):
     """Apply an elementwise function.
 
+    Example:
         %y = core.activation %x {kind = "silu"} : bf16[B, T, 192]
     """
 
@@ -177,12 +183,17 @@ def activate(kind: str, x: Tensor) -> Tensor:
 class Softcap(Op):
     """Squash to the range ``(-cap, cap)``: ``cap * tanh(x / cap)``.
 
+    Example:
         %y = core.softcap %logits {cap = 30.0} : bf16[B, T, 1024]
     """
 
     x = operand("...", dtype="float")
     out = result("...", dtype="x")
     cap = attribute(FLOAT)
+
+    def verify(self, dim: Dims) -> None:
+        if self.cap <= 0:
+            raise OpRuleError(op=self.label, problem=f"cap is {self.cap}", fix="cap must be positive")
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         import torch
@@ -194,23 +205,24 @@ class Softcap(Op):
 class Concat(Op):
     """Join tensors along the last axis.
 
+    Example:
         %y = core.concat %a, %b : bf16[B, T, 128]
     """
 
-    xs = operands("...", dtype="float")
+    xs = operands("*", dtype="xs")
     out = result()
 
-    def bind(self) -> Dims:
-        return Dims()
-
     def infer(self, dim: Dims) -> tuple[Type, ...]:
-        first = self.xs[0].tensor
-        for x in self.xs[1:]:
-            if x.tensor.shape[:-1] != first.shape[:-1] or x.tensor.dtype != first.dtype:
+        first, width = self.xs[0].tensor, 0
+        for x in self.xs:
+            sequence, channels = x.tensor.sequence, x.tensor.shape[-1:]
+            if sequence and first.sequence and sequence != first.sequence:
+                raise MemoryRuleError(op=self.label, first=first.sequence, second=sequence)
+            if x.tensor.shape[:-1] != first.shape[:-1] or not channels or not isinstance(channels[0], int):
                 raise OpRuleError(
                     op=self.label, problem=f"{x.tensor} beside {first}", fix="parts differ in the last axis only"
                 )
-        width = sum(evaluate(x.tensor.shape[-1], {}) for x in self.xs)
+            width += channels[0]
         return (first.with_shape(*first.shape[:-1], width),)
 
     def reference(self, run: Run, *xs: Tensor) -> Tensor:
@@ -223,6 +235,7 @@ class Concat(Op):
 class Slice(Op):
     """Take the channels from ``start`` up to ``stop`` of the last axis.
 
+    Example:
         %gate = core.slice %x {start = 0, stop = 64} : bf16[B, T, 64]
     """
 
@@ -249,6 +262,7 @@ class Slice(Op):
 class Unflatten(Op):
     """Split the last axis into ``parts`` equal ones, such as heads.
 
+    Example:
         %q = core.unflatten %x {parts = 8} : bf16[B, T, 8, 16]
     """
 
@@ -272,6 +286,7 @@ class Unflatten(Op):
 class Flatten(Op):
     """Join the last two axes.
 
+    Example:
         %y = core.flatten %ctx : bf16[B, T, 128]
     """
 
@@ -279,11 +294,8 @@ class Flatten(Op):
     out = result()
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
-        *leading, heads, width = self.x.tensor.shape
-        sizes: list[Dim] = [*leading, math.prod((evaluate(heads, {}), evaluate(width, {})))]
-        return (TensorType(self.x.tensor.dtype, tuple(sizes)),)
+        leading = self.x.tensor.shape[:-2]
+        return (self.x.tensor.with_shape(*leading, dim.size("H") * dim.size("D")),)
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         return x.flatten(-2)
-
-

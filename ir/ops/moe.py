@@ -23,6 +23,7 @@ class Route(Op):
 
     Scores are a softmax over all experts in float32; with ``normalize`` the chosen ones are divided by their sum.
 
+    Example:
         %w, %e = moe.route %logits {chosen = 8, normalize = true} : bf16[B, T, 8], i64[B, T, 8]
     """
 
@@ -58,11 +59,12 @@ class Experts(Op):
     ``gate_up`` holds the gate's rows first, then the up projection's: an expert is
     ``down(activation(gate x) * (up x))``.
 
+    Example:
         %y = moe.experts %x, %w, %e, %gate_up, %down : bf16[B, T, 64]
     """
 
     x = operand("... M", dtype="float")
-    weights = operand("... K", dtype="float")
+    weights = operand("... K", dtype="x")
     chosen = operand("... K", dtype="int")
     gate_up = operand("E F2 M", dtype="float")
     down = operand("E M F", dtype="float")

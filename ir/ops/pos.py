@@ -24,6 +24,7 @@ class Rope(Op):
     ``linear`` divides by ``factor``; ``llama3`` and ``yarn`` as specs/relatives.md, section 0, has them. ``amplitude``
     multiplies cosine and sine.
 
+    Example:
         %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
     """
 
@@ -49,10 +50,19 @@ class Rope(Op):
                 problem=f"{self.channels} channels of {width} rotate",
                 fix=f"an even number from 2 to {width}",
             )
-        if self.scaling in ("llama3", "yarn") and not self.original:
+        if self.base <= 1 or self.factor <= 0 or self.amplitude <= 0:
+            problem = f"base {self.base}, factor {self.factor}, amplitude {self.amplitude}"
+            raise OpRuleError(op=self.label, problem=problem, fix="base must exceed 1, the others 0")
+        if self.scaling in ("llama3", "yarn"):
+            self._verify_scaling()
+
+    def _verify_scaling(self) -> None:
+        if self.original is None or self.original < 1:
             raise OpRuleError(
                 op=self.label, problem=f"{self.scaling} without the original context", fix="give original"
             )
+        if not 0 < self.low < self.high:
+            raise OpRuleError(op=self.label, problem=f"low {self.low}, high {self.high}", fix="0 < low < high")
 
     def frequencies(self) -> Tensor:
         """Return the angle a position adds to each pair, float32 ``[channels / 2]``, computed as transformers does."""

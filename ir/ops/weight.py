@@ -5,18 +5,36 @@ Their reference meanings take and give plain tensors. Fits are computed in float
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import FLOAT, FLOATS, INT, INTS, STR
+from regraft.ir.dims import B, T
 from regraft.ir.errors.graph import OpRuleError
-from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional, optional_operand, result
+from regraft.ir.op import (
+    Dims,
+    Op,
+    Value,
+    attribute,
+    defaulted,
+    op,
+    operand,
+    operands,
+    optional,
+    optional_operand,
+    result,
+)
+from regraft.ir.source import torch_dtype
 from regraft.ir.types import FLOATS as FLOAT_TYPES
-from regraft.ir.types import TensorType, Type
+from regraft.ir.types import ITEM_BITS, TensorType, Type
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.ir.interpret import Run
+
+
+DTYPES = tuple(ITEM_BITS)
 
 
 class WeightOp(Op):
@@ -29,6 +47,12 @@ class WeightOp(Op):
         return ()
 
 
+def verify_sizes(op: WeightOp, sizes: tuple[int, ...]) -> None:
+    """Refuse axes without elements."""
+    if not all(size > 0 for size in sizes):
+        raise OpRuleError(op=op.label, problem=f"shape {list(sizes)}", fix="every axis has at least one element")
+
+
 @op("weight.load")
 class Load(WeightOp):
     """Read a tensor of the checkpoint. ``tensor`` is its name there, by default the value's own.
@@ -39,7 +63,7 @@ class Load(WeightOp):
 
     out = result()
     tensor = optional(STR)
-    dtype = attribute(STR)
+    dtype = attribute(STR, choices=DTYPES)
     shape = attribute(INTS)
 
     typed_attributes = ("dtype", "shape")
@@ -47,6 +71,9 @@ class Load(WeightOp):
     @classmethod
     def attributes_of(cls, type: Type) -> dict[str, object]:
         return {"dtype": type.dtype, "shape": type.sizes} if isinstance(type, TensorType) and type.static else {}
+
+    def verify(self, dim: Dims) -> None:
+        verify_sizes(self, self.shape)
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         return (TensorType(self.dtype, self.shape),)
@@ -56,9 +83,8 @@ class Load(WeightOp):
         """The tensor's name in the checkpoint."""
         return self.tensor or self.out.name
 
-    @property
-    def identity(self) -> str:
-        return self.source
+    def key(self) -> object:
+        return (type(self), self.source, self.dtype, self.shape)
 
     def loads(self) -> tuple[Load, ...]:
         return (self,)
@@ -79,7 +105,7 @@ class LoadEach(WeightOp):
 
     out = result()
     tensors = attribute(STR)
-    dtype = attribute(STR)
+    dtype = attribute(STR, choices=DTYPES)
     shape = attribute(INTS)
 
     typed_attributes = ("dtype", "shape")
@@ -91,8 +117,9 @@ class LoadEach(WeightOp):
     def verify(self, dim: Dims) -> None:
         if self.tensors.count("{}") != 1 or self.tensors.replace("{}", "").count("{"):
             raise OpRuleError(op=self.label, problem=f"tensors is {self.tensors!r}", fix="a name with one {} in it")
-        if not self.shape or self.shape[0] < 1:
+        if not self.shape:
             raise OpRuleError(op=self.label, problem="there are no tensors", fix="the first axis counts them")
+        verify_sizes(self, self.shape)
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         return (TensorType(self.dtype, self.shape),)
@@ -181,18 +208,15 @@ class ConcatWeight(WeightOp):
         %qkv = weight.concat %q, %k, %v : bf16[256, 64]
     """
 
-    xs = operands("...")
+    xs = operands("*", dtype="xs")
     out = result()
     axis = defaulted(INT, 0)
-
-    def bind(self) -> Dims:
-        return Dims()
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         first = self.xs[0].tensor
         shapes = [list(x.tensor.sizes) for x in self.xs]
         rest = {tuple(s[: self.axis] + s[self.axis + 1 :]) for s in shapes}
-        if len(rest) > 1 or len({x.tensor.dtype for x in self.xs}) > 1 or not 0 <= self.axis < len(shapes[0]):
+        if len(rest) > 1 or not 0 <= self.axis < len(shapes[0]):
             raise OpRuleError(
                 op=self.label,
                 problem=" beside ".join(str(x.tensor) for x in self.xs[:4]),
@@ -216,7 +240,7 @@ class Stack(WeightOp):
         %e = weight.stack %e0, %e1 : bf16[2, 64, 32]
     """
 
-    xs = operands("...")
+    xs = operands("...", dtype="xs")
     out = result()
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
@@ -245,10 +269,7 @@ class Cast(WeightOp):
         return (TensorType(self.dtype, self.x.tensor.shape),)
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
-        import torch
-
-        names = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-        return x.to(names[self.dtype])
+        return x.to(torch_dtype(self.dtype))
 
 
 @op("weight.combine")
@@ -259,11 +280,13 @@ class Combine(WeightOp):
         %t = weight.combine %a, %b {factors = [1.0, -1.0]} : f64[64, 64]
     """
 
-    xs = operands("...", dtype="float")
+    xs = operands("...", dtype="xs")
     out = result("...", dtype="xs")
     factors = attribute(FLOATS)
 
     def verify(self, dim: Dims) -> None:
+        if self.xs[0].tensor.dtype not in FLOAT_TYPES:
+            raise OpRuleError(op=self.label, problem=f"parts are {self.xs[0].type}", fix="parts are floating-point")
         if len(self.factors) != len(self.xs):
             raise OpRuleError(
                 op=self.label, problem=f"{len(self.factors)} factors for {len(self.xs)}", fix="one factor each"
@@ -280,15 +303,15 @@ class Combine(WeightOp):
 class Moment(WeightOp):
     """Return ``E[a bᵀ]`` over the calibration text's tokens, in float64.
 
-    ``a`` and ``b`` are run-time values ``[B, T, ...]``, flattened after the token axis. ``source_a`` and ``source_b`` name
-    an edge of the graph as it was lifted instead, so that a fit can aim at the original.
+    ``a`` and ``b`` are run-time values ``[B, T, ...]``, flattened after the token axis. ``source_a`` and ``source_b``
+    name an edge of the graph as it was lifted instead, so that a fit can aim at the original.
 
     Example:
         %c = weight.moment a=%z {source_b = "layers.0.attn.out"} : f64[128, 64]
     """
 
-    a = optional_operand("...")
-    b = optional_operand("...")
+    a = optional_operand("*", dtype="float")
+    b = optional_operand("*", dtype="float")
     out = result()
     source_a = optional(STR)
     source_b = optional(STR)
@@ -306,20 +329,26 @@ class Moment(WeightOp):
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         return (TensorType("f64", (self.rows, self.columns)),)
 
-    def bind(self) -> Dims:
-        return Dims()
-
     def verify(self, dim: Dims) -> None:
+        verify_sizes(self, (self.rows, self.columns))
         for side, value, name, size in (
             ("a", self.a, self.source_a, self.rows),
             ("b", self.b, self.source_b, self.columns),
         ):
             if (value is None) == (name is None):
-                raise OpRuleError(op=self.label, problem=f"side {side} is given twice or not", fix="give one of them")
-            if value is not None and width(value.tensor) != size:
-                raise OpRuleError(
-                    op=self.label, problem=f"side {side} has {width(value.tensor)} channels, not {size}", fix="correct it"
-                )
+                fix = f"give either {side} or source_{side}"
+                raise OpRuleError(op=self.label, problem=f"side {side} is given twice or not at all", fix=fix)
+            if value is not None:
+                self._verify_side(side, value, size)
+
+    def _verify_side(self, side: str, value: Value, size: int) -> None:
+        shape = value.tensor.shape
+        if value.is_weight or shape[:2] != (B, T) or not all(isinstance(d, int) for d in shape[2:]):
+            problem = f"side {side} is {value.type}"
+            raise OpRuleError(op=self.label, problem=problem, fix="a statistic is over run-time values [B, T, ...]")
+        if width(value.tensor) != size:
+            problem = f"side {side} has {width(value.tensor)} channels, not {size}"
+            raise OpRuleError(op=self.label, problem=problem, fix="the result's shape is the channels of a and of b")
 
     def reference(self, run: Run) -> Tensor:
         return run.moment(self)
@@ -334,8 +363,8 @@ def width(type: TensorType) -> int:
 class Refit(WeightOp):
     """Fit a linear map to statistics by least squares, drawn towards a prior.
 
-    ``gram`` is ``E[z zᵀ]``, ``cross`` ``E[z yᵀ]``, the result ``W [O, I]`` minimises ``E|W z - y|² + λ|W - prior|²`` with
-    ``λ = ridge * tr(gram) / I``. Source: specs/passes_math.md, equation (2).
+    ``gram`` is ``E[z zᵀ]``, ``cross`` ``E[z yᵀ]``, the result ``W [O, I]`` minimises
+    ``E|W z - y|² + λ|W - prior|²`` with ``λ = ridge * tr(gram) / I``. Source: specs/passes_math.md, equation (2).
 
     Example:
         %o = weight.refit %gram, %cross, %prior {ridge = 0.0001} : bf16[64, 128]
@@ -347,10 +376,15 @@ class Refit(WeightOp):
     out = result("O I", dtype="prior")
     ridge = defaulted(FLOAT, 1e-4)
 
+    def verify(self, dim: Dims) -> None:
+        if self.ridge < 0:
+            raise OpRuleError(op=self.label, problem=f"ridge is {self.ridge}", fix="ridge is not negative")
+
     def reference(self, run: Run, gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
         import torch
 
         amount = self.ridge * gram.trace() / gram.shape[0]
-        left = gram + amount * torch.eye(gram.shape[0], dtype=gram.dtype)
-        fitted = torch.linalg.solve(left, cross + amount * prior.double().T, left=True)
+        left = gram + amount * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve
+        fitted = solve(left, cross + amount * prior.double().T)
         return fitted.T.contiguous().to(prior.dtype)
