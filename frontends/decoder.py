@@ -1,0 +1,256 @@
+"""The base of all families: the keys that decoders have in common, and the model around the layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import ClassVar
+
+from regraft.frontends.blocks import Attention, Block, ModelBuilder, RMSNorm
+from regraft.frontends.config import (
+    MAX_CONTEXT,
+    MAX_HEAD_WIDTH,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    Config,
+    Given,
+    boolean,
+    choice,
+    fixed,
+    integer,
+    number,
+    optional_integer,
+    table,
+    token_ids,
+)
+from regraft.frontends.rope import Rope, read_rope
+from regraft.ir.builder import Builder
+from regraft.ir.memory import infer_windows
+from regraft.ir.op import Value
+from regraft.ir.ops.core import Embed, Linear
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+}
+DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
+FULL, SLIDING = "full_attention", "sliding_attention"
+Body = Callable[[Builder, int, Sequence[Value]], Sequence[Value]]
+_INERT_TENSORS = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+
+
+class Decoder(Config):
+    """A config of a decoder, and how it becomes a graph.
+
+    A family lists its ``model_types`` and ``architectures``, declares the keys that differ from these, and says in
+    ``block`` what each layer is; ``per_layer`` and ``twin`` where its small twin needs more than the usual keys.
+    """
+
+    model_types: ClassVar[Sequence[str]]
+    architectures: ClassVar[Sequence[str]]
+    prefix: ClassVar[str] = "model"
+    theta: ClassVar[float] = 10000.0
+
+    vocab_size = integer(32000, high=MAX_VOCABULARY)
+    hidden_size = integer(4096)
+    intermediate_size = integer(11008)
+    num_hidden_layers = integer(32, high=MAX_LAYERS)
+    num_attention_heads = integer(32, high=MAX_HEADS)
+    num_key_value_heads = optional_integer(None, high=MAX_HEADS)
+    head_dim = optional_integer(None, low=2, high=MAX_HEAD_WIDTH)
+    hidden_act = choice("silu", ACTIVATIONS)
+    max_position_embeddings = integer(2048, high=MAX_CONTEXT)
+    rms_norm_eps = number(1e-6, low=1e-30, high=1.0)
+    tie_word_embeddings = boolean(False)
+    rope_theta = number(0.0, low=1.0, high=1e12)
+    rope_parameters = table(names=("rope_scaling",))
+    bos_token_id = token_ids(())
+    eos_token_id = token_ids(())
+    dtype = choice("float32", DTYPES, null=True, names=("torch_dtype",))
+    quantization_config = fixed(None)
+    is_encoder_decoder = fixed(False)
+    add_cross_attention = fixed(False)
+    cross_attention_hidden_size = fixed(None)
+    pruned_heads = fixed({})
+
+    def check(self) -> None:
+        """Check that heads, widths and the rope's keys agree."""
+        if self.num_attention_heads % self.kv_heads:
+            raise self.disagree(
+                "num_attention_heads",
+                f"{self.num_attention_heads} query heads cannot be dealt evenly to {self.kv_heads} key/value heads",
+                "num_attention_heads must be a multiple of num_key_value_heads",
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise self.disagree(
+                "hidden_size",
+                f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads",
+                "correct one of them, or give head_dim",
+            )
+        if self.head_width % 2:
+            raise self.disagree(
+                "head_dim" if self.head_dim else "hidden_size",
+                f"heads are {self.head_width} wide",
+                "rotary embeddings need an even width",
+            )
+        self.block(0)  # reads the rope's keys
+
+    # -- what the keys say
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads: as many as query heads where the config does not say."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def norm(self) -> RMSNorm:
+        """The norm of the layers' inputs and of the last stream."""
+        return RMSNorm(self.rms_norm_eps)
+
+    @cached_property
+    def rope(self) -> Rope:
+        """How queries and keys turn."""
+        return read_rope(
+            self.rope_keys(),
+            theta=self.rope_theta or self.theta,
+            context=self.max_position_embeddings,
+            width=self.head_width,
+            allow=self.allow,
+            unknown=self,
+        )
+
+    def rope_keys(self) -> Given:
+        """Return the rope's own keys, under whatever name they stand."""
+        key = next((name for name in type(self).rope_parameters.names if self.given.values.get(name)), None)
+        return self.given.nested(key) if key else Given({}, self.given.path)
+
+    def attention(
+        self, *, window: int | None = None, norm: RMSNorm | None = None, bias: bool = False, out_bias: bool = False
+    ) -> Attention:
+        """Return grouped-query attention as the common keys describe it."""
+        return Attention(
+            heads=self.num_attention_heads,
+            kv_heads=self.kv_heads,
+            width=self.head_width,
+            scale=self.head_width**-0.5,
+            rope=self.rope,
+            window=window,
+            norm=norm,
+            bias=bias,
+            out_bias=out_bias,
+        )
+
+    def block(self, layer: int) -> Block:
+        """Return what layer ``layer`` is; equal layers give equal values."""
+        raise NotImplementedError
+
+    # -- the graph
+
+    def build(self, b: ModelBuilder, name: str, *, tied: bool, facts: Mapping[str, object]) -> None:
+        """Build the model into the builder's graph.
+
+        Args:
+            b: A builder over an empty graph.
+            name: What to call the graph.
+            tied: Whether the embedding serves as the head.
+            facts: Facts for the graph's ``meta`` beside those of the config.
+        """
+        graph = b.graph
+        graph.name = name
+        graph.meta = {
+            "family": self.family,
+            "model_type": str(self.given.values.get("model_type") or self.model_types[0]),
+            "architecture": self.architectures[0],
+            "dtype": b.dtype,
+            "vocab": self.vocab_size,
+            "context": self.max_position_embeddings,
+            "eos": self.eos_token_id,
+            "bos": self.bos_token_id[0] if self.bos_token_id else None,
+            "tied": tied,
+            **facts,
+        }
+        tokens, pos = b.tokens()
+        embedding, head = f"{self.prefix}.embed_tokens.weight", "lm_head.weight"
+        if tied and b.tensors.has(embedding) is False and b.tensors.has(head):
+            embedding = head
+        x = b(Embed, "embed", tokens, b.weight(embedding, self.vocab_size, self.hidden_size))
+        for layer in range(self.num_hidden_layers):
+            block = self.block(layer)
+            (x,) = b.layer(layer, self.key(b, layer, block), [x], self._body(block, pos))
+        x = self.norm.build(b, "norm", x, f"{self.prefix}.norm")
+        weight = b.weight(embedding if tied else head, self.vocab_size, self.hidden_size)
+        graph.set_outputs([b(Linear, "logits", x, weight)])
+        infer_windows(graph)
+
+    def key(self, b: ModelBuilder, layer: int, block: Hashable) -> Hashable:
+        """Return what a layer's structure depends on: its block, and how its tensors are stored."""
+        return block, b.tensors.layer(layer)
+
+    def _body(self, block: Block, pos: Value) -> Body:
+        def body(b: Builder, layer: int, inputs: Sequence[Value]) -> Sequence[Value]:
+            assert isinstance(b, ModelBuilder)
+            return [block.build(b, inputs[0], pos, f"{self.prefix}.layers.{layer}")]
+
+        return body
+
+    def inert_tensor(self, name: str) -> bool:
+        """Return whether a checkpoint may hold a tensor of this name though the model does not read it."""
+        return _INERT_TENSORS.search(name) is not None
+
+    # -- the small twin
+
+    def twin(self) -> dict[str, object]:
+        """Return a small config of the same structure: every kind of layer twice, every mechanism at work."""
+        heads, kv_heads = self.num_attention_heads, self.kv_heads
+        few = 4 if heads == kv_heads else 1 if kv_heads == 1 else 2
+        layers = self.twin_layers()
+        small: dict[str, object] = {
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": len(layers),
+            "num_attention_heads": 4,
+            "num_key_value_heads": few,
+            "max_position_embeddings": 512,
+            "dtype": "float32",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": None,
+        }
+        if self.head_dim is not None:
+            plain = self.head_dim * heads == self.hidden_size
+            small["head_dim"] = 16 if plain else 24
+        config = {name: value for name, value in self.given.values.items() if name != "torch_dtype"}
+        return config | small | self._twin_rope() | self.per_layer(layers)
+
+    def twin_layers(self) -> list[int]:
+        """Return the layers that the twin keeps: the first two of each kind, in order."""
+        seen: dict[Block, list[int]] = {}
+        for layer in range(self.num_hidden_layers):
+            seen.setdefault(self.block(layer), []).append(layer)
+        return sorted(layer for layers in seen.values() for layer in (layers * 2)[:2])
+
+    def per_layer(self, layers: Sequence[int]) -> dict[str, object]:
+        """Return the keys that say what each layer is, for a model of ``layers`` only; and the small windows."""
+        return {}
+
+    def _twin_rope(self) -> dict[str, object]:
+        """Return the rope's keys with an original context so short that scaling shows."""
+        given = self.rope_keys()
+        if "original_max_position_embeddings" not in given.values and self.rope.original is None:
+            return {}
+        key = given.prefix.rstrip(".")
+        return {key: {**given.values, "original_max_position_embeddings": 64}}

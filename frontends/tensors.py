@@ -1,0 +1,86 @@
+"""What a frontend asks of a checkpoint while it builds: which tensors there are, and their element types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from typing import Protocol
+
+from regraft.ir.graph import layer_of, relative
+from regraft.ir.source import Source
+
+
+class Tensors(Protocol):
+    """The tensors that a model is built over."""
+
+    def has(self, name: str) -> bool | None:
+        """Return whether there is a tensor of that name; None where nobody knows."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """Return the element type of a tensor, or the one to expect."""
+        ...
+
+    def layer(self, number: int) -> Hashable:
+        """Return what makes a layer's tensors differ from another's in more than their numbers."""
+        ...
+
+
+class Declared:
+    """The tensors that a config alone calls for, all of one element type.
+
+    Args:
+        dtype: The element type.
+        published: Whether to declare them as checkpoints are published, rather than as the graph wants them.
+    """
+
+    def __init__(self, dtype: str, *, published: bool = False) -> None:
+        self._dtype, self._published = dtype, published
+
+    def has(self, name: str) -> bool | None:
+        """Return False for what only a converted checkpoint has, otherwise None."""
+        return False if self._published else None
+
+    def dtype(self, name: str) -> str:
+        """Return the one element type."""
+        return self._dtype
+
+    def layer(self, number: int) -> Hashable:
+        """Return the same for every layer."""
+        return None
+
+
+class Stored:
+    """The tensors of a checkpoint, known from its headers.
+
+    Args:
+        source: The checkpoint.
+        dtype: The element type to expect of a tensor that is not there.
+    """
+
+    def __init__(self, source: Source, dtype: str) -> None:
+        self._dtypes = {name: source.info(name).dtype for name in source.names()}
+        common = Counter(self._dtypes.values()).most_common(1)
+        self._dtype = common[0][0] if common else dtype
+        self._odd: dict[int, set[tuple[str, str]]] = {}
+        for name, found in self._dtypes.items():
+            number = layer_of(name)
+            if found != self._dtype and number is not None:
+                self._odd.setdefault(number, set()).add((relative(name), found))
+
+    def has(self, name: str) -> bool | None:
+        """Return whether the checkpoint has the tensor."""
+        return name in self._dtypes
+
+    def dtype(self, name: str) -> str:
+        """Return the tensor's element type, the most common one for a tensor that is not there."""
+        return self._dtypes.get(name, self._dtype)
+
+    def layer(self, number: int) -> Hashable:
+        """Return the layer's tensors of another element type than most."""
+        return frozenset(self._odd.get(number, ()))
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """Every tensor's element type."""
+        return self._dtypes

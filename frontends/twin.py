@@ -1,0 +1,139 @@
+"""Twins: the same structure, small, with random weights in the layout that the family is published in."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft.frontends.checkpoint import SINGLE
+from regraft.frontends.config import Given
+from regraft.frontends.family import family_of
+from regraft.frontends.folder import CONFIG
+from regraft.frontends.header import build_header
+from regraft.frontends.lift import expected_tensors, lift_config
+from regraft.frontends.tensors import Declared
+from regraft.ir.files import OutputFolder
+from regraft.ir.graph import Graph
+from regraft.ir.ops.core import Embed, Norm
+from regraft.ir.source import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
+
+    Array = NDArray[float32]
+
+_GAIN = 1.5  # of every map: attention then prefers some tokens, and logits spread by more than one
+
+
+def twin_config(config: Mapping[str, Any], path: str = CONFIG, allow_keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the config of a model's small twin: every kind of layer twice, every mechanism at work.
+
+    Args:
+        config: The model's config.
+        path: Where it stands, for messages.
+        allow_keys: Keys to accept though the family does not know them.
+
+    Raises:
+        ConfigError: The config cannot be read.
+    """
+    given = Given(config, path)
+    family = family_of(given)
+    return dict(sorted(family(given, allow_keys).twin().items()))
+
+
+def write_twin(
+    config: Mapping[str, Any], out: Path, seed: int = 0, *, path: str = CONFIG, allow_keys: Iterable[str] = ()
+) -> Path:
+    """Write a model's small twin, and return its folder; the same config and seed give the same bytes.
+
+    No parameter has a value that would hide a mistake: norms differ from one, biases from zero.
+
+    Args:
+        config: The model's config.
+        out: The folder to write.
+        seed: Chooses the weights.
+        path: Where the config stands, for messages.
+        allow_keys: Keys to accept though the family does not know them.
+
+    Raises:
+        ConfigError: The config cannot be read.
+        OutputExistsError: ``out`` exists.
+    """
+    allow = tuple(allow_keys)
+    small = twin_config(config, path, allow)
+    given = Given(small, path)
+    graph = lift_config(family_of(given)(given, allow), Declared("f32", published=True))
+    tensors = random_tensors(graph, seed)
+    infos = [TensorInfo(name, "f32", array.shape) for name, array in tensors.items()]
+    data = b"".join([build_header(infos), *(array.tobytes() for array in tensors.values())])
+    with OutputFolder(out, f"twin {seed} {zlib.crc32(data)}") as folder:
+        folder.write(CONFIG, json.dumps(small, indent=2) + "\n")
+        folder.write(SINGLE, data)
+        return folder.commit()
+
+
+def random_tensors(graph: Graph, seed: int) -> dict[str, Array]:
+    """Return a value for every tensor that a graph loads, as far from special values as training leaves them."""
+    import numpy
+
+    norms = {op.weight.name: op.offset for op in graph.ops if isinstance(op, Norm) and op.weight is not None}
+    tables = {op.table.name for op in graph.ops if isinstance(op, Embed)}
+
+    def fill(info: TensorInfo) -> Array:
+        noise = numpy.random.default_rng([seed, zlib.crc32(info.name.encode())]).random(info.shape) * 2 - 1
+        if info.name in norms:
+            values = 1 - norms[info.name] + 0.3 * noise
+        elif info.name in tables:
+            values = math.sqrt(3) / 4 * noise
+        elif len(info.shape) == 1:
+            values = 0.5 * noise
+        else:
+            values = _GAIN * math.sqrt(3 / info.shape[-1]) * noise
+        return values.astype(numpy.float32)
+
+    return {info.name: fill(info) for info in expected_tensors(graph)}
+
+
+def golden_tensors(graph: Graph, *, zero_centred: bool = False) -> dict[str, Array]:
+    """Return the weights that specs/*_golden.json give their tiny models, by the formula stated there.
+
+    Args:
+        graph: The tiny model, with fused experts.
+        zero_centred: Whether its norms multiply by ``1 + weight``.
+    """
+    import numpy
+
+    def fill(info: TensorInfo) -> Array:
+        offset, amplitude = _golden_range(info.name, zero_centred)
+        x = numpy.arange(1, math.prod(info.shape) + 1, dtype=numpy.uint64) * numpy.uint64(2654435761)
+        x = (x + numpy.uint64(zlib.crc32(info.name.encode()))) & _MASK
+        x ^= x >> numpy.uint64(15)
+        x = (x * numpy.uint64(2246822519)) & _MASK
+        x ^= x >> numpy.uint64(13)
+        x = (x * numpy.uint64(3266489917)) & _MASK
+        x ^= x >> numpy.uint64(16)
+        values = offset + amplitude * (2 * (x.astype(numpy.float64) / 2**32) - 1)
+        return values.astype(numpy.float32).reshape(info.shape)
+
+    return {info.name: fill(info) for info in expected_tensors(graph)}
+
+
+_MASK = 0xFFFFFFFF
+
+
+def _golden_range(name: str, zero_centred: bool) -> tuple[float, float]:
+    """Return the centre and the half-width of a tensor's values: the first rule that matches."""
+    rules = (
+        (name.endswith("linear_attn.norm.weight"), (1.0, 0.2)),
+        (name.endswith(("A_log", "dt_bias", "sinks")), (0.0, 1.0)),
+        ("norm" in name and name.endswith(".weight"), (0.0 if zero_centred else 1.0, 0.2)),
+        (name.endswith("e_score_correction_bias"), (0.0, 0.1)),
+        ("embed" in name, (0.0, 1.0)),
+        (name.endswith("bias"), (0.0, 0.2)),
+    )
+    return next((values for matches, values in rules if matches), (0.0, 0.25))
