@@ -1,7 +1,7 @@
 """Assemble ``passes/data/sample.txt``: 1 MB of mixed text to calibrate on, prose, code and tables.
 
 Its parts and their licences are listed in ``passes/data/README.md``. The result depends on the running Python's patch
-version and on the installed time zone tables. The file in the repository was made with Python 3.11.7 and stays as it is.
+version and on the installed time zone tables. The file in the repository was made once, with Python 3.11.7.
 
     python examples/make_sample.py [OUT]
 """

@@ -258,7 +258,9 @@ def _attention(op: Attend, ops: Sequence[Op]) -> str:
     if any(isinstance(each, Norm) and len(each.out.tensor.shape) == 4 for each in ops):
         words.append("q/k norm")
     ropes = {each.base: each.scaling for each in ops if isinstance(each, Rope)}
-    words += [f"rope {base:g}" + (f" {scaling}" if scaling != "none" else "") for base, scaling in ropes.items()]
+    words += [
+        f"rope base {base:,.0f}" + (f" {scaling}" if scaling != "none" else "") for base, scaling in ropes.items()
+    ]
     return ", ".join(words)
 
 

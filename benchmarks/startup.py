@@ -1,0 +1,58 @@
+"""How long the command line takes to start: medians over fresh processes, with a warm file cache.
+
+    python benchmarks/startup.py [RUNS]
+
+Bars: ``--help`` 0.25 s, ``inspect`` of an 80-layer config 0.6 s, torch not imported.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BARS = {"--version": 0.25, "--help": 0.25, "inspect of 80 layers": 0.6, "inspect of 80 layers, --json": 0.6}
+
+
+def seconds(arguments: list[str], runs: int) -> float:
+    """Return the median wall time of a command, process start included."""
+    found: list[float] = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "regraft", *arguments], cwd=ROOT, check=True, capture_output=True)
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def imports_torch(arguments: list[str]) -> bool:
+    """Return whether a command loads torch."""
+    code = f"import sys; from regraft.cli.main import main; main({arguments!r}); sys.exit('torch' in sys.modules)"
+    return bool(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode)
+
+
+def main() -> int:
+    """Measure and print; return 1 if a bar is missed."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    config = json.loads((ROOT / "frontends" / "configs" / "Qwen3-8B.json").read_text(encoding="utf-8"))
+    config |= {"num_hidden_layers": 80}
+    config.pop("layer_types", None)
+    missed = False
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        inspect = ["inspect", str(file)]
+        commands = dict(zip(BARS, (["--version"], ["--help"], inspect, [*inspect, "--json"]), strict=True))
+        for name, arguments in commands.items():
+            taken, torch = seconds(arguments, runs), imports_torch(arguments)
+            missed |= taken > BARS[name] or torch
+            print(f"{name:30} {taken:.3f} s   bar {BARS[name]} s   {'imports torch' if torch else 'no torch'}")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

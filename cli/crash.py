@@ -1,0 +1,53 @@
+"""What is left of an internal error: a file with all that is needed to see it again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "networkx",
+    "jinja2",
+    "click",
+    "rich",
+)
+
+
+def write_reproducer(error: BaseException, arguments: Sequence[str]) -> str:
+    """Write command, versions and traceback into a new file in the temporary folder and return its path."""
+    from regraft import __version__
+
+    lines = [
+        f"command: {shlex.join(['regraft', *arguments])}",
+        f"folder: {os.getcwd()}",
+        f"regraft: {__version__}",
+        f"python: {sys.version.split()[0]} on {platform.platform()}",
+        *(f"{name}: {package_version(name) or 'not installed'}" for name in PACKAGES),
+        "",
+        "".join(traceback.format_exception(error)),
+    ]
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="regraft-crash-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write("\n".join(lines))
+    return file.name
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package without importing it, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,117 @@
+"""Tables of what commands found, from the JSON that ``--json`` prints: one function for each schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regraft.views.numbers import size
+from regraft.views.table import Block, Heading, table
+
+Payload = Mapping[str, Any]
+
+
+def verify_report(found: Payload) -> list[Block]:
+    """Return ``regraft.verify/1`` as blocks."""
+    against = f" against {found['against']}" if found["against"] else ""
+    rows = [
+        ("ok" if check["passed"] else "FAILED", check["name"], f"{check['error']:.2e}", f"{check['bound']:.2e}")
+        for check in found["checks"]
+    ]
+    title = f"{found['subject']}{against}: largest difference of logits"
+    return [Heading(title, 1), table(("", "check", "found", "allowed"), rows, numbers=False)]
+
+
+def eval_report(found: Payload) -> list[Block]:
+    """Return ``regraft.eval/1`` as blocks."""
+    title = f"{found['tokens']:,} tokens of {found['text']}, windows of {found['context']:,}"
+    based = found["base_perplexity"] is not None
+    rows = [("perplexity", f"{found['perplexity']:.4f}")]
+    if based:
+        rows += [
+            ("perplexity of the base", f"{found['base_perplexity']:.4f}"),
+            ("KL(base || model), mean, nats a token", f"{found['kl']['mean']:.5f}"),
+            ("KL(base || model), 99th percentile", f"{found['kl']['p99']:.5f}"),
+            ("top-1 agreement", f"{found['top1_agreement']:.2%}"),
+        ]
+    cache = found["cache"]
+    for key, name in (("predicted_bytes", "cache predicted"), ("measured_bytes", "cache measured")):
+        if cache[key] is not None:
+            rows.append((f"{name}, {found['context']:,} tokens", size(cache[key])))
+    blocks: list[Block] = [Heading(title, 1), table(("", ""), rows)]
+    return blocks + _needles(found) + _layers(found["layers"])
+
+
+def _needles(found: Payload) -> list[Block]:
+    if not found["needle"]:
+        return []
+    base = {(each["length"], each["depth"]): each["recall"] for each in found["base_needle"]}
+    columns = ["prompt tokens", "depth", "recall"] + (["base"] if base else [])
+    rows: list[Sequence[str]] = []
+    for each in found["needle"]:
+        row = [f"{each['length']}", f"{each['depth']:.2f}", f"{each['recall']:.0%}"]
+        rows.append([*row, f"{base[each['length'], each['depth']]:.0%}"] if base else row)
+    return [Heading("Recall of one key-value pair among many"), table(columns, rows)]
+
+
+def _layers(layers: Sequence[Payload]) -> list[Block]:
+    if not layers:
+        return []
+    rows = [
+        (str(each["layer"]), _share(each["error_teacher_forced"]), _share(each["error_free_running"]))
+        for each in layers
+    ]
+    columns = ("layer", "fed by the original", "free-running")
+    return [Heading("Relative error by layer"), table(columns, rows)]
+
+
+def _share(error: float | None) -> str:
+    return "-" if error is None or math.isnan(error) else f"{error:.2%}"
+
+
+def passes_report(found: Sequence[Payload]) -> list[Block]:
+    """Return the passes of ``regraft.passes/1`` as blocks."""
+    rows = [(each["name"], each["preserves"], each["summary"]) for each in found]
+    return [Heading("Passes", 1), table(("pass", "preserves", ""), rows, numbers=False)]
+
+
+def pass_report(found: Payload) -> list[Block]:
+    """Return one pass, ``regraft.pass/1``, as blocks."""
+    rows = [(each["name"], each["type"], each["default"], each["text"]) for each in found["options"]]
+    blocks: list[Block] = [Heading(f"{found['name']}: {found['summary']}", 1), f"preserves: {found['preserves']}"]
+    if found["text"]:
+        blocks += [Heading("What it does"), *found["text"].splitlines()]
+    if rows:
+        blocks += [Heading("Options"), table(("option", "type", "default", ""), rows, numbers=False)]
+    if found["source"]:
+        blocks += [Heading("Source"), *found["source"].splitlines()]
+    return blocks
+
+
+def doctor_report(found: Payload) -> list[Block]:
+    """Return ``regraft.doctor/1`` as blocks."""
+    rows = [
+        ("python", f"{found['python']} on {found['platform']}"),
+        ("cores", str(found["cores"])),
+        ("memory", f"{size(found['memory_bytes'])}, {size(found['memory_available_bytes'])} available"),
+        ("disk, here", f"{size(found['disk_free_bytes'])} free"),
+        ("disk, temporary files", f"{size(found['temporary_free_bytes'])} free"),
+        ("C++ compiler", found["compiler"] or "none"),
+    ]
+    rows += [("GPU", f"{g['name']}, {size(g['memory_bytes'])}, sm {g['capability']}") for g in found["gpus"]]
+    if not found["gpus"]:
+        rows.append(("GPU", "none that torch can use"))
+    packages = [(name, version or "not installed") for name, version in found["packages"].items()]
+    features = [
+        ("yes" if each["available"] else "no", each["name"], f"needs {each['missing']}" if each["missing"] else "")
+        for each in found["features"]
+    ]
+    return [
+        Heading("This machine", 1),
+        table(("", ""), rows, numbers=False),
+        Heading("Packages"),
+        table(("", ""), packages, numbers=False),
+        Heading("Available"),
+        table(("", "", ""), features, numbers=False),
+    ]
