@@ -6,10 +6,12 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 
 from regraft.ir.dims import B, T
-from regraft.ir.graph import Graph, in_layer, relative
+from regraft.ir.graph import Graph, in_layer, layer_of, relative
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load
 from regraft.ir.types import TensorType
+
+Body = Callable[["Builder", int, Sequence[Value]], Sequence[Value]]
 
 
 class Builder:
@@ -48,6 +50,8 @@ class Builder:
         operands (None leaves one out) and attributes.
         """
         spec = op.spec
+        if len(values) > len(spec.slots):
+            raise TypeError(f"{op.opname} takes {spec.signature}, not {len(values)} operands")
         slots: dict[str, Sequence[Value]] = {}
         for slot, value in zip(spec.slots, values, strict=False):
             slots[slot.name] = (value,) if isinstance(value, Value) else value
@@ -81,13 +85,12 @@ class Builder:
         self.graph.add_input("valid", TensorType("bool", (B, T)))
         return tokens, pos
 
-    def layer(
-        self, number: int, key: Hashable, inputs: Sequence[Value], body: Callable[[Builder, int, Sequence[Value]], Sequence[Value]]
-    ) -> list[Value]:
+    def layer(self, number: int, key: Hashable, inputs: Sequence[Value], body: Body) -> list[Value]:
         """Add layer ``number`` and return its outputs.
 
-        ``body`` builds the layer from its number and its inputs; ``key`` says all else that it depends on. A layer whose
-        key came before is copied from that one, without building or checking it again.
+        ``body`` builds the layer from its number and its inputs; ``key`` says all else that it depends on. A layer
+        whose key came before is copied from that one, without building or checking it again; weights that the first
+        one declared outside of its layer are shared.
         """
         first = self._layers.get(key)
         if first is None:
@@ -99,11 +102,13 @@ class Builder:
         ops, was, outputs = first
         new: dict[Value, Value] = dict(zip(was, inputs, strict=True))
         for op in ops:
-            names = [in_layer(relative(v.name), number) for v in op.results]
+            if op.weight_time and layer_of(op.results[0].name) is None:
+                continue
             twin = op.rebuilt(lambda v: new.get(v, v))
-            for key, value in twin.attributes.items():
+            for name, value in twin.attributes.items():
                 if isinstance(value, str) and "layers." in value:  # a tensor's name in the checkpoint
-                    twin.attributes[key] = in_layer(relative(value), number)
+                    twin.attributes[name] = in_layer(relative(value), number)
+            names = [in_layer(relative(v.name), number) for v in op.results]
             results = self.graph.add(twin, names, [v.type for v in op.results])
             new.update(zip(op.results, results, strict=True))
-        return [new[v] for v in outputs]
+        return [new.get(v, v) for v in outputs]

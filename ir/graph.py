@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from regraft.ir.errors.graph import DuplicateValueError, OrderError, TimeError
+from regraft.ir.attributes import plain
+from regraft.ir.errors.graph import (
+    CycleError,
+    DuplicateValueError,
+    GraphError,
+    InUseError,
+    OrderError,
+    TimeError,
+    UseListError,
+    ValueNameError,
+)
 from regraft.ir.op import Op, Value
 from regraft.ir.types import Type
 
 if TYPE_CHECKING:
     import networkx
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?=\.|$)")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(?:\.[A-Za-z0-9_\-]+)*")
+_LAYER = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,5})(?=\.)")
 
 
+@lru_cache(1 << 16)
 def layer_of(name: str) -> int | None:
-    """Return the layer number in a dotted name, or none."""
+    """Return the layer number in a dotted name such as ``layers.3.attn.q``, or none."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
 
@@ -36,13 +49,14 @@ class Graph:
     """A model: inputs, ops in execution order, outputs, and what describes it.
 
     Args:
-        name: The model's name; letters, digits, dots, dashes and underscores.
-        meta: Facts that are no ops: family, vocabulary, end tokens, trained context, storage dtype.
+        name: The model's name; what is no letter, digit, dot, dash or underscore becomes an underscore.
+        meta: Facts that are no ops: family, vocabulary, end tokens, trained context, storage dtype. Keys are
+            identifiers; values are numbers, strings, truth values, None, or lists of these, kept as tuples.
     """
 
     def __init__(self, name: str, meta: Mapping[str, object] | None = None) -> None:
-        self.name = name
-        self.meta: dict[str, object] = dict(meta or {})
+        self.name = re.sub(r"[^A-Za-z0-9_.\-]", "_", name) or "graph"
+        self.meta: dict[str, object] = {key: plain(value) for key, value in (meta or {}).items()}
         self.inputs: list[Value] = []
         self.ops: list[Op] = []
         self.outputs: list[Value] = []
@@ -52,7 +66,8 @@ class Graph:
 
     def add_input(self, name: str, type: Type) -> Value:
         """Declare an input."""
-        value = self._own(Value(name, type))
+        self._check_name(name)
+        value = self._values[name] = Value(name, type)
         self.inputs.append(value)
         return value
 
@@ -72,10 +87,16 @@ class Graph:
         Types are inferred and checked, unless ``types`` gives them (a copy of an op that was checked).
 
         Raises:
-            GraphError: The operands or attributes do not fit, or a name is taken.
+            GraphError: The operands or attributes do not fit, or a name is taken; the graph is as before.
         """
-        inferred = op.types() if types is None else tuple(types)
-        op.results = tuple(self._own(Value(n, t, op)) for n, t in zip(names, inferred, strict=True))
+        inferred = _typed(op, names[0]) if types is None else types
+        results = tuple(Value(name, type, op) for name, type in zip(names, inferred, strict=True))
+        for i, value in enumerate(results):
+            self._check_name(value.name)
+            if i and value.name in names[:i]:
+                raise DuplicateValueError(name=value.name, where=value.name)
+        op.results = results
+        self._values.update((value.name, value) for value in results)
         for value in op.operands:
             value.users[op] = value.users.get(op, 0) + 1
         if before is None:
@@ -84,11 +105,11 @@ class Graph:
             self.ops.insert(self.ops.index(before), op)
         return op.results
 
-    def _own(self, value: Value) -> Value:
-        if value.name in self._values:
-            raise DuplicateValueError(name=value.name, where=value.name)
-        self._values[value.name] = value
-        return value
+    def _check_name(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueNameError(name=repr(name))
+        if name in self._values:
+            raise DuplicateValueError(name=name, where=name)
 
     # -- looking
 
@@ -124,9 +145,7 @@ class Graph:
     def in_layer(self, layer: int, kind: type[Op] | None = None) -> list[Op]:
         """The ops of a layer, all or those of one class."""
         return [
-            op
-            for op in self.ops
-            if layer_of(op.results[0].name) == layer and (kind is None or isinstance(op, kind))
+            op for op in self.ops if layer_of(op.results[0].name) == layer and (kind is None or isinstance(op, kind))
         ]
 
     def fresh(self, name: str) -> str:
@@ -161,29 +180,39 @@ class Graph:
         """Give ``op`` another attribute value, checked against its declaration."""
         op.attributes[name] = op.spec.attributes[name].coerce(op.opname, value)
 
-    def replace_uses(self, old: Value, new: Value, of: Callable[[Op], bool] = lambda _: True) -> None:
-        """Let the users of ``old`` (those that ``of`` accepts) read ``new``."""
+    def replace_uses(self, old: Value, new: Value, of: Callable[[Op], bool] | None = None) -> None:
+        """Let the users of ``old`` read ``new``: all, with the graph's outputs, or just the ops that ``of`` accepts.
+
+        The op that makes ``new`` may read ``old``, and goes on doing so.
+        """
         for user in list(old.users):
-            if new.op is user or not of(user):
+            if new.op is user or (of is not None and not of(user)):
                 continue
             for slot, values in user.slots.items():
                 if old in values:
                     self.set_operand(user, slot, [new if v is old else v for v in values])
-        self.outputs = [new if v is old else v for v in self.outputs]
+        if of is None:
+            self.outputs = [new if v is old else v for v in self.outputs]
 
     def rename(self, value: Value, name: str) -> None:
         """Call ``value`` by another name; a memory's cache is then called so too."""
         if name == value.name:
             return
-        if name in self._values:
-            raise DuplicateValueError(name=name, where=name)
+        self._check_name(name)
         del self._values[value.name]
         value.name = name
         self._values[name] = value
 
     def erase(self, op: Op) -> None:
-        """Remove an op that nobody reads."""
-        assert not any(v.users or v in self.outputs for v in op.results), op
+        """Remove an op that nobody reads.
+
+        Raises:
+            InUseError: Somebody does.
+        """
+        users = [user.label for v in op.results for user in v.users]
+        users += ["return" for v in op.results if v in self.outputs]
+        if users:
+            raise InUseError(op=op.label, users=", ".join(users), where=op.scope)
         self.ops.remove(op)
         self._forget(op)
 
@@ -206,17 +235,17 @@ class Graph:
     def merge_equal(self) -> int:
         """Let one op serve where several compute the same, and return how many went. Memories stay apart."""
         seen: dict[object, Op] = {}
-        merged = 0
-        for op in list(self.ops):
-            if op.is_state:
+        kept: list[Op] = []
+        for op in self.ops:
+            first = op if op.is_state else seen.setdefault(op.key(), op)
+            if first is op:
+                kept.append(op)
                 continue
-            key = op.key()
-            first = seen.setdefault(key, op)
-            if first is not op:
-                for old, new in zip(op.results, first.results, strict=True):
-                    self.replace_uses(old, new)
-                self.erase(op)
-                merged += 1
+            for old, new in zip(op.results, first.results, strict=True):
+                self.replace_uses(old, new)
+            self._forget(op)
+        merged = len(self.ops) - len(kept)
+        self.ops = kept
         return merged
 
     def retype(self) -> None:
@@ -226,32 +255,45 @@ class Graph:
             GraphError: Some op no longer fits its operands.
         """
         for op in self.ops:
-            for value, type in zip(op.results, op.types(), strict=True):
+            for value, type in zip(op.results, _typed(op, op.results[0].name), strict=True):
                 value.type = type
 
     def sort(self) -> None:
-        """Put the ops in an order in which operands come first, otherwise as they are."""
+        """Put the ops in an order in which operands come first, otherwise as they are.
+
+        Raises:
+            CycleError: There is none.
+        """
         import networkx
 
         place = {op: i for i, op in enumerate(self.ops)}
-        self.ops = list(networkx.lexicographical_topological_sort(self.to_networkx(), key=lambda op: place[op]))
+        edges = self.to_networkx()
+        try:
+            self.ops = list(networkx.lexicographical_topological_sort(edges, key=place.__getitem__))
+        except networkx.NetworkXUnfeasible:
+            cycle = [edge[0].label for edge in networkx.find_cycle(edges)]
+            raise CycleError(ops=", ".join(cycle[:6]), where=self.name) from None
 
     def copy(self) -> Graph:
         """Return an independent copy, names and types as they are."""
         copy = Graph(self.name, self.meta)
         new: dict[Value, Value] = {v: copy.add_input(v.name, v.type) for v in self.inputs}
         for op in self.ops:
-            results = copy.add(
-                op.rebuilt(new.__getitem__), [v.name for v in op.results], [v.type for v in op.results]
-            )
+            results = copy.add(op.rebuilt(new.__getitem__), [v.name for v in op.results], [v.type for v in op.results])
             new.update(zip(op.results, results, strict=True))
         copy.set_outputs([new[v] for v in self.outputs])
         return copy
 
     # -- checking
 
+    def equals(self, other: Graph) -> bool:
+        """Whether ``other`` has the same name, facts, inputs, ops in the same order, value names, types and outputs."""
+        return _listing(self) == _listing(other)
+
     def verify(self) -> None:
-        """Check order, types, the memory rule, times of values and every op's own rule.
+        """Check order, use-lists, types, the memory rule, times of values and every op's own rule.
+
+        Types are inferred anew on the way.
 
         Raises:
             GraphError: The first rule that does not hold, with its op and scope.
@@ -261,18 +303,62 @@ class Graph:
             for value in op.operands:
                 if value not in made:
                     raise OrderError(op=op.label, name=value.name, where=op.scope)
-                if op.weight_time and not value.is_weight and op.opname != "weight.moment":
-                    raise TimeError(op=op.label, name=value.name, where=op.scope)
-            for value, type in zip(op.results, op.types(), strict=True):
+                if op not in value.users:
+                    raise UseListError(op=op.label, name=value.name, relation="operand", where=op.scope)
+            for value, type in zip(op.results, _typed(op, op.results[0].name), strict=True):
+                if value.op is not op or self._values.get(value.name) is not value:
+                    raise UseListError(op=op.label, name=value.name, relation="result", where=op.scope)
                 value.type = type
             made.update(op.results)
         for value in self.outputs:
             if value not in made:
                 raise OrderError(op="return", name=value.name, where=self.name)
+        self._verify_users()
+
+    def _verify_users(self) -> None:
+        """Check that no value counts a use by an op that does not read it, or that is gone."""
+        uses: dict[tuple[Value, Op], int] = {}
+        for op in self.ops:
+            for value in op.operands:
+                uses[value, op] = uses.get((value, op), 0) + 1
+        for value in self._values.values():
+            for op, count in value.users.items():
+                if uses.get((value, op)) != count:
+                    raise UseListError(op=op.label, name=value.name, relation="operand", where=op.scope)
+
+
+def _typed(op: Op, name: str) -> Sequence[Type]:
+    """Return the types of the results of ``op``, checked; errors name the place of the op that makes ``name``."""
+    try:
+        if op.weight_time and not op.reads_run_time:
+            for value in op.operands:
+                if not value.is_weight:
+                    raise TimeError(op=op.label, name=value.name)
+        return op.types()
+    except GraphError as error:
+        error.where = error.where or name.rpartition(".")[0] or f"%{name}"
+        raise
+
+
+def _listing(graph: Graph) -> object:
+    return (
+        graph.name,
+        graph.meta,
+        [(v.name, v.type) for v in graph.inputs],
+        [
+            (
+                op.opname,
+                {slot: [v.name for v in values] for slot, values in op.slots.items()},
+                op.attributes,
+                [(v.name, v.type) for v in op.results],
+            )
+            for op in graph.ops
+        ],
+        [v.name for v in graph.outputs],
+    )
 
 
 def _release(value: Value, op: Op) -> None:
     value.users[op] -= 1
     if not value.users[op]:
         del value.users[op]
-

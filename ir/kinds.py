@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from regraft.ir.graph import Graph, layer_of
+from regraft.ir.graph import Graph, layer_of, relative
 from regraft.ir.op import Op, Value
 from regraft.ir.types import MemoryType
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a graph: its ops in order, and the values from outside that they read, in order of first use."""
+    """One layer of a graph: its ops, the values from outside that they read, and its own that are read outside.
+
+    Ops and outputs are in order, inputs in order of first use. The graph's results count as read outside.
+    """
 
     number: int
     ops: tuple[Op, ...]
     inputs: tuple[Value, ...]
-
-    @property
-    def outputs(self) -> list[Value]:
-        """The layer's values that ops outside read, in order. A graph's outputs are made outside of layers."""
-        mine = set(self.ops)
-        return [v for op in self.ops for v in op.results if any(user not in mine for user in v.users)]
+    outputs: tuple[Value, ...]
 
     def local(self, name: str) -> str:
         """Return a name as the layer's own text has it: ``attn.q``, or ``model.layers.*.self_attn.q_proj.weight``."""
@@ -31,10 +31,29 @@ class Layer:
             return name[len(here) :]
         return name.replace(f".{here}", ".layers.*.", 1)
 
-    def absolute(self, local: str) -> str:
-        """Return the graph's name for a local one."""
-        here = f"layers.{self.number}."
-        return local.replace("layers.*.", here, 1) if "layers.*." in local else here + local
+    def local_attribute(self, value: object) -> object:
+        """Return an attribute's value with ``*`` for the layer's number where a string names a place of this layer."""
+        if isinstance(value, tuple):
+            return tuple(self.local_attribute(each) for each in cast("tuple[object, ...]", value))
+        if not isinstance(value, str) or not ("*" in value or "layers." in value):
+            return value
+        value = value.replace("*", "**")
+        return relative(value) if layer_of(value) == self.number else value
+
+
+def absolute(local: str, layer: int) -> str:
+    """Return the graph's name for a layer's local one."""
+    here = f"layers.{layer}."
+    return local.replace("layers.*.", here, 1) if "*" in local else here + local
+
+
+def absolute_attribute(value: object, layer: int) -> object:
+    """Return an attribute's value for ``layer``, given what `Layer.local_attribute` made of it."""
+    if isinstance(value, tuple):
+        return tuple(absolute_attribute(each, layer) for each in cast("tuple[object, ...]", value))
+    if not isinstance(value, str) or "*" not in value:
+        return value
+    return re.sub(r"\*\*?", lambda star: "*" if star[0] == "**" else str(layer), value)
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Kind:
 
 
 def split_layers(graph: Graph) -> list[Op | Layer]:
-    """Return the graph's ops in order, each layer that stands in one piece as one item."""
+    """Return the graph's ops in order, each layer that stands in one piece and in its turn as one item."""
     runs: list[tuple[int | None, list[Op]]] = []
     for op in graph.ops:
         layer = layer_of(op.results[0].name)
@@ -66,19 +85,23 @@ def split_layers(graph: Graph) -> list[Op | Layer]:
     pieces: dict[int | None, int] = {}
     for number, _ in runs:
         pieces[number] = pieces.get(number, 0) + 1
+    returned = set(graph.outputs)
     items: list[Op | Layer] = []
+    last = -1
     for number, ops in runs:
-        if number is None or pieces[number] > 1:
+        if number is None or pieces[number] > 1 or number < last:
             items.extend(ops)
         else:
-            items.append(_layer(number, ops))
+            items.append(_layer(number, ops, returned))
+            last = number
     return items
 
 
-def _layer(number: int, ops: Sequence[Op]) -> Layer:
+def _layer(number: int, ops: Sequence[Op], returned: set[Value]) -> Layer:
     mine = set(ops)
-    outside = {v: None for op in ops for v in op.operands if v.op not in mine}
-    return Layer(number, tuple(ops), tuple(outside))
+    inputs = {v: None for op in ops for v in op.operands if v.op not in mine}
+    outputs = [v for op in ops for v in op.results if v in returned or not mine.issuperset(v.users)]
+    return Layer(number, tuple(ops), tuple(inputs), tuple(outputs))
 
 
 def _body(layer: Layer) -> object:
@@ -89,12 +112,12 @@ def _body(layer: Layer) -> object:
         (
             op.opname,
             tuple((slot, tuple(place.get(v, local(v.name)) for v in vs)) for slot, vs in op.slots.items()),
-            tuple(local(a) if isinstance(a, str) else a for a in op.attributes.values()),
+            tuple(map(layer.local_attribute, op.attributes.values())),
             tuple((local(v.name), v.type) for v in op.results),
         )
         for op in layer.ops
     )
-    return ops, tuple(v.type for v in layer.inputs)
+    return ops, tuple((v.type, v.is_weight) for v in layer.inputs)
 
 
 def block_kinds(graph: Graph) -> list[Kind]:
@@ -104,10 +127,7 @@ def block_kinds(graph: Graph) -> list[Kind]:
         if isinstance(item, Layer):
             groups.setdefault(_body(item), []).append(item)
     taken: set[str] = set()
-    return [
-        Kind(_name(layers, taken), _params(layers), tuple(layers))
-        for layers in groups.values()
-    ]
+    return [Kind(_name(layers, taken), _params(layers), tuple(layers)) for layers in groups.values()]
 
 
 def _name(layers: list[Layer], taken: set[str]) -> str:

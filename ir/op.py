@@ -322,6 +322,7 @@ class Op:
     spec: ClassVar[Spec]
     weight_time: ClassVar[bool] = False
     typed_attributes: ClassVar[tuple[str, ...]] = ()  # those that the stated type spells, so that text leaves them out
+    reads_run_time: ClassVar[bool] = False  # a weight-time op that takes statistics of run-time values
     reads_memory: ClassVar[bool] = False
     is_state: ClassVar[bool] = False
 
@@ -369,17 +370,13 @@ class Op:
         for name in given:
             if name not in declared:
                 problem = f"unknown; {nearest(name, list(declared))}"
-                raise AttributeRgError(
-                    op=self.opname, name=name, problem=problem, legal=self.spec.legal_attributes
-                )
+                raise AttributeRgError(op=self.opname, name=name, problem=problem, legal=self.spec.legal_attributes)
         checked: dict[str, object] = {}
         for name, declaration in declared.items():
             if name in given:
                 checked[name] = declaration.coerce(self.opname, given[name])
             elif declaration.required:
-                raise AttributeRgError(
-                    op=self.opname, name=name, problem="missing", legal=self.spec.legal_attributes
-                )
+                raise AttributeRgError(op=self.opname, name=name, problem="missing", legal=self.spec.legal_attributes)
             else:
                 checked[name] = declaration.default
         return checked
@@ -439,9 +436,7 @@ class Op:
 
     def cost(self, at: Sizes) -> Cost:
         """Return what one call does at ``at``, which gives ``B``, ``T`` and ``S``."""
-        return Cost(
-            flops=self.flops(at), weights=self.weight_bytes(at), activations=self.activation_bytes(at)
-        )
+        return Cost(flops=self.flops(at), weights=self.weight_bytes(at), activations=self.activation_bytes(at))
 
     def flops(self, at: Sizes) -> int:
         """Return the floating-point operations, two for a multiply-add; elementwise ops count none."""

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from regraft.ir.attributes import LARGEST, shown
 from regraft.ir.dims import Dim, parse_dim
 from regraft.ir.errors.base import RegraftError, nearest
 from regraft.ir.errors.graph import DuplicateValueError, GraphError, ResultTypeError, SyntaxRgError, UnknownValueError
 from regraft.ir.graph import Graph
+from regraft.ir.kinds import absolute, absolute_attribute
 from regraft.ir.op import Op, Value, op_class
 from regraft.ir.types import ITEM_BITS, Field, MemoryType, TensorType, Type
 
-_TOKEN = re.compile(
-    r"""(?P<space>[ \t\r\n]+|//[^\n]*)
-      | (?P<value>%-1\.[\w.*\-]+|%[\w.*\-]+)
+_TOKENS = r"""(?P<value>%-1\.[\w.*\-]+|%[\w.*\-]+)
       | (?P<symbol>@[\w.\-]+)
       | (?P<string>"(?:[^"\\\n]|\\.)*")
-      | (?P<number>-?\d+(?:\.(?!\.)\d*)?(?:[eE][+-]?\d+)?)
-      | (?P<word>[A-Za-z_][\w.]*)
-      | (?P<mark>\.\.|[(){}\[\]<>=:,;])""",
-    re.VERBOSE,
+      | (?P<number>-?[0-9]+(?:\.(?!\.)[0-9]*)?(?:[eE][+-]?[0-9]+)?)
+      | (?P<word>[A-Za-z_][\w.]*)"""
+_TOKEN = re.compile(
+    rf"(?P<space>[ \t\r\n]+|//[^\n]*) | {_TOKENS} | (?P<mark>\.\.|[(){{}}\[\]<>=:,;])", re.VERBOSE | re.ASCII
 )
+_TOKEN_IN_BRACKETS = re.compile(  # there // divides
+    rf"(?P<space>[ \t\r\n]+) | {_TOKENS} | (?P<mark>//|[()\[\],*+\-])", re.VERBOSE | re.ASCII
+)
+_DEEPEST = 16  # brackets in brackets
+_MOST_LAYERS = 100_000
+_MOST_OPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,12 @@ class _Line:
 
 @dataclass
 class _Block:
-    params: list[str]
+    """A block kind: its lines, the types of its inputs by name, and whether some layer uses it."""
+
+    token: Token
+    params: dict[str, Type] = field(default_factory=dict[str, Type])
     lines: list[_Line] = field(default_factory=list["_Line"])
+    used: bool = False
 
 
 def parse_graph(text: str, file: str = "graph.rg") -> Graph:
@@ -77,33 +88,44 @@ class _Parser:
     # -- tokens
 
     def _scan(self) -> Iterator[Token]:
-        place = 0
+        place = depth = 0
         while place < len(self.text):
-            found = _TOKEN.match(self.text, place)
+            found = (_TOKEN_IN_BRACKETS if depth else _TOKEN).match(self.text, place)
             if found is None:
-                raise self.placed(SyntaxRgError(expected="a token", found=repr(self.text[place])), place)
+                token = Token("", self.text[place], place)
+                raise self.placed(SyntaxRgError(expected="a token", found=repr(token.text)), token)
             if found.lastgroup != "space":
+                depth += {"[": 1, "]": -1}.get(found[0], 0)
                 yield Token(str(found.lastgroup), found[0], place)
             place = found.end()
         yield Token("end", "the end of the text", len(self.text))
 
-    def placed(self, error: RegraftError, start: int) -> RegraftError:
-        """Return ``error`` with the line and column of ``start``, and the line itself."""
-        line = self.text.count("\n", 0, start) + 1
-        column = start - (self.text.rfind("\n", 0, start) + 1)
+    def placed(self, error: RegraftError, token: Token) -> RegraftError:
+        """Return ``error`` with the line and column of ``token``, and the line itself with a marker under it."""
+        line = self.text.count("\n", 0, token.start) + 1
+        begin = self.text.rfind("\n", 0, token.start) + 1
+        column = token.start - begin
         scope = f"   {error.where}" if error.where else ""
         error.where = f"{self.file}:{line}:{column + 1}{scope}"
-        source = self.text.split("\n")[line - 1]
-        error.excerpt = (f"{line} |   {source.strip()}",)
+        cut = max(0, column - 60)  # of a long line, what is around the place
+        shown_line = self.text[begin + cut : begin + cut + 140].partition("\n")[0].rstrip()
+        source = "".join(c if c.isprintable() else " " for c in shown_line)
+        width = len(token.text) if token.kind != "end" else 1
+        marker = " " * (column - cut) + "^" * max(1, min(width, len(source) - (column - cut)))
+        error.excerpt = (f"{line} | {source}", f"{' ' * len(str(line))} | {marker}")
         return error
 
+    def wrong(self, expected: str, found: str, token: Token) -> RegraftError:
+        """Return a syntax error at ``token``."""
+        return self.placed(SyntaxRgError(expected=expected, found=found), token)
+
     @contextmanager
-    def at_place(self, token: Token) -> Iterator[None]:
+    def at_place(self, token: Token) -> Generator[None]:
         """Report what fails within at ``token``."""
         try:
             yield
         except GraphError as error:
-            raise error if error.excerpt else self.placed(error, token.start) from None
+            raise error if error.excerpt else self.placed(error, token) from None
 
     @property
     def next(self) -> Token:
@@ -112,7 +134,7 @@ class _Parser:
     def take(self, kind: str, text: str = "") -> Token:
         token = self.next
         if token.kind != kind or (text and token.text != text):
-            raise self.placed(SyntaxRgError(expected=repr(text) if text else f"a {kind}", found=repr(token.text)), token.start)
+            raise self.wrong(repr(text) if text else f"a {kind}", shown(token.text), token)
         self.at += 1
         return token
 
@@ -141,19 +163,30 @@ class _Parser:
         self.take("mark", "(")
 
         def declare() -> None:
-            token = self.take("value")
-            self.take("mark", ":")
-            with self.at_place(token):
-                graph.add_input(token.text[1:], self.type())
+            for token, type in self.declared():
+                with self.at_place(token):
+                    graph.add_input(token.text[1:], type)
 
         self.separated(declare, ")")
         self.take("mark", "{")
         self.body(graph)
         end = self.take("mark", "}")
         self.take("end")
+        for block in self.blocks.values():
+            if not block.used:
+                raise self.wrong(f"a layer that is {block.token.text}", "none", block.token)
         with self.at_place(end):
             graph.verify()
         return graph
+
+    def declared(self) -> list[tuple[Token, Type]]:
+        """Read names and the type that they share: ``%q, %k: bf16[B, T, 8, 16]``."""
+        tokens = [self.take("value")]
+        while self.accept(","):
+            tokens.append(self.take("value"))
+        self.take("mark", ":")
+        type = self.type()
+        return [(token, type) for token in tokens]
 
     def body(self, graph: Graph) -> None:
         while True:
@@ -168,86 +201,88 @@ class _Parser:
                 graph.set_outputs(outputs)
                 return
             else:
-                line = self.line()
-                self.make(graph, line, lambda name: name, lambda t: self.value(graph, t))
+                self.make(graph, self.line(), None, lambda t: self.value(graph, t))
 
     def block(self) -> None:
         name = self.take("symbol")
         if name.text in self.blocks:
-            raise self.placed(DuplicateValueError(name=name.text), name.start)
-        block = self.blocks[name.text] = _Block([])
+            raise self.placed(DuplicateValueError(name=name.text), name)
+        block = self.blocks[name.text] = _Block(name)
         self.take("mark", "(")
 
         def declare() -> None:
-            block.params.append(self.take("value").text[1:])
-            self.take("mark", ":")
-            self.type()
+            for token, type in self.declared():
+                if token.text[1:] in block.params:
+                    raise self.placed(DuplicateValueError(name=token.text[1:]), token)
+                block.params[token.text[1:]] = type
 
         self.separated(declare, ")")
         self.take("mark", "{")
         while not self.accept("}"):
-            block.lines.append(self.line())
+            block.lines.append(line := self.line())
+            for result in line.results:
+                if result in block.params:
+                    raise self.placed(DuplicateValueError(name=result), line.token)
 
     def layers(self, graph: Graph) -> None:
         """Read a run of ``layers`` lines, and make the layers in order."""
-        calls: dict[int, tuple[Token, _Block, list[Token]]] = {}
+        calls: dict[int, tuple[_Block, list[Token]]] = {}
         while self.next.text == "layers" and self.accept("layers"):
+            start = self.next
             numbers = self.numbers()
             self.take("mark", "=")
             symbol = self.take("symbol")
-            if symbol.text not in self.blocks:
-                near = nearest(symbol.text, list(self.blocks))
-                raise self.placed(UnknownValueError(name=symbol.text, near=near), symbol.start)
+            block = self.blocks.get(symbol.text)
+            if block is None:
+                raise self.wrong(f"a block ({nearest(symbol.text, list(self.blocks))})", symbol.text, symbol)
+            block.used = True
             arguments: list[Token] = []
             self.take("mark", "(")
             self.separated(lambda arguments=arguments: arguments.append(self.take("value")), ")")
-            block = self.blocks[symbol.text]
             if len(arguments) != len(block.params):
-                expected = f"{len(block.params)} arguments"
-                raise self.placed(SyntaxRgError(expected=expected, found=str(len(arguments))), symbol.start)
+                raise self.wrong(f"{len(block.params)} arguments", str(len(arguments)), symbol)
             for number in numbers:
                 if number in calls:
-                    raise self.placed(DuplicateValueError(name=f"layers.{number}"), symbol.start)
-                calls[number] = (symbol, block, arguments)
-        for number, (_, block, arguments) in sorted(calls.items()):
+                    raise self.wrong("each layer once", f"layer {number} again", start)
+                calls[number] = (block, arguments)
+            if len(calls) * len(block.lines) > _MOST_OPS:
+                raise self.wrong(f"at most {_MOST_OPS} ops", "more", symbol)
+        for number, (block, arguments) in sorted(calls.items()):
             self.layer(graph, number, block, arguments)
 
     def layer(self, graph: Graph, number: int, block: _Block, arguments: list[Token]) -> None:
-        values = {
-            param: self.value(graph, token, token.text[1:].replace("-1.", f"layers.{number - 1}.", 1))
-            if token.text.startswith("%-1.")
-            else self.value(graph, token)
-            for param, token in zip(block.params, arguments, strict=True)
-        }
-
-        def absolute(local: str) -> str:
-            here = f"layers.{number}."
-            return local.replace("layers.*.", here, 1) if "layers.*." in local else here + local
+        values: dict[str, Value] = {}
+        for (param, stated), token in zip(block.params.items(), arguments, strict=True):
+            name = token.text[1:]
+            before = f"layers.{number - 1}.{name.removeprefix('-1.')}" if name.startswith("-1.") else name
+            value = values[param] = self.value(graph, token, before)
+            if value.type != stated:
+                expected = f"a value of type {stated} for %{param} of {block.token.text}"
+                raise self.wrong(expected, f"%{value.name} of type {value.type}", token)
 
         def find(token: Token) -> Value:
             local = token.text[1:]
-            return values[local] if local in values else self.value(graph, token, absolute(local))
+            return values[local] if local in values else self.value(graph, token, absolute(local, number))
 
         for line in block.lines:
-            self.make(graph, line, absolute, find)
+            self.make(graph, line, number, find)
 
     def numbers(self) -> list[int]:
         found: list[int] = []
         while True:
+            start = self.next
             first = self.integer()
             last = self.integer() if self.accept("..") else first
-            if last < first or last - first > 100_000:
-                raise self.placed(
-                    SyntaxRgError(expected="an ascending range", found=f"{first}..{last}"), self.next.start
-                )
+            if last < first or last >= _MOST_LAYERS or len(found) > _MOST_LAYERS:
+                raise self.wrong(f"an ascending range below {_MOST_LAYERS}", f"{first}..{last}", start)
             found.extend(range(first, last + 1))
             if not self.accept(","):
                 return found
 
     def integer(self) -> int:
         token = self.take("number")
-        if not token.text.isdecimal():
-            raise self.placed(SyntaxRgError(expected="an integer", found=repr(token.text)), token.start)
+        if not token.text.isdecimal() or len(token.text) > 18:
+            raise self.wrong("an integer of at most 18 digits", shown(token.text), token)
         return int(token.text)
 
     # -- ops
@@ -255,7 +290,7 @@ class _Parser:
     def value(self, graph: Graph, token: Token, name: str = "") -> Value:
         name = name or token.text[1:]
         if name not in graph:
-            raise self.placed(UnknownValueError(name=name, near=nearest(name, list(graph.values))), token.start)
+            raise self.placed(UnknownValueError(name=name, near=nearest(name, list(graph.values))), token)
         return graph[name]
 
     def line(self) -> _Line:
@@ -281,20 +316,27 @@ class _Parser:
                 types.append(self.type())
         return _Line(token, results, token.text, operands, attributes, types)
 
-    def make(
-        self, graph: Graph, line: _Line, absolute: Callable[[str], str], find: Callable[[Token], Value]
-    ) -> None:
+    def make(self, graph: Graph, line: _Line, layer: int | None, find: Callable[[Token], Value]) -> None:
+        """Add the op of a line, within a layer's block if ``layer`` is its number."""
+        names, attributes = line.results, line.attributes
+        if layer is not None:
+            names = [absolute(name, layer) for name in names]
+            attributes = {key: absolute_attribute(value, layer) for key, value in attributes.items()}
         with self.at_place(line.token):
             cls = op_class(line.opname)
             slots = self.slots(cls, line, find)
-            attributes = {k: absolute(v) if isinstance(v, str) and "layers.*." in v else v for k, v in line.attributes.items()}
-            if cls.typed_attributes and line.types:
-                attributes |= cls.attributes_of(line.types[0])
-            op = cls(slots, attributes)
-            results = graph.add(op, [absolute(name) for name in line.results])
+            typed = cls.attributes_of(line.types[0]) if line.types else {}
+            for key in sorted(typed.keys() & attributes.keys()):
+                if typed[key] != attributes[key]:
+                    raise self.wrong(
+                        f"{key} = {shown(typed[key])}, as the type says", shown(attributes[key]), line.token
+                    )
+            results = graph.add(cls(slots, attributes | typed), names)
+            if line.types and len(line.types) != len(results):
+                raise self.wrong(f"{len(results)} types", str(len(line.types)), line.token)
             for stated, value in zip(line.types, results, strict=False):
                 if stated != value.type:
-                    raise ResultTypeError(op=op.label, stated=stated, inferred=value.type, where=op.scope)
+                    raise ResultTypeError(op=line.opname, stated=stated, inferred=value.type, where=value.name)
 
     def slots(self, cls: type[Op], line: _Line, find: Callable[[Token], Value]) -> dict[str, list[Value]]:
         """Deal the operands to the declared slots: named ones by name, the others in order."""
@@ -304,18 +346,18 @@ class _Parser:
             if name:
                 if name not in slots:
                     expected = f"an operand of {cls.opname} ({cls.spec.signature})"
-                    raise self.placed(SyntaxRgError(expected=expected, found=f"{name}="), token.start)
+                    raise self.wrong(expected, f"{name}=", token)
                 slots[name].append(find(token))
                 continue
             if not order:
                 expected = f"the operands of {cls.opname} ({cls.spec.signature})"
-                raise self.placed(SyntaxRgError(expected=expected, found=token.text), token.start)
+                raise self.wrong(expected, token.text, token)
             slots[order[0].name].append(find(token))
             if not order[0].variadic:
                 order.pop(0)
         if len(line.results) != len(cls.spec.results):
             expected = f"{len(cls.spec.results)} results of {cls.opname}"
-            raise self.placed(SyntaxRgError(expected=expected, found=str(len(line.results))), line.token.start)
+            raise self.wrong(expected, str(len(line.results)), line.token)
         return slots
 
     # -- attributes and types
@@ -328,13 +370,13 @@ class _Parser:
             key = self.take("word")
             self.take("mark", "=")
             if key.text in attributes:
-                raise self.placed(DuplicateValueError(name=key.text), key.start)
+                raise self.wrong("each attribute once", f"{key.text} again", key)
             attributes[key.text] = self.literal()
 
         self.separated(one, "}")
         return attributes
 
-    def literal(self) -> object:
+    def literal(self, depth: int = 0) -> object:
         token = self.next
         self.at += 1
         match token.kind, token.text:
@@ -342,60 +384,72 @@ class _Parser:
                 try:
                     return str(json.loads(text))
                 except ValueError:
-                    raise self.placed(SyntaxRgError(expected="a JSON string", found=text), token.start) from None
+                    raise self.wrong("a JSON string", shown(text), token) from None
             case "number", text:
-                return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+                return self.number(text, token)
             case "word", ("true" | "false") as text:
                 return text == "true"
             case "word", "none":
                 return None
-            case "mark", "[":
+            case "mark", "[" if depth < _DEEPEST:
                 items: list[object] = []
-                self.separated(lambda: items.append(self.literal()), "]")
+                self.separated(lambda: items.append(self.literal(depth + 1)), "]")
                 return tuple(items)
             case _:
-                raise self.placed(
-                    SyntaxRgError(expected="a number, string, list, true, false or none", found=repr(token.text)),
-                    token.start,
-                )
+                raise self.wrong("a number, string, list, true, false or none", shown(token.text), token)
+
+    def number(self, text: str, token: Token) -> int | float:
+        if re.fullmatch(r"-?[0-9]+", text):
+            if len(text) < 30 and abs(int(text)) <= LARGEST:
+                return int(text)
+        elif math.isfinite(float(text)):
+            return float(text)
+        raise self.wrong("a number of 64 bits", shown(text), token)
 
     def type(self) -> Type:
         word = self.take("word")
         if word.text == "memory":
             return self.memory_type()
         if word.text not in ITEM_BITS:
-            raise self.placed(SyntaxRgError(expected="a dtype", found=repr(word.text)), word.start)
+            raise self.wrong("a dtype", shown(word.text), word)
         return TensorType(word.text, self.shape())
 
     def shape(self) -> tuple[Dim, ...]:
-        opened = self.take("mark", "[")
-        end = self.text.find("]", opened.start)
-        inner = self.text[opened.start + 1 : end] if end >= 0 else ""
-        with self.at_place(opened):
-            dims = tuple(parse_dim(part) for part in inner.split(",")) if inner.strip() else ()
-        while self.next.kind != "end" and self.next.start < end:
-            self.at += 1
-        self.take("mark", "]")
-        return dims
+        self.take("mark", "[")
+        dims: list[Dim] = []
+
+        def one() -> None:
+            first = self.next
+            while not (self.next.kind == "mark" and self.next.text in ",]") and self.next.kind != "end":
+                self.at += 1
+            with self.at_place(first):
+                dims.append(parse_dim(self.text[first.start : self.next.start].strip()))
+
+        self.separated(one, "]")
+        return tuple(dims)
 
     def memory_type(self) -> MemoryType:
         self.take("mark", "<")
         dtype = self.take("word")
         if dtype.text not in ITEM_BITS:
-            raise self.placed(SyntaxRgError(expected="a dtype", found=repr(dtype.text)), dtype.start)
+            raise self.wrong("a dtype", shown(dtype.text), dtype)
         self.take("mark", ";")
         fields: list[Field] = []
         while True:
             name = self.take("word")
             shape = self.shape()
             if not all(isinstance(dim, int) for dim in shape):
-                raise self.placed(SyntaxRgError(expected="integers", found=f"{shape}"), name.start)
+                raise self.wrong("integers", f"[{', '.join(map(str, shape))}]", name)
+            if any(name.text == field.name for field in fields):
+                raise self.wrong("each field once", f"{name.text} again", name)
             fields.append(Field(name.text, TensorType(dtype.text, shape).sizes))
             if not self.accept(","):
                 break
         window = None
         if self.accept(";"):
-            self.take("word", "window")
+            place = self.take("word", "window")
             window = self.integer()
+            if window < 1:
+                raise self.wrong("a window of at least one row", str(window), place)
         self.take("mark", ">")
         return MemoryType(dtype.text, tuple(fields), window)

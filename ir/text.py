@@ -48,14 +48,16 @@ def print_graph(graph: Graph) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def print_op(op: Op, name: Naming = lambda v: v.name, attribute: Callable[[str], str] = str) -> str:
+def print_op(
+    op: Op, name: Naming = lambda v: v.name, attribute: Callable[[object], object] = lambda value: value
+) -> str:
     """Return one op as a line of text."""
     parts: list[str] = []
     for slot in op.spec.slots:
         prefix = f"{slot.name}=" if slot.optional else ""
         parts += [f"{prefix}%{name(v)}" for v in op.slots[slot.name]]
     stated = {
-        key: attribute(value) if isinstance(value, str) else value
+        key: attribute(value)
         for key, value in op.attributes.items()
         if key not in op.typed_attributes and value != op.spec.attributes[key].default
     }
@@ -79,7 +81,7 @@ def _block(kind: Kind) -> list[str]:
     def name(value: Value) -> str:
         return param.get(value) or first.local(value.name)
 
-    body = [f"    {print_op(op, name, first.local)}" for op in first.ops]
+    body = [f"    {print_op(op, name, first.local_attribute)}" for op in first.ops]
     return [f"  block @{kind.name}({inputs}) {{", *body, "  }"]
 
 

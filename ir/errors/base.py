@@ -76,4 +76,7 @@ def catalogue() -> dict[str, type[RegraftError]]:
 def nearest(name: str, legal: Sequence[str]) -> str:
     """Return a phrase that offers the closest legal names, or lists them all."""
     close = get_close_matches(name, legal, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"legal: {', '.join(sorted(legal)) or 'none'}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    listed = ", ".join(sorted(legal)[:30]) or "none"
+    return f"legal: {listed}" if len(legal) <= 30 else f"legal: {listed} and {len(legal) - 30} more"

@@ -90,6 +90,38 @@ class OrderError(GraphError):
     hint = "a pass must put an op after its operands"
 
 
+class ValueNameError(GraphError):
+    """A value's name is not one that text and programs can hold."""
+
+    code = "RG022"
+    message = "{name} is no name for a value"
+    hint = "names are letters, digits, _ and - in parts joined by dots, such as layers.3.attn.q"
+
+
+class InUseError(GraphError):
+    """An op is removed while its results are read."""
+
+    code = "RG023"
+    message = "{op} cannot be removed: its results are read by {users}"
+    hint = "replace the uses first"
+
+
+class UseListError(GraphError):
+    """A value's list of users and the ops' operands disagree."""
+
+    code = "RG024"
+    message = "{op}: %{name} is not recorded as its {relation}"
+    hint = "edit graphs through the methods of Graph only"
+
+
+class CycleError(GraphError):
+    """Ops wait for each other's results."""
+
+    code = "RG025"
+    message = "ops need each other's results: {ops}"
+    hint = "some op was given an operand that is computed from its own result"
+
+
 class TimeError(GraphError):
     """A weight-time op reads a run-time value that is no statistic."""
 

@@ -79,9 +79,7 @@ class Experts(Op):
                 fix="gate_up holds gate and up, twice the rows",
             )
 
-    def reference(
-        self, run: Run, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor
-    ) -> Tensor:
+    def reference(self, run: Run, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         import torch
 
         rows, picks, shares = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)

@@ -319,6 +319,7 @@ class Moment(WeightOp):
     columns = attribute(INT)
 
     typed_attributes = ("rows", "columns")
+    reads_run_time = True
 
     @classmethod
     def attributes_of(cls, type: Type) -> dict[str, object]:
