@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import string
 import subprocess
 import sys
@@ -101,17 +102,19 @@ def test_error_templates_format(error: type[RegraftError]) -> None:
     assert error.__doc__, "an error says in its docstring what went wrong"
 
 
-def test_error_codes_follow_their_module() -> None:
-    hundreds = {"base": "0", "graph": "0", "recipes": "1", "configs": "2", "checkpoint": "3", "files": "4"}
-    hundreds |= {"checks": "5", "usage": "6"}
+def every_error(base: type[RegraftError] = RegraftError) -> list[type[RegraftError]]:
+    return [base, *(error for sub in base.__subclasses__() for error in every_error(sub))]
+
+
+def test_every_code_has_one_class_with_a_message_of_its_own() -> None:
     codes = catalogue()
-    assert len({error.__qualname__ for error in codes.values()}) == len(codes)
-    for code, error in codes.items():
-        assert len(code) == 5
-        assert code.startswith("RG")
-        assert code[2:].isdigit()
-        module = error.__module__.rpartition(".")[2]
-        assert code[2] == hundreds.get(module, code[2])
+    classes = [error for error in every_error() if error.__module__.startswith("regraft.ir.errors.")]
+    coded = [error.code for error in classes if "code" in error.__dict__ and error is not RegraftError]
+    assert len(coded) == len(set(coded)), "a code is used twice"
+    for error in (error for error in classes if "code" in error.__dict__):
+        assert re.fullmatch(r"RG\d{3}", error.code)
+        assert "message" in error.__dict__
+    assert set(coded) <= set(codes)
 
 
 def test_builtin_configs_and_hardware_are_json() -> None:
