@@ -40,8 +40,8 @@ class Measurements(Protocol):
         """
         ...
 
-    def weight(self, value: Value) -> Tensor:
-        """Return a weight-time value, evaluated."""
+    def weight(self, graph: Graph, value: Value) -> Tensor:
+        """Return a weight-time value of ``graph``, evaluated; one that an earlier pass fits is fitted for it."""
         ...
 
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from regraft.ir.errors.recipe import DuplicateKeyError, RecipeSyntaxError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import yaml
 
 Scalar = None | bool | int | float | str
-Plain = Scalar | Sequence["Plain"] | Mapping[Scalar, "Plain"]
+Plain = Scalar | Sequence["Plain"] | Mapping[Any, "Plain"]
 
 YAML_FORM = "a recipe is YAML: regraft: 1, then pipeline: with one `- pass: {option: value}` a line"
 STRING_FORM = (
@@ -39,7 +39,7 @@ class Place:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}   {self.text}"
+        return f"{self.file}:{self.line}:{self.column}   {self.text}".rstrip()
 
 
 def place_at(text: str, index: int, file: str) -> Place:
@@ -143,16 +143,10 @@ def read_yaml(text: str, file: str) -> Node:
     import yaml
 
     try:
-        events = yaml.SafeLoader(text)
-        while events.check_event():
-            event = cast("yaml.Event", events.get_event())
-            # an alias can make a tree of any size from a few lines
-            if isinstance(event, yaml.AliasEvent):
-                _fail(text, event.start_mark.index, file, "anchors and aliases are not used in recipes", YAML_FORM)
-        root = cast("yaml.Node | None", yaml.SafeLoader(text).get_single_node())
+        root = yaml.SafeLoader(text).get_single_node()
         if root is None:
             _fail(text, 0, file, "it is empty", YAML_FORM)
-        return _from_yaml(root, text, file)
+        return _from_yaml(root, text, file, set())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         _fail(text, mark.index if mark else 0, file, str(error.problem or error.context), YAML_FORM)
@@ -162,9 +156,12 @@ def read_yaml(text: str, file: str) -> Node:
         _fail(text, 0, file, "it nests too deeply", YAML_FORM)
 
 
-def _from_yaml(node: yaml.Node, text: str, file: str) -> Node:
+def _from_yaml(node: yaml.Node, text: str, file: str, seen: set[yaml.Node]) -> Node:
     import yaml
 
+    if node in seen:  # an alias can make a tree of any size from a few lines
+        _fail(text, node.start_mark.index, file, "anchors and aliases are not used in recipes", YAML_FORM)
+    seen.add(node)
     place = place_at(text, node.start_mark.index, file)
     if isinstance(node, yaml.ScalarNode):
         word = cast("str", node.value)
@@ -172,9 +169,10 @@ def _from_yaml(node: yaml.Node, text: str, file: str) -> Node:
         return Node(place, resolve(word) if plain else word)
     if isinstance(node, yaml.SequenceNode):
         children = cast("list[yaml.Node]", node.value)
-        return Node(place, items=tuple(_from_yaml(child, text, file) for child in children))
+        return Node(place, items=tuple(_from_yaml(child, text, file, seen) for child in children))
     pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
-    return mapping(place, [(_from_yaml(k, text, file), _from_yaml(v, text, file)) for k, v in pairs])
+    read = [(_from_yaml(k, text, file, seen), _from_yaml(v, text, file, seen)) for k, v in pairs]
+    return mapping(place, read)
 
 
 def mapping(place: Place, pairs: Sequence[tuple[Node, Node]], owner: str = "recipe") -> Node:
@@ -255,9 +253,11 @@ class _Pipeline:
 
     def read(self) -> Node:
         start = self.place()
-        items = [self.step()]
-        while self.accept(","):
+        items: list[Node] = []
+        if len(self.tokens) > 1:  # no text at all is the pipeline that does nothing
             items.append(self.step())
+            while self.accept(","):
+                items.append(self.step())
         kind, text, index = self.tokens[self.at]
         if kind != "end":
             self.fail(index, f"expected ',' or the end, found {text!r}")

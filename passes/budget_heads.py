@@ -1,0 +1,446 @@
+"""`budget-heads`: fewer query heads, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from regraft.ir.errors.recipe import (
+    EmptySelectionError,
+    HeadBudgetError,
+    HeadListError,
+    LayerMissingError,
+    MissingKeyError,
+    OptionConflictError,
+    OptionRangeError,
+    StructureError,
+    TensorParallelError,
+)
+from regraft.ir.graph import Graph, layer_of
+from regraft.ir.kinds import ranges
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.weight import Take
+from regraft.passes.base import (
+    BOOL,
+    Constraints,
+    Measurements,
+    OptionKind,
+    Pass,
+    Preserves,
+    Report,
+    choice,
+    option,
+    optional_option,
+    read_integer,
+    type_error,
+)
+from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
+from regraft.passes.heads import Cut, apply_cut, drop_unread_kv_heads, group_map, trace, trace_gates
+from regraft.passes.located import Node, Plain
+from regraft.passes.refit import RIDGE, RIDGES, TARGET, add_refit, fitted_as, refit_refusal, unfitted
+from regraft.passes.rewrite import Editor, Rule, drive
+from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection, describe_kinds
+from regraft.passes.sites import Attention, Output, Refusal, attentions, output_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = int | float  # a number of heads, or a share of them from 0 to 1
+Heads = Count | tuple[Count, ...] | Mapping[str | int, Count]
+Keep = Mapping[int, tuple[int, ...]]
+
+MOST_HEADS = 65536
+HEADS_FORM = (
+    "a count, a share such as 0.5, a list with one entry a layer, or a map by kind {full: 6, sliding: 8} or layer"
+)
+
+
+def _read_count(node: Node, owner: str, name: str) -> Count:
+    value = node.scalar
+    if isinstance(value, float):
+        if not 0 < value <= 1:
+            legal = "above 0 and up to 1 as a share; a count is an integer"
+            raise OptionRangeError(owner=owner, name=name, found=node, legal=legal, where=str(node.place))
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise type_error(node, owner, name, HEADS_FORM)
+    return read_integer(node, owner, name, 1, MOST_HEADS)
+
+
+def _read_heads(node: Node, owner: str, name: str) -> Heads:
+    if node.items:
+        return tuple(_read_count(each, owner, name) for each in node.items)
+    if not node.entries:
+        return _read_count(node, owner, name)
+    found: dict[str | int, Count] = {}
+    for key, value in node.entries:
+        if key.scalar not in ("full", "sliding"):
+            found[read_integer(key, owner, name, 0, MOST_LAYERS)] = _read_count(value, owner, name)
+        else:
+            found[str(key.scalar)] = _read_count(value, owner, name)
+    return found
+
+
+def _read_keep(node: Node, owner: str, name: str) -> Keep:
+    if node.entries is None:
+        raise type_error(node, owner, name, "a map {layer: [heads]}")
+    kept: dict[int, tuple[int, ...]] = {}
+    for key, value in node.entries:
+        if not value.items:
+            raise type_error(value, owner, name, "the heads of a layer, such as [0, 2, 3]")
+        heads = sorted(read_integer(each, owner, name, 0, MOST_HEADS) for each in value.items)
+        if len(set(heads)) < len(heads):
+            raise type_error(value, owner, name, "different heads")
+        kept[read_integer(key, owner, name, 0, MOST_LAYERS)] = tuple(heads)
+    return kept
+
+
+def _spell_heads(heads: Heads) -> Plain:
+    if isinstance(heads, Mapping):
+        return dict(heads)
+    return list(heads) if isinstance(heads, tuple) else heads
+
+
+HEADS: OptionKind[Heads] = OptionKind(HEADS_FORM, _read_heads, _spell_heads)
+KEEP: OptionKind[Keep] = OptionKind(
+    "a map {layer: [heads]}", _read_keep, lambda keep: {layer: list(heads) for layer, heads in keep.items()}
+)
+
+
+@dataclass(frozen=True)
+class BudgetHeads(Pass):
+    """Keep only some query heads of each layer.
+
+    Rows of the query projection and columns of the output projection go; keys, values and the cache stay as they are
+    unless no head is left that reads a KV head: then that one goes too. Where groups become uneven the attention gets
+    an explicit head map. With ``refit`` the output projection is fitted to make up for the heads that went.
+    """
+
+    name: ClassVar[str] = "budget-heads"
+    preserves: ClassVar[Preserves] = "refit"
+    source: ClassVar[str] = (
+        "Hassibi and Stork 1993, Second order derivatives for network pruning (elimination with least-squares "
+        "compensation), applied to head outputs; specs/passes_math.md, section 3"
+    )
+
+    heads: Heads | None = optional_option(HEADS, "how many query heads stay")
+    layers: Selection | None = optional_option(LAYERS, "which layers; by default all that heads speaks of")
+    score: str = option(
+        choice("output-error", "activation-norm", "weight-norm"),
+        "output-error",
+        "which heads go first: least error of the refitted output, least output, or least weights (needs no text)",
+    )
+    keep: Keep | None = optional_option(KEEP, "the heads that stay, layer by layer, instead of a count")
+    refit: bool = option(BOOL, True, "fit the output projection in closed form")
+    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
+    ridge: float = option(RIDGES, RIDGE, "of score and refit, in units of the mean second moment")
+
+    @property
+    def claim(self) -> Preserves:
+        """``refit``, or ``structural`` where nothing is fitted."""
+        return "refit" if self.refit else "structural"
+
+    @property
+    def needs_data(self) -> bool:
+        """Until ``keep`` is known."""
+        return self.keep is None
+
+    @property
+    def needs_text(self) -> str:
+        """The refit needs text, and so does every score but weight-norm."""
+        if self.refit:
+            return "the output refit"
+        return f"the score {self.score}" if self.keep is None and self.score != "weight-norm" else ""
+
+    # -- decide
+
+    def decide(self, graph: Graph, measurements: Measurements | None, constraints: Constraints) -> BudgetHeads:
+        """Return the pass with the heads of each layer listed; without measurements, with their number.
+
+        Raises:
+            IllegalPassError: A count, a list or a layer's structure does not allow it.
+        """
+        found = attentions(graph)
+        parts = math.lcm(*constraints.tensor_parallel) if constraints.tensor_parallel else 1
+        counts = self._counts(found, graph.layer_count(), parts)
+        for layer, count in counts.items():
+            self._check(found[layer], count, parts)
+        explicit = replace(self, heads=counts, layers=Selection.of(counts))
+        cut = {layer: count for layer, count in counts.items() if count < found[layer].heads}
+        for layer in cut:
+            site = _site(found[layer], self if self.refit else None)
+            if isinstance(site, Refusal):
+                fix = "leave the layer out" + (", or use refit: false" if "refit" in site.reason else "")
+                where = self.place("layers")
+                raise StructureError(owner=self.name, layer=layer, reason=site.reason, fix=fix, where=where)
+        if self.keep is not None:
+            for layer, heads in self.keep.items():
+                self._check_shares(found[layer], heads, parts)
+            return replace(explicit, keep={layer: self.keep[layer] for layer in cut})
+        if not cut:
+            return replace(explicit, keep={})
+        if measurements is None:
+            return explicit
+        chosen = self._choose(graph, {layer: found[layer] for layer in cut}, cut, parts, measurements)
+        return replace(explicit, keep=dict(sorted(chosen.items())))
+
+    def assume(self, graph: Graph) -> BudgetHeads:
+        """Return the pass with heads that go evenly from all groups: right in number, not in choice."""
+        assert isinstance(self.heads, Mapping), "decide comes first"
+        found = attentions(graph)
+        keep: dict[int, tuple[int, ...]] = {}
+        for layer, count in self.heads.items():
+            groups = found[cast("int", layer)].attend.groups
+            order = sorted(range(len(groups)), key=lambda head: (groups[:head].count(groups[head]), groups[head]))
+            if count < len(groups):
+                keep[cast("int", layer)] = tuple(sorted(order[: int(count)]))
+        return replace(self, keep=keep)
+
+    def _counts(self, found: Mapping[int, Attention], layers: int, parts: int) -> dict[int, int]:
+        """Return how many heads each layer keeps, as the options name it."""
+        if self.keep is not None and (self.heads is None or isinstance(self.heads, Mapping)):
+            return self._counts_of_keep(self.keep, found, layers)
+        if self.keep is not None:
+            fix = "keep says how many heads stay: leave heads out"
+            where = self.place("heads")
+            raise OptionConflictError(owner=self.name, first="heads", second="keep", fix=fix, where=where)
+        if self.heads is None:
+            fix = "add heads: 6, heads: 0.5, heads: {full: 6, sliding: 8}, or a list with one entry a layer"
+            raise MissingKeyError(owner=self.name, name="heads", fix=fix, where=self.place())
+        selection = self.layers or Selection(predicate="all")
+        selected = selection.resolve(found, layers, self.name, self.place("layers"))
+        wanted = self._by_layer(self.heads, selected, found, layers)
+        return {layer: _count(share, found[layer].heads, parts) for layer, share in sorted(wanted.items())}
+
+    def _counts_of_keep(self, keep: Keep, found: Mapping[int, Attention], layers: int) -> dict[int, int]:
+        if keep:
+            Selection.of(keep).resolve(found, layers, self.name, self.place("keep"))
+        for layer, heads in keep.items():
+            if heads[-1] >= found[layer].heads:
+                self._refuse_count(found[layer], f"head {heads[-1]}", f"heads 0 to {found[layer].heads - 1}", "keep")
+        given = cast("Mapping[int, int]", self.heads or {})
+        here = {layer: len(keep[layer]) if layer in keep else attention.heads for layer, attention in found.items()}
+        if any(here.get(layer) != count for layer, count in given.items()):
+            fix = "keep says how many heads stay: leave heads out"
+            where = self.place("heads")
+            raise OptionConflictError(owner=self.name, first="heads", second="keep", fix=fix, where=where)
+        rest = {layer: found[layer].heads for layer in given if layer not in keep}
+        return dict(sorted({**rest, **{layer: len(heads) for layer, heads in keep.items()}}.items()))
+
+    def _by_layer(
+        self, heads: Heads, selected: Sequence[int], found: Mapping[int, Attention], layers: int
+    ) -> dict[int, Count]:
+        if isinstance(heads, tuple):
+            if len(heads) != len(selected):
+                expected, legal = len(selected), ranges(selected)
+                where = self.place("heads")
+                raise HeadListError(found=len(heads), expected=expected, legal=legal, where=where)
+            return dict(zip(selected, heads, strict=True))
+        if not isinstance(heads, Mapping):
+            return dict.fromkeys(selected, heads)
+        wanted: dict[int, Count] = {}
+        for key, count in heads.items():
+            if isinstance(key, int):
+                self._check_layer(key, selected, found, layers)
+                wanted[key] = count
+                continue
+            of_kind = [layer for layer in selected if found[layer].kind == key and layer not in heads]
+            if not any(found[layer].kind == key for layer in selected):
+                legal, where = describe_kinds(found), self.place("heads")
+                raise EmptySelectionError(owner=self.name, text=f"kind == {key}", legal=legal, where=where)
+            wanted |= dict.fromkeys(of_kind, count)
+        return wanted
+
+    def _check_layer(self, layer: int, selected: Sequence[int], found: Mapping[int, Attention], layers: int) -> None:
+        where = self.place("heads")
+        Selection((layer,)).resolve(found, layers, self.name, where)
+        if layer not in selected:
+            raise LayerMissingError(owner=self.name, layer=layer, legal=f"{ranges(selected)} selected", where=where)
+
+    def _check(self, attention: Attention, count: int, parts: int) -> None:
+        heads, kv_heads = attention.heads, attention.kv_heads
+        if not 1 <= count <= heads:
+            self._refuse_count(attention, str(count), f"1 to {heads}", "heads")
+        if parts == 1:
+            return
+        counts = [n for n in range(parts, heads + 1, parts) if n >= kv_heads]
+        legal = (
+            f"{', '.join(map(str, counts))} query heads" if kv_heads % parts == 0 and counts else "no number of heads"
+        )
+        problem = ""
+        if kv_heads % parts:
+            problem = f"{kv_heads} KV heads do not split evenly"
+        elif count % parts:
+            problem = f"{count} query heads do not split evenly"
+        elif count < kv_heads:
+            problem = f"{count} query heads leave some of {kv_heads} KV heads unread, which do not go evenly"
+        if problem:
+            self._refuse_parallel(attention.layer, problem, parts, legal)
+
+    def _check_shares(self, attention: Attention, heads: Sequence[int], parts: int) -> None:
+        if parts == 1:
+            return
+        groups = [attention.attend.groups[head] for head in heads]
+        shares = Shares(attention.attend.groups, attention.kv_heads, parts)
+        held = [shares.part(head) for head in heads]
+        if len({held.count(part) for part in range(parts)}) > 1 or len(set(groups)) < attention.kv_heads:
+            problem = f"heads {', '.join(map(str, heads))} do not go evenly"
+            legal = f"{len(heads) // parts} of each device's query heads, and one at least of each KV head's"
+            self._refuse_parallel(attention.layer, problem, parts, legal)
+
+    def _refuse_count(self, attention: Attention, wanted: str, legal: str, option: str) -> None:
+        layer, heads, where = attention.layer, attention.heads, self.place(option)
+        raise HeadBudgetError(layer=layer, heads=heads, wanted=wanted, legal=legal, where=where)
+
+    def _refuse_parallel(self, layer: int, problem: str, parts: int, legal: str) -> None:
+        where = self.place("keep" if self.keep is not None else "heads")
+        raise TensorParallelError(
+            owner=self.name, layer=layer, problem=problem, parallel=parts, legal=legal, where=where
+        )
+
+    # -- choose
+
+    def _choose(
+        self,
+        graph: Graph,
+        found: Mapping[int, Attention],
+        counts: Mapping[int, int],
+        parts: int,
+        measurements: Measurements,
+    ) -> dict[int, tuple[int, ...]]:
+        """Return the heads that stay, by the score."""
+        outputs = {layer: cast("Output", output_of(attention.attend)) for layer, attention in found.items()}
+        chosen: dict[int, tuple[int, ...]] = {}
+
+        def choose(layer: int, pick: Callable[[Tensor, Shares], Iterable[int]]) -> None:
+            attention = found[layer]
+            rows = measurements.weight(graph, outputs[layer].linear.weight).double().T.contiguous()
+            shares = Shares(attention.attend.groups, attention.kv_heads, parts)
+            chosen[layer] = tuple(sorted(pick(rows, shares)))
+
+        if self.score == "weight-norm":
+            for layer, attention in found.items():
+                values = measurements.weight(graph, self._value_weight(attention)).double()
+                groups, count = attention.attend.groups, counts[layer]
+                choose(layer, lambda o, s, v=values, g=groups, n=count: keep_largest(weight_norms(o, v, g), n, s))
+            return chosen
+        layer_at = {outputs[layer].merged.name: layer for layer in found}
+        for edge, c in measurements.moments(graph, list(layer_at)):
+            layer = layer_at[edge]
+            count = counts[layer]
+            if self.score == "output-error":
+                choose(layer, lambda o, s, c=c, n=count: eliminate(c, o, n, s, self.ridge))
+            else:
+                heads = found[layer].heads
+                choose(layer, lambda o, s, c=c, n=count, h=heads: keep_largest(activation_norms(c, o, h), n, s))
+        return chosen
+
+    def _value_weight(self, attention: Attention) -> Value:
+        """Return the projection that makes an attention's values."""
+        state = attention.memory.op
+        cut = trace(state.v, state) if isinstance(state, KV) else Refusal("its memory holds no values by head")
+        if isinstance(cut, Refusal) or len(cut.linears) != 1:
+            reason = cut.reason if isinstance(cut, Refusal) else "its values come from several projections"
+            fix, where = "use another score", self.place("score")
+            raise StructureError(owner=self.name, layer=attention.layer, reason=reason, fix=fix, where=where)
+        return cut.linears[0].weight
+
+    # -- rewrite
+
+    def rewrite(self, graph: Graph) -> Report:
+        """Cut the projections of each layer, refit the output, and drop KV heads that nobody reads any more."""
+        assert self.keep is not None, "decide comes first"
+        rule = _CutHeads(self, self.keep)
+        report = drive(graph, rule)
+        edit = Editor(graph)
+        found = attentions(graph)
+        memories = {found[layer].memory: layer for layer in self.keep}
+        dropped: dict[int | None, str] = {
+            layer: drop_unread_kv_heads(graph, edit, memory) for memory, layer in memories.items()
+        }
+        notes = [
+            replace(note, text=f"{note.text}; {dropped[note.layer]}") if dropped.get(note.layer) else note
+            for note in report.notes
+        ]
+        return Report(tuple(notes))
+
+
+def _count(wanted: Count, heads: int, parts: int) -> int:
+    """Return a number of heads; a share is rounded to the nearest that splits evenly over ``parts``."""
+    if isinstance(wanted, int):
+        return wanted
+    return max(parts, math.floor(wanted * heads / parts + 0.5) * parts)
+
+
+@dataclass(frozen=True)
+class _Site:
+    attend: Attend
+    queries: Cut
+    gates: Cut
+    output: Output
+    order: tuple[int, ...]
+
+
+def _site(attention: Attention, refit: BudgetHeads | None) -> _Site | Refusal:
+    """Return what a cut of an attention's heads goes through, or why it cannot."""
+    attend = attention.attend
+    output = output_of(attend)
+    if isinstance(output, Refusal):
+        return output
+    queries, gates = trace(attend.q, attend), trace_gates(attend.out, output)
+    for each in (queries, gates, refit_refusal(output, refit.target) if refit else None):
+        if isinstance(each, Refusal):
+            return each
+    return _Site(attend, cast("Cut", queries), cast("Cut", gates), output, ())
+
+
+@dataclass(frozen=True)
+class _CutHeads(Rule[Attend, _Site]):
+    op: ClassVar[type[Op]] = Attend
+    options: BudgetHeads
+    keep: Keep
+
+    def match(self, op: Attend, graph: Graph) -> _Site | Refusal:
+        layer = layer_of(op.out.name)
+        heads = len(op.groups)
+        kept = None if layer is None else self.keep.get(layer)
+        if layer is None or kept is None:
+            return Refusal(f"keeps its {heads} query heads")
+        site = _site(Attention(layer, op), self.options if self.options.refit else None)
+        if isinstance(site, Refusal):
+            return site
+        order = tuple(sorted(kept, key=lambda head: (op.groups[head], head)))
+        return replace(site, order=order)
+
+    def rewrite(self, site: _Site, edit: Editor) -> str:
+        attend, heads, order = site.attend, len(site.attend.groups), site.order
+        groups = [attend.groups[head] for head in order]
+        apply_cut(edit, site.queries, heads, order)
+        apply_cut(edit, site.gates, heads, order)
+        head_map = group_map(groups, attend.memory.memory.fields[0].shape[0])
+        edit.set_attribute(attend, "head_map", head_map)
+        edit.retype([attend, *site.output.chain])
+        fitted = self._cut_output(site, heads, edit)
+        done = f"keeps query heads {ranges(sorted(order))} of {heads}"
+        if head_map is not None:
+            done += ", head map explicit"
+        return f"{done}, {fitted}" if fitted else done
+
+    def _cut_output(self, site: _Site, heads: int, edit: Editor) -> str:
+        """Take the output projection's columns and fit them; a fit to all heads is done anew on those that stay."""
+        linear, options = site.output.linear, self.options
+        earlier = fitted_as(linear.weight)
+        block = int(linear.weight.tensor.sizes[1]) // heads
+        fit = (options.target, options.ridge) if options.refit else earlier
+
+        def make(old: Value, name: str) -> Value:
+            base = unfitted(old)
+            kept: dict[str, Any] = {"axis": 1, "block": block, "indices": site.order}
+            taken = edit.add(Take, f"{name}.kept", base, before=linear, **kept)
+            return add_refit(edit, site.output, taken, name, *fit) if fit else taken
+
+        edit.replace_weight(linear, "weight", make)
+        return f"output projection refitted ({fit[0]}, ridge {fit[1]:g})" if fit else ""

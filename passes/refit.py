@@ -1,0 +1,85 @@
+"""The output refit: an attention's output projection fitted anew by least squares, in closed form.
+
+After a change to an attention the projection that follows is chosen to minimise ``E|W z - y|²`` over calibration text,
+drawn towards its prior. ``z`` is what the projection reads in the rewritten graph. The target ``y`` is
+
+- ``drift``: the original's residual stream after the attention, less the converted stream that enters: so the layer
+  also makes up for what earlier layers changed;
+- ``original``: the original projection's result.
+
+Source: specs/passes_math.md, equation (2) and section 8.
+"""
+
+from __future__ import annotations
+
+from regraft.ir.op import Value
+from regraft.ir.ops.weight import Combine, Moment, Refit, width
+from regraft.passes.base import OptionKind, choice, number
+from regraft.passes.rewrite import Editor
+from regraft.passes.sites import Output, Refusal
+
+RIDGE = 1e-4
+TARGET: OptionKind[str] = choice("drift", "original")
+RIDGES: OptionKind[float] = number(0.0, 1e6)
+
+
+def refit_refusal(output: Output, target: str) -> Refusal | None:
+    """Return why an output projection cannot be refitted towards ``target``, or None where it can."""
+    if output.linear.bias is not None:
+        return Refusal(f"the output projection {output.linear.label} has a bias, which a refit does not fit")
+    if target == "drift" and output.add is None:
+        return Refusal(
+            f"%{output.linear.out.name} is not added to the residual stream as it is; target: original works"
+        )
+    return None
+
+
+def unfitted(weight: Value) -> Value:
+    """Return a weight as it was before it was fitted to statistics."""
+    while isinstance(weight.op, Refit):
+        weight = weight.op.prior
+    return weight
+
+
+def fitted_as(weight: Value) -> tuple[str, float] | None:
+    """Return the target and ridge that a weight was refitted with, or None where it was not."""
+    if not isinstance(weight.op, Refit):
+        return None
+    return "drift" if isinstance(weight.op.cross.op, Combine) else "original", weight.op.ridge
+
+
+def add_refit(edit: Editor, output: Output, prior: Value, name: str, target: str, ridge: float) -> Value:
+    """Add the statistics and the fit of an output projection before it, and return the fitted weight.
+
+    Args:
+        edit: The editor.
+        output: Where the projection stands.
+        prior: The weight to draw towards ``[M, Hq * Dv]``.
+        name: The weight's name; the statistics are named under it.
+        target: ``drift`` or ``original``.
+        ridge: In units of the mean diagonal of ``E[z zᵀ]``.
+    """
+    linear, z = output.linear, output.merged
+    rows, columns = width(z.tensor), width(linear.out.tensor)
+    gram = edit.add(Moment, f"{name}.gram", a=z, b=z, rows=rows, columns=rows, before=linear)
+    if target == "drift":
+        assert output.add is not None
+        assert output.entering is not None
+        wanted = output.add.out.name
+    else:
+        wanted = linear.out.name
+    cross = edit.add(Moment, f"{name}.wanted", a=z, source_b=wanted, rows=rows, columns=columns, before=linear)
+    if target == "drift":
+        assert output.entering is not None
+        there = edit.add(Moment, f"{name}.entering", a=z, b=output.entering, rows=rows, columns=columns, before=linear)
+        cross = edit.add(Combine, f"{name}.cross", (cross, there), factors=(1.0, -1.0), before=linear)
+    return edit.add(Refit, f"{name}.fitted", gram, cross, prior, ridge=ridge, before=linear)
+
+
+def refit_output(edit: Editor, output: Output, target: str, ridge: float) -> None:
+    """Fit an output projection anew, in place of an earlier fit if there is one."""
+
+    def make(old: Value, name: str) -> Value:
+        return add_refit(edit, output, unfitted(old), name, target, ridge)
+
+    edit.replace_weight(output.linear, "weight", make)
