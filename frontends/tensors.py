@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Protocol
 
 from regraft.ir.graph import layer_of, relative
 from regraft.ir.source import Source
+from regraft.ir.types import FLOATS
 
 
 class Tensors(Protocol):
@@ -60,7 +61,7 @@ class Stored:
 
     def __init__(self, source: Source, dtype: str) -> None:
         self._dtypes = {name: source.info(name).dtype for name in source.names()}
-        common = Counter(self._dtypes.values()).most_common(1)
+        common = Counter(found for found in self._dtypes.values() if found in FLOATS).most_common(1)
         self._dtype = common[0][0] if common else dtype
         self._odd: dict[int, set[tuple[str, str]]] = {}
         for name, found in self._dtypes.items():
@@ -73,14 +74,10 @@ class Stored:
         return name in self._dtypes
 
     def dtype(self, name: str) -> str:
-        """Return the tensor's element type, the most common one for a tensor that is not there."""
-        return self._dtypes.get(name, self._dtype)
+        """Return the tensor's element type, the most common one for a tensor that is not there or holds no numbers."""
+        found = self._dtypes.get(name, self._dtype)
+        return found if found in FLOATS else self._dtype
 
     def layer(self, number: int) -> Hashable:
         """Return the layer's tensors of another element type than most."""
         return frozenset(self._odd.get(number, ()))
-
-    @property
-    def dtypes(self) -> Mapping[str, str]:
-        """Every tensor's element type."""
-        return self._dtypes
