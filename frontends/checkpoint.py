@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from regraft.frontends.finite import all_finite, count_nonfinite
-from regraft.frontends.header import Entry, Header, read_header
 from regraft.ir.errors.checkpoint import (
     DuplicateTensorError,
     IndexFormatError,
@@ -32,15 +31,15 @@ from regraft.ir.errors.checkpoint import (
 )
 from regraft.ir.errors.files import InputMissingError
 from regraft.ir.files import file_digest
+from regraft.ir.header import Entry, Header, read_header
 from regraft.ir.json_files import read_object
+from regraft.ir.sink import INDEX, SINGLE
 from regraft.ir.source import Bytes, Source, TensorInfo, from_bytes
 from regraft.ir.types import FLOATS
 
 if TYPE_CHECKING:
     import torch
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BLOCK = 1 << 20  # bytes read at a time: they are looked at while they are still in the cache
 

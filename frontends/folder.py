@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from regraft.frontends.checkpoint import INDEX, PICKLES, SINGLE, Checkpoint
+from regraft.frontends.checkpoint import PICKLES, Checkpoint
 from regraft.ir.errors.base import nearest
 from regraft.ir.errors.checkpoint import (
     HubError,
@@ -22,6 +22,7 @@ from regraft.ir.errors.checkpoint import (
 )
 from regraft.ir.errors.files import InputMissingError
 from regraft.ir.json_files import read_object
+from regraft.ir.sink import INDEX, SINGLE
 
 Kind = Literal["folder", "config", "hub", "graph", "builtin"]
 

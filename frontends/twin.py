@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft.frontends.checkpoint import SINGLE
 from regraft.frontends.config import Given
 from regraft.frontends.family import family_of
 from regraft.frontends.folder import CONFIG
-from regraft.frontends.header import build_header
 from regraft.frontends.lift import expected_tensors, lift_config
 from regraft.frontends.tensors import Declared
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph
+from regraft.ir.header import build_header
 from regraft.ir.ops.core import Embed, Norm
+from regraft.ir.sink import SINGLE
 from regraft.ir.source import TensorInfo
 
 if TYPE_CHECKING:

@@ -175,6 +175,15 @@ class OutputFolder:
             raise InputMissingError(path=source, reason=error.strerror) from None
         return self.write(name, data)
 
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder from the unfinished folder, if it is there."""
+        path = self.path / name
+        with writing(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def commit(self) -> Path:
         """Give the folder its name, and return it."""
         with writing(self.target):

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from regraft.frontends.checkpoint import Checkpoint, check_tensors, nearest_tensor
 from regraft.frontends.finite import all_finite, count_nonfinite
-from regraft.frontends.header import DTYPES, read_header
 from regraft.ir.errors import RegraftError
 from regraft.ir.errors.checkpoint import (
     DuplicateTensorError,
@@ -34,6 +33,7 @@ from regraft.ir.errors.checkpoint import (
     TruncatedShardError,
     UnknownTensorError,
 )
+from regraft.ir.header import DTYPES, read_header
 from regraft.ir.source import TensorInfo, TensorSource, to_bytes
 
 TENSORS = {

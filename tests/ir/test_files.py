@@ -73,6 +73,10 @@ def test_a_folder_appears_at_commit_with_nothing_beside_it(tmp_path: Path) -> No
     with OutputFolder(target, "plan") as folder:
         folder.write("a.txt", "a")
         folder.write("deep/b.txt", b"b")
+        folder.write("scratch/c", "c")
+        folder.write("d", "d")
+        for name in ("scratch", "d", "none"):
+            folder.remove(name)
         folder.record(shard="x")
         assert names(tmp_path) == {"out.partial", "out.partial.journal"}
         assert folder.commit() == target

@@ -16,12 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from regraft.frontends.checkpoint import INDEX, SINGLE
-from regraft.frontends.header import build_header
 from regraft.ir.errors.output import OutputError
 from regraft.ir.files import OutputFolder, file_digest, writing
+from regraft.ir.header import build_header
 from regraft.ir.source import Bytes, Source, TensorInfo
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 BLOCK = 1 << 18  # bytes copied at a time; stays in a core's own cache from reading to writing
 
@@ -100,15 +101,15 @@ class ShardWriter:
     Args:
         folder: Where the files go.
         tensors: Every tensor that will be delivered; their order decides the layout.
-        limit: Bytes of tensors in one file.
+        shard_bytes: Bytes of tensors in one file.
 
     Raises:
         DiskFullError: The disk has no room for what is still to be written.
     """
 
-    def __init__(self, folder: OutputFolder, tensors: Sequence[TensorInfo], limit: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: OutputFolder, tensors: Sequence[TensorInfo], shard_bytes: int = SHARD_BYTES) -> None:
         self._folder = folder
-        self.shards = plan_shards(tensors, limit)
+        self.shards = plan_shards(tensors, shard_bytes)
         self.digests: dict[str, str] = {}
         kept = {record["shard"]: record["digest"] for record in folder.records if "shard" in record}
         self._files: list[_File] = []

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from regraft.frontends.checkpoint import Checkpoint
-from regraft.frontends.shards import ShardWriter, plan_shards
 from regraft.ir.errors.checkpoint import MissingTensorError, NotFiniteError
 from regraft.ir.errors.files import DiskFullError
 from regraft.ir.files import OutputFolder, file_digest
+from regraft.ir.sink import ShardWriter, plan_shards
 from regraft.ir.source import TensorInfo, TensorSource, to_bytes
 
 
@@ -217,7 +217,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from regraft.frontends.checkpoint import Checkpoint
-from regraft.frontends.shards import ShardWriter
+from regraft.ir.sink import ShardWriter
 from regraft.ir.files import OutputFolder
 
 source = Checkpoint(Path(sys.argv[1]))
