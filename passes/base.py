@@ -243,6 +243,11 @@ class Pass:
         return False
 
     @property
+    def open_choice(self) -> tuple[str, str]:
+        """What an open choice goes by, and the option that would spell it out."""
+        return "measurement", "options"
+
+    @property
     def needs_text(self) -> str:
         """What calibration text is needed for, to decide or to fit; empty where it is not."""
         return ""

@@ -149,6 +149,11 @@ class BudgetHeads(Pass):
         return self.keep is None
 
     @property
+    def open_choice(self) -> tuple[str, str]:
+        """The score chooses the heads that ``keep`` lists."""
+        return f"the score {self.score}", "keep"
+
+    @property
     def needs_text(self) -> str:
         """The refit needs text, and so does every score but weight-norm."""
         if self.refit:

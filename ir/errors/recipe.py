@@ -175,3 +175,11 @@ class RefitTargetError(IllegalPassError):
     code = "RG120"
     message = "{owner}: the refit aims at %{name}, which the graph as lifted does not have"
     hint = "use refit: false, or let this pass come before the one that made %{name}"
+
+
+class UndecidedError(IllegalPassError):
+    """A choice needs weights or calibration text, and neither is at hand."""
+
+    code = "RG121"
+    message = "{owner}: the choice by {by} needs data that is not at hand here"
+    hint = "spell it out as {option}, which `regraft plan --measure` and `regraft apply` do in the expanded recipe"
