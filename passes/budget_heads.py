@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from regraft.ir.errors.recipe import (
@@ -40,7 +40,7 @@ from regraft.passes.base import (
 from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
 from regraft.passes.heads import Cut, apply_cut, drop_unread_kv_heads, group_map, trace, trace_gates
 from regraft.passes.located import Node, Plain
-from regraft.passes.refit import RIDGE, RIDGES, TARGET, add_refit, fitted_as, refit_refusal, unfitted
+from regraft.passes.refit import RIDGE, RIDGES, TARGET, add_refit, refit_refusal, undo_refit
 from regraft.passes.rewrite import Editor, Rule, drive
 from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection, describe_kinds
 from regraft.passes.sites import Attention, Output, Refusal, attentions, output_of
@@ -137,6 +137,7 @@ class BudgetHeads(Pass):
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
     ridge: float = option(RIDGES, RIDGE, "of score and refit, in units of the mean second moment")
+    assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``keep`` is right in number only
 
     @property
     def claim(self) -> Preserves:
@@ -202,7 +203,7 @@ class BudgetHeads(Pass):
             order = sorted(range(len(groups)), key=lambda head: (groups[:head].count(groups[head]), groups[head]))
             if count < len(groups):
                 keep[cast("int", layer)] = tuple(sorted(order[: int(count)]))
-        return replace(self, keep=keep)
+        return replace(self, keep=keep, assumed=True)
 
     def _counts(self, found: Mapping[int, Attention], layers: int, parts: int) -> dict[int, int]:
         """Return how many heads each layer keeps, as the options name it."""
@@ -430,21 +431,22 @@ class _CutHeads(Rule[Attend, _Site]):
         edit.retype([attend, *site.output.chain])
         fitted = self._cut_output(site, heads, edit)
         done = f"keeps query heads {ranges(sorted(order))} of {heads}"
-        if head_map is not None:
+        if self.options.assumed:
+            done = f"keeps {len(order)} of {heads} query heads, decided at apply by {self.options.score}"
+        elif head_map is not None:
             done += ", head map explicit"
         return f"{done}, {fitted}" if fitted else done
 
     def _cut_output(self, site: _Site, heads: int, edit: Editor) -> str:
         """Take the output projection's columns and fit them; a fit to all heads is done anew on those that stay."""
         linear, options = site.output.linear, self.options
-        earlier = fitted_as(linear.weight)
+        earlier = undo_refit(edit, site.output)
         block = int(linear.weight.tensor.sizes[1]) // heads
         fit = (options.target, options.ridge) if options.refit else earlier
 
         def make(old: Value, name: str) -> Value:
-            base = unfitted(old)
             kept: dict[str, Any] = {"axis": 1, "block": block, "indices": site.order}
-            taken = edit.add(Take, f"{name}.kept", base, before=linear, **kept)
+            taken = edit.add(Take, f"{name}.kept", old, before=linear, **kept)
             return add_refit(edit, site.output, taken, name, *fit) if fit else taken
 
         edit.replace_weight(linear, "weight", make)

@@ -34,18 +34,21 @@ def refit_refusal(output: Output, target: str) -> Refusal | None:
     return None
 
 
-def unfitted(weight: Value) -> Value:
-    """Return a weight as it was before it was fitted to statistics."""
-    while isinstance(weight.op, Refit):
-        weight = weight.op.prior
-    return weight
+def undo_refit(edit: Editor, output: Output) -> tuple[str, float] | None:
+    """Let an output projection read its weight as it was before a refit, which goes with its statistics.
 
-
-def fitted_as(weight: Value) -> tuple[str, float] | None:
-    """Return the target and ridge that a weight was refitted with, or None where it was not."""
-    if not isinstance(weight.op, Refit):
+    Returns:
+        The refit's target and ridge, or None where there was none.
+    """
+    fitted = output.linear.weight
+    if not isinstance(fitted.op, Refit) or len(fitted.users) > 1:
         return None
-    return "drift" if isinstance(weight.op.cross.op, Combine) else "original", weight.op.ridge
+    found = "drift" if isinstance(fitted.op.cross.op, Combine) else "original", fitted.op.ridge
+    name, prior = fitted.name, fitted.op.prior
+    edit.set_operand(output.linear, "weight", prior)
+    edit.erase_unread(fitted)
+    edit.graph.rename(prior, name)
+    return found
 
 
 def add_refit(edit: Editor, output: Output, prior: Value, name: str, target: str, ridge: float) -> Value:
@@ -78,8 +81,9 @@ def add_refit(edit: Editor, output: Output, prior: Value, name: str, target: str
 
 def refit_output(edit: Editor, output: Output, target: str, ridge: float) -> None:
     """Fit an output projection anew, in place of an earlier fit if there is one."""
+    undo_refit(edit, output)
 
     def make(old: Value, name: str) -> Value:
-        return add_refit(edit, output, unfitted(old), name, target, ridge)
+        return add_refit(edit, output, old, name, target, ridge)
 
     edit.replace_weight(output.linear, "weight", make)

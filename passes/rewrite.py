@@ -78,6 +78,17 @@ class Editor:
             suffix = "original"
         self.graph.rename(value, self.graph.fresh(f"{value.name}.{suffix}"))
 
+    def erase_unread(self, value: Value) -> None:
+        """Remove the op that makes ``value`` if nobody reads its results, and then those that only it read."""
+        op = value.op
+        if op is None or any(v.users or v in self.graph.outputs for v in op.results):
+            return
+        operands = list(op.operands)
+        self.graph.erase(op)
+        for operand in operands:
+            if operand.op is not op:
+                self.erase_unread(operand)
+
     def retype(self, ops: Iterable[Op]) -> None:
         """Infer the results' types of ``ops`` anew, in the order given, which must be the order of execution."""
         for op in ops:
