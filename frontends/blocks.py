@@ -6,7 +6,6 @@ builder's scope. Weights are named by the module that holds them, ``model.layers
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from regraft.frontends.rope import Rope
@@ -177,6 +176,3 @@ class Block:
             normed = self.norm.build(b, "norm", x, f"{module}.post_attention_layernorm")
             out = self.feed.build(b, normed, f"{module}.mlp")
         return b(Add, "out", x, out)
-
-
-LayerKey = tuple[Block, Hashable]

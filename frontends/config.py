@@ -30,13 +30,13 @@ from regraft.ir.errors.config import (
 
 T = TypeVar("T")
 
-# Sizes beyond these are taken for mistakes: they are ten times what any published model has, or more.
+# Sizes beyond these are taken for mistakes: they are several times what any published model has.
 MAX_LAYERS = 1024
 MAX_HEADS = 4096
 MAX_HEAD_WIDTH = 8192
 MAX_WIDTH = 1 << 20
 MAX_VOCABULARY = 1 << 24
-MAX_EXPERTS = 1 << 16
+MAX_EXPERTS = 1 << 13
 MAX_CONTEXT = 1 << 30
 
 
@@ -296,14 +296,14 @@ def fixed(value: object, *, names: Sequence[str] = ()) -> Key[object]:
     return Key("any", parse, value, null=(value,), names=names)
 
 
-# what transformers saves with every config: bookkeeping, training, the library's own switches
+# what transformers and those who republish save with any config: bookkeeping, training, switches of the library
 _BOOKKEEPING = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
     attn_implementation auto_map chunk_size_feed_forward cls_token_id decoder_start_token_id embd_pdrop
     finetuning_task hidden_dropout id2label initializer_range is_decoder label2id model_type name_or_path
     num_labels output_attentions output_hidden_states pad_token_id prefix problem_type resid_pdrop return_dict
     sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript
-    transformers_version use_bfloat16 use_cache
+    transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
 # how to sample: generation_config.json has it now
 _SAMPLING = """

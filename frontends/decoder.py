@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -187,17 +187,18 @@ class Decoder(Config):
         if tied and b.tensors.has(embedding) is False and b.tensors.has(head):
             embedding = head
         x = b(Embed, "embed", tokens, b.weight(embedding, self.vocab_size, self.hidden_size))
-        for layer in range(self.num_hidden_layers):
-            block = self.block(layer)
-            (x,) = b.layer(layer, self.key(b, layer, block), [x], self._body(block, pos))
+        x = self.layers(b, x, pos)
         x = self.norm.build(b, "norm", x, f"{self.prefix}.norm")
         weight = b.weight(embedding if tied else head, self.vocab_size, self.hidden_size)
         graph.set_outputs([b(Linear, "logits", x, weight)])
         infer_windows(graph)
 
-    def key(self, b: ModelBuilder, layer: int, block: Hashable) -> Hashable:
-        """Return what a layer's structure depends on: its block, and how its tensors are stored."""
-        return block, b.tensors.layer(layer)
+    def layers(self, b: ModelBuilder, x: Value, pos: Value) -> Value:
+        """Add the layers, each kind built once, and return the stream after the last."""
+        for layer in range(self.num_hidden_layers):
+            block = self.block(layer)
+            (x,) = b.layer(layer, (block, b.tensors.layer(layer)), [x], self._body(block, pos))
+        return x
 
     def _body(self, block: Block, pos: Value) -> Body:
         def body(b: Builder, layer: int, inputs: Sequence[Value]) -> Sequence[Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,21 +132,22 @@ def _checkpoint(folder: ModelFolder, strict: bool, warnings: list[str]) -> Check
         return None
 
 
-def expected_tensors(graph: Graph) -> list[TensorInfo]:
-    """Return the tensors that a graph loads, each once."""
-    loads = (load for op in graph.ops if isinstance(op, WeightOp) for load in op.loads())
-    return list({load.source: TensorInfo(load.source, load.dtype, load.shape) for load in loads}.values())
+def expected_tensors(graph: Graph) -> Iterator[TensorInfo]:
+    """Yield the tensors that a graph loads, in order; one that is loaded twice comes twice."""
+    for op in graph.ops:
+        if isinstance(op, WeightOp):
+            for load in op.loads():
+                yield TensorInfo(load.source, load.dtype, load.shape)
 
 
 def _check(graph: Graph, checkpoint: Checkpoint, config: Decoder, strict: bool, warnings: list[str]) -> None:
     """Check that the checkpoint holds the model and nothing else that belongs to it."""
-    expected = expected_tensors(graph)
     place = str(checkpoint.folder)
-    check_tensors(checkpoint, expected, inert=lambda _: True, family=config.family, place=place)
+    check_tensors(checkpoint, expected_tensors(graph))
     for op in graph.ops:
         if isinstance(op, LoadEach):
             _same_dtype(op, checkpoint)
-    known = {info.name for info in expected}
+    known = {info.name for info in expected_tensors(graph)}
     if graph.meta["tied"]:
         known.add(HEAD)
     strangers = [name for name in checkpoint.names() if name not in known and not config.inert_tensor(name)]

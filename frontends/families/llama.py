@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.frontends.blocks import MLP, Block
-from regraft.frontends.config import boolean, token_ids
+from regraft.frontends.config import boolean, fixed, token_ids
 from regraft.frontends.decoder import Decoder
 
 
@@ -13,12 +13,13 @@ class Llama(Decoder):
     family = "llama"
     model_types = ("llama",)
     architectures = ("LlamaForCausalLM",)
-    inert = ("pretraining_tp",)
+    inert = ("is_llama_config", "pretraining_tp")
 
     bos_token_id = token_ids((1,))
     eos_token_id = token_ids((2,))
     attention_bias = boolean(False)
     mlp_bias = boolean(False)
+    rope_interleaved = fixed(False)
 
     def block(self, layer: int) -> Block:
         return Block(

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from regraft.frontends.config import INERT
+from regraft.frontends.family import family_names, load_family
 from regraft.frontends.folder import ModelFolder, open_model
 from regraft.frontends.lift import Lifted, lift
 from regraft.ir.errors import RegraftError
@@ -235,3 +238,24 @@ def test_the_family_is_found_by_its_class_too(tmp_path: Path) -> None:
     config = {**small(), "architectures": ["Qwen3ForCausalLM"]}
     del config["model_type"]
     assert lift(folder(tmp_path, config)).family == "qwen3"
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 70), 1 << 70),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.integers(-2, 5), max_size=3),
+    st.dictionaries(st.sampled_from(["factor", "rope_type", "rope_theta", "low_freq_factor"]), st.floats(), max_size=3),
+)
+KEYS = sorted({name for family in family_names() for key in load_family(family).keys().values() for name in key.names})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(family_names()), st.dictionaries(st.sampled_from(KEYS), JUNK, min_size=1, max_size=3))
+def test_junk_is_refused_or_lifted_and_never_a_crash(family: str, junk: dict[str, Any]) -> None:
+    try:
+        lift(ModelFolder("config", "junk", {**small(family), **junk}, "config.json"), strict=False)
+    except RegraftError as error:
+        assert error.code.startswith("RG2")
