@@ -120,7 +120,7 @@ class _Slot:
     @property
     def form(self) -> str:
         """What the operand must be, for messages."""
-        return f"memory<{self.pattern}>" if self.is_memory else f"{self.dtype or 'any'}[{self.pattern}]"
+        return f"memory<{self.pattern}>" if self.is_memory else f"{self.dtype or 'any'}[{', '.join(self.words)}]"
 
     def __set_name__(self, owner: type[Op], name: str) -> None:
         self.name = name
@@ -518,35 +518,38 @@ def _match(op: Op, slot: _Slot, found: Type, dims: Dims) -> None:
     if wanted in op.slots and isinstance(like := op.slots[wanted][0].type, TensorType):
         wanted = like.dtype
     if not isinstance(found, TensorType) or not _dtype_fits(wanted, found.dtype):
-        expected = slot.form if wanted == slot.dtype else f"{wanted}[{slot.pattern}], the dtype of {slot.dtype}"
-        raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
-    words, shape = slot.words, found.shape
+        raise _misfit(op, slot, wanted, found, dims, dims.leading)
+    words, shape, leading = slot.words, found.shape, dims.leading
     if words == ("*",):
         return
     if words and words[0] == "...":
         words = words[1:]
         cut = len(shape) - len(words)
         if cut >= 0:
-            _match_leading(op, slot, shape[:cut], found, dims)
+            if dims.leading is None:
+                dims.leading = shape[:cut]
+            elif dims.leading != shape[:cut]:
+                raise _misfit(op, slot, wanted, found, dims, leading)
             shape = shape[cut:]
     if len(words) != len(shape) or not all(map(_match_letter, words, shape, [dims] * len(words))):
-        _refuse_rows(op, dims.letters.get("T"), found.sequence)
-        raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=slot.form, bound=dims)
+        raise _misfit(op, slot, wanted, found, dims, leading)
 
 
-def _match_leading(op: Op, slot: _Slot, leading: tuple[Dim, ...], found: TensorType, dims: Dims) -> None:
-    if dims.leading is None:
-        dims.leading = leading
-    elif dims.leading != leading:
-        _refuse_rows(op, TensorType(found.dtype, dims.leading).sequence, TensorType(found.dtype, leading).sequence)
-        expected = f"[{', '.join(map(str, dims.leading))}, ...]"
-        raise OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
-
-
-def _refuse_rows(op: Op, first: Dim | None, second: Dim | None) -> None:
-    """Say so where operands do not fit because they run along different sequences."""
-    if first is not None and second is not None and first != second:
-        raise MemoryRuleError(op=op.label, first=first, second=second)
+def _misfit(
+    op: Op, slot: _Slot, dtype: str, found: Type, dims: Dims, leading: tuple[Dim, ...] | None
+) -> OperandTypeError | MemoryRuleError:
+    """Return the error for an operand that does not fit what the ones before it have fixed."""
+    if isinstance(found, TensorType):
+        fixed = [dims.letters.get("T"), TensorType(found.dtype, leading or ()).sequence]
+        for first in fixed:
+            if first is not None and found.sequence is not None and first != found.sequence:
+                return MemoryRuleError(op=op.label, first=first, second=found.sequence)
+    before = ["..."] if leading is None else list(map(str, leading))
+    words = [*before, *slot.words[1:]] if slot.words[:1] == ("...",) else slot.words
+    expected = f"{dtype or 'any'}[{', '.join(words)}]"
+    if slot.dtype in op.slots:
+        expected += f", the dtype of {slot.dtype}"
+    return OperandTypeError(op=op.label, name=slot.name, found=found, expected=expected, bound=dims)
 
 
 def _match_letter(word: str, dim: Dim, dims: Dims) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from regraft.ir.attributes import LARGEST, shown
+from regraft.ir.attributes import LARGEST, shown, spell
 from regraft.ir.dims import Dim, parse_dim
 from regraft.ir.errors.base import RegraftError, nearest
 from regraft.ir.errors.graph import DuplicateValueError, GraphError, ResultTypeError, SyntaxRgError, UnknownValueError
@@ -328,9 +328,8 @@ class _Parser:
             typed = cls.attributes_of(line.types[0]) if line.types else {}
             for key in sorted(typed.keys() & attributes.keys()):
                 if typed[key] != attributes[key]:
-                    raise self.wrong(
-                        f"{key} = {shown(typed[key])}, as the type says", shown(attributes[key]), line.token
-                    )
+                    expected = f"{key} = {spell(typed[key])}, as the type says"
+                    raise self.wrong(expected, spell(attributes[key]), line.token)
             results = graph.add(cls(slots, attributes | typed), names)
             if line.types and len(line.types) != len(results):
                 raise self.wrong(f"{len(results)} types", str(len(line.types)), line.token)

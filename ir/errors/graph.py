@@ -71,7 +71,7 @@ class OperandTypeError(GraphError):
 
     code = "RG010"
     message = "{op}: operand {name} is {found}, expected {expected}"
-    hint = "where {bound}"
+    hint = "where {bound}; B is the batch, T a sequence axis, other letters are integers"
 
 
 class ResultTypeError(GraphError):

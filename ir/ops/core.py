@@ -215,14 +215,18 @@ class Concat(Op):
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         first, width = self.xs[0].tensor, 0
         for x in self.xs:
-            sequence, channels = x.tensor.sequence, x.tensor.shape[-1:]
+            sequence, shape = x.tensor.sequence, x.tensor.shape
             if sequence and first.sequence and sequence != first.sequence:
                 raise MemoryRuleError(op=self.label, first=first.sequence, second=sequence)
-            if x.tensor.shape[:-1] != first.shape[:-1] or not channels or not isinstance(channels[0], int):
+            if not shape or not isinstance(shape[-1], int):
+                raise OpRuleError(
+                    op=self.label, problem=f"{x.tensor} has no channels", fix="the last axis is an integer"
+                )
+            if shape[:-1] != first.shape[:-1]:
                 raise OpRuleError(
                     op=self.label, problem=f"{x.tensor} beside {first}", fix="parts differ in the last axis only"
                 )
-            width += channels[0]
+            width += shape[-1]
         return (first.with_shape(*first.shape[:-1], width),)
 
     def reference(self, run: Run, *xs: Tensor) -> Tensor:

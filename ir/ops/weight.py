@@ -216,7 +216,9 @@ class ConcatWeight(WeightOp):
         first = self.xs[0].tensor
         shapes = [list(x.tensor.sizes) for x in self.xs]
         rest = {tuple(s[: self.axis] + s[self.axis + 1 :]) for s in shapes}
-        if len(rest) > 1 or not 0 <= self.axis < len(shapes[0]):
+        if not 0 <= self.axis < len(shapes[0]):
+            raise OpRuleError(op=self.label, problem=f"axis {self.axis} of {first}", fix="count axes from 0")
+        if len(rest) > 1:
             raise OpRuleError(
                 op=self.label,
                 problem=" beside ".join(str(x.tensor) for x in self.xs[:4]),

@@ -1,0 +1,101 @@
+graph @valid (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %six: bf16[B, T, 6, 16]) {
+  %m = state.kv %k, %v
+  %short = state.kv %k, %v {window = 512} : memory<bf16; k [4, 16], v [4, 16]; window 512>
+  %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
+  %near = attn.attend %q, %short {scale = 0.25, window = 512} : bf16[B, T, 8, 16]
+  %uneven = attn.attend %six, %m {scale = 0.25, head_map = [0, 0, 0, 1, 2, 3]} : bf16[B, T, 6, 16]
+  return %ctx, %near, %uneven
+}
+
+// -----
+
+graph @uneven_groups (%q: bf16[B, T, 6, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %layers.3.attn.ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 6, 16]
+  return %layers.3.attn.ctx
+}
+// ERROR: error[RG031]: attn.attend: 6 query heads over 4 key/value heads need a head_map
+//          --> attn.attend.rg:14:24   layers.3.attn
+//            14 |   %layers.3.attn.ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 6, 16]
+//               |                        ^^^^^^^^^^^
+//          = help: give head_map, or keep a multiple of 4 query heads
+
+// -----
+
+graph @map_of_another_length (%q: bf16[B, T, 6, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25, head_map = [0, 1, 2, 3]}
+  return %ctx
+}
+// ERROR: error[RG032]: attn.attend: head_map [0, 1, 2, 3] does not fit 6 query heads over 4 key/value heads
+
+// -----
+
+graph @map_beyond_the_heads (%q: bf16[B, T, 2, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25, head_map = [0, 4]}
+  return %ctx
+}
+// ERROR: error[RG032]: attn.attend: head_map [0, 4] does not fit 2 query heads over 4 key/value heads
+
+// -----
+
+graph @wider_than_the_memory (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v {window = 512}
+  %ctx = attn.attend %q, %m {scale = 0.25, window = 1024}
+  return %ctx
+}
+// ERROR: error[RG033]: attn.attend: looks back 1024 rows in a memory that keeps 512
+
+// -----
+
+graph @unlimited_in_a_window (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v {window = 512}
+  %ctx = attn.attend %q, %m {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG033]: attn.attend: looks back all rows in a memory that keeps 512
+
+// -----
+
+graph @no_memory (%q: bf16[B, T, 8, 16], %k: bf16[B, T, 4, 16]) {
+  %ctx = attn.attend %q, %k {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG010]: attn.attend: operand memory is bf16[B, T, 4, 16], expected memory<k Hkv D, v Hkv Dv>
+
+// -----
+
+graph @queries_from_a_memory (%q: bf16[B, S@m, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG035]: attn.attend: runs along S@m; memories are made and read along T only
+
+// -----
+
+graph @widths_differ (%q: bf16[B, T, 8, 32], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG010]: attn.attend: operand memory is memory<bf16; k [4, 16], v [4, 16]>, expected memory<k Hkv D, v Hkv Dv>
+
+// -----
+
+graph @dtypes_differ (%q: f32[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: f32 queries, bf16 memory
+
+// -----
+
+graph @an_empty_window (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25, window = 0}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: window 0

@@ -1,0 +1,331 @@
+"""Hypothesis strategies: for every op a graph that holds a valid instance of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
+from regraft.ir.dims import B, Dim, T, parse_dim
+from regraft.ir.graph import Graph
+from regraft.ir.op import Value, op_class
+from regraft.ir.ops.core import ACTIVATIONS
+from regraft.ir.types import FLOATS, ITEM_BITS, TensorType
+
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True)
+SCOPES = st.sampled_from(
+    ["", "", "layers.0.", "layers.3.attn.", "layers.12.moe.x_1.", "model.layers.7.", "enc.9.", "a-b."]
+)
+FLOAT_TYPES = st.sampled_from(FLOATS)
+SMALL = st.integers(1, 6)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6)
+POSITIVE = st.floats(1e-12, 1e12)
+STRINGS = st.text() | st.sampled_from(
+    [
+        "",
+        '"',
+        "\\",
+        "\n\r\t\0",
+        "// no comment",
+        "layers.3.attn.q",
+        "layers.*.x",
+        "model.layers.3.w",
+        "**",
+        "ünïcode ∞ 𝄞",
+        "\ud800",
+    ]
+)
+DIMS: st.SearchStrategy[Dim] = st.sampled_from(["S", "S // 4", "S // 4 - (S - T) // 4", "B * T", "2 * S + 1"]).map(
+    parse_dim
+)
+
+
+class Making:
+    """A graph in the making: draws values and adds ops under random names."""
+
+    def __init__(self, draw: DrawFn) -> None:
+        self.draw = draw
+        self.graph = Graph("made")
+        self.scope = draw(SCOPES)
+
+    def size(self) -> int:
+        return self.draw(SMALL)
+
+    def name(self, stem: str) -> str:
+        return self.graph.fresh(self.scope + stem)
+
+    def input(self, dtype: str, *shape: Dim) -> Value:
+        return self.graph.add_input(self.graph.fresh(self.draw(NAMES)), TensorType(dtype, shape))
+
+    def weight(self, dtype: str, *shape: int) -> Value:
+        return self.add("weight.load", dtype=dtype, shape=shape)[0]
+
+    def leading(self) -> tuple[Dim, ...]:
+        """Dimensions before the channels: a run-time value's, or none."""
+        return self.draw(
+            st.sampled_from([(B, T), (B, T), (B, T, 3), (B, parse_dim("S@layers.0.m")), (T,), (B,), ()])
+            | st.tuples(st.just(B), DIMS)
+        )
+
+    def add(self, opname: str, *values: Value | Sequence[Value], **rest: object) -> tuple[Value, ...]:
+        cls = op_class(opname)
+        slots: dict[str, Sequence[Value]] = {
+            slot.name: [value] if isinstance(value, Value) else value
+            for slot, value in zip(cls.spec.slots, values, strict=False)
+        }
+        slots |= {key: [value] for key, value in rest.items() if isinstance(value, Value)}
+        attributes = {key: value for key, value in rest.items() if not isinstance(value, Value)}
+        names: list[str] = []
+        for _ in cls.spec.results:
+            name = self.name(self.draw(NAMES))
+            while name in names:
+                name += "x"
+            names.append(name)
+        return self.graph.add(cls(slots, attributes), names)
+
+
+Rule = Callable[[Making], Sequence[Value]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(opname: str) -> Callable[[Rule], Rule]:
+    def register(made: Rule) -> Rule:
+        RULES[opname] = made
+        return made
+
+    return register
+
+
+@st.composite
+def graphs_with(draw: DrawFn, opname: str) -> Graph:
+    """A graph that ends in a valid instance of the op."""
+    making = Making(draw)
+    outputs = RULES[opname](making)
+    making.graph.set_outputs(outputs)
+    return making.graph
+
+
+def _channels(m: Making, *last: int) -> tuple[str, Value]:
+    """A floating-point value with these last axes."""
+    dtype = m.draw(FLOAT_TYPES)
+    return dtype, m.input(dtype, *m.leading(), *last)
+
+
+@rule("core.embed")
+def embed(m: Making) -> Sequence[Value]:
+    tokens = m.input(m.draw(st.sampled_from(["i64", "i32", "u8"])), *m.leading())
+    return m.add("core.embed", tokens, m.weight(m.draw(FLOAT_TYPES), m.size(), m.size()))
+
+
+@rule("core.linear")
+def linear(m: Making) -> Sequence[Value]:
+    of, out = m.size(), m.size()
+    dtype, x = _channels(m, of)
+    bias = {"bias": m.weight(dtype, out)} if m.draw(st.booleans()) else {}
+    return m.add("core.linear", x, m.weight(dtype, out, of), **bias)
+
+
+@rule("core.norm")
+def norm(m: Making) -> Sequence[Value]:
+    width = m.size()
+    dtype, x = _channels(m, width)
+    weight = {"weight": m.weight(dtype, width)} if m.draw(st.booleans()) else {}
+    cast = m.draw(st.sampled_from(["before", "after"]))
+    return m.add("core.norm", x, **weight, eps=m.draw(POSITIVE), offset=m.draw(NUMBERS), cast=cast)
+
+
+def _two(opname: str) -> Rule:
+    def made(m: Making) -> Sequence[Value]:
+        dtype, shape = m.draw(FLOAT_TYPES), (*m.leading(), m.size())
+        a = m.input(dtype, *shape)
+        b = a if m.draw(st.booleans()) else m.input(dtype, *shape)
+        return m.add(opname, a, b)
+
+    return made
+
+
+RULES["core.add"], RULES["core.mul"] = _two("core.add"), _two("core.mul")
+
+
+@rule("core.scale")
+def scale(m: Making) -> Sequence[Value]:
+    return m.add("core.scale", _channels(m)[1], factor=m.draw(NUMBERS))
+
+
+@rule("core.activation")
+def activation(m: Making) -> Sequence[Value]:
+    return m.add("core.activation", _channels(m, m.size())[1], kind=m.draw(st.sampled_from(ACTIVATIONS)))
+
+
+@rule("core.softcap")
+def softcap(m: Making) -> Sequence[Value]:
+    return m.add("core.softcap", _channels(m)[1], cap=m.draw(POSITIVE))
+
+
+@rule("core.concat")
+def concat(m: Making) -> Sequence[Value]:
+    dtype, leading = m.draw(st.sampled_from(list(ITEM_BITS))), m.leading()
+    return m.add("core.concat", [m.input(dtype, *leading, m.size()) for _ in range(m.size())])
+
+
+@rule("core.slice")
+def slice_(m: Making) -> Sequence[Value]:
+    width = m.size()
+    start = m.draw(st.integers(0, width - 1))
+    return m.add("core.slice", _channels(m, width)[1], start=start, stop=m.draw(st.integers(start + 1, width)))
+
+
+@rule("core.unflatten")
+def unflatten(m: Making) -> Sequence[Value]:
+    parts = m.size()
+    return m.add("core.unflatten", _channels(m, parts * m.size())[1], parts=parts)
+
+
+@rule("core.flatten")
+def flatten(m: Making) -> Sequence[Value]:
+    return m.add("core.flatten", _channels(m, m.size(), m.size())[1])
+
+
+@rule("pos.rope")
+def rope(m: Making) -> Sequence[Value]:
+    half = m.size()
+    rows = m.draw(st.sampled_from([T, parse_dim("S@m.x")]))
+    x = m.input(m.draw(FLOAT_TYPES), B, rows, m.size(), 2 * half + m.size() - 1)
+    options: dict[str, object] = {"base": m.draw(st.floats(1.5, 1e7)), "channels": 2 * half}
+    if m.draw(st.booleans()):
+        options |= {"layout": m.draw(st.sampled_from(["halves", "interleaved"])), "amplitude": m.draw(POSITIVE)}
+        options |= {"scaling": m.draw(st.sampled_from(["linear", "llama3", "yarn"])), "factor": m.draw(POSITIVE)}
+        low = m.draw(st.floats(0.1, 10))
+        options |= {"original": m.draw(st.integers(1, 10**6)), "low": low, "high": low + m.draw(st.floats(0.1, 9))}
+        options |= {"truncate": m.draw(st.booleans())}
+    return m.add("pos.rope", x, m.input("i64", B, rows), **options)
+
+
+WINDOWS = st.none() | st.integers(1, 2**40)
+
+
+def _memory(m: Making, heads: int, width: int, value_width: int, dtype: str, window: int | None) -> Value:
+    k, v = m.input(dtype, B, T, heads, width), m.input(dtype, B, T, heads, value_width)
+    return m.add("state.kv", k, v, window=window)[0]
+
+
+@rule("state.kv")
+def kv(m: Making) -> Sequence[Value]:
+    return [_memory(m, m.size(), m.size(), m.size(), m.draw(FLOAT_TYPES), m.draw(WINDOWS))]
+
+
+@rule("attn.attend")
+def attend(m: Making) -> Sequence[Value]:
+    kv_heads, width, value_width = m.size(), m.size(), m.size()
+    groups: tuple[int, ...] | None = None
+    if m.draw(st.booleans()):
+        groups = tuple(m.draw(st.lists(st.integers(0, kv_heads - 1), min_size=1, max_size=6)))
+    heads = len(groups) if groups else kv_heads * m.size()
+    kept = m.draw(WINDOWS)
+    window = m.draw(WINDOWS if kept is None else st.integers(1, kept))
+    dtype = m.draw(FLOAT_TYPES)
+    memory = _memory(m, kv_heads, width, value_width, dtype, kept)
+    q = m.input(dtype, B, T, heads, width)
+    return m.add("attn.attend", q, memory, scale=m.draw(NUMBERS), window=window, head_map=groups)
+
+
+@rule("moe.route")
+def route(m: Making) -> Sequence[Value]:
+    experts = m.size()
+    chosen = m.draw(st.integers(1, experts))
+    return m.add("moe.route", _channels(m, experts)[1], chosen=chosen, normalize=m.draw(st.booleans()))
+
+
+@rule("moe.experts")
+def experts(m: Making) -> Sequence[Value]:
+    leading, dtype = (B, T), m.draw(FLOAT_TYPES)
+    width, hidden, count = m.size(), m.size(), m.size()
+    chosen = m.draw(st.integers(1, count))
+    x, shares = m.input(dtype, *leading, width), m.input(dtype, *leading, chosen)
+    gate_up, down = m.weight(dtype, count, 2 * hidden, width), m.weight(dtype, count, width, hidden)
+    kind = m.draw(st.sampled_from(ACTIVATIONS))
+    return m.add("moe.experts", x, shares, m.input("i64", *leading, chosen), gate_up, down, activation=kind)
+
+
+SHAPES = st.lists(SMALL, min_size=1, max_size=3)
+TENSOR_NAMES = st.none() | STRINGS.filter(bool)
+
+
+@rule("weight.load")
+def load(m: Making) -> Sequence[Value]:
+    dtype, shape = m.draw(st.sampled_from(list(ITEM_BITS))), m.draw(st.lists(SMALL, max_size=4))
+    return m.add("weight.load", dtype=dtype, shape=shape, tensor=m.draw(TENSOR_NAMES))
+
+
+@rule("weight.load_each")
+def load_each(m: Making) -> Sequence[Value]:
+    plain = STRINGS.filter(lambda text: "{" not in text and "}" not in text)
+    name = m.draw(plain) + "{}" + m.draw(plain)
+    return m.add("weight.load_each", dtype=m.draw(FLOAT_TYPES), shape=m.draw(SHAPES), tensors=name)
+
+
+@rule("weight.slice")
+def slice_weight(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    start = m.draw(st.integers(0, shape[axis] - 1))
+    stop = m.draw(st.integers(start + 1, shape[axis]))
+    return m.add("weight.slice", m.weight("f32", *shape), axis=axis, start=start, stop=stop)
+
+
+@rule("weight.take")
+def take(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    block = m.draw(st.integers(1, shape[axis]))
+    indices = m.draw(st.lists(st.integers(0, shape[axis] // block - 1), min_size=1, max_size=5))
+    return m.add("weight.take", m.weight("bf16", *shape), axis=axis, block=block, indices=indices)
+
+
+@rule("weight.concat")
+def concat_weight(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    parts = [m.weight("i8", *shape[:axis], m.size(), *shape[axis + 1 :]) for _ in range(m.size())]
+    return m.add("weight.concat", parts, axis=axis)
+
+
+@rule("weight.stack")
+def stack(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    return m.add("weight.stack", [m.weight("f16", *shape) for _ in range(m.size())])
+
+
+@rule("weight.cast")
+def cast(m: Making) -> Sequence[Value]:
+    return m.add("weight.cast", m.weight(m.draw(FLOAT_TYPES), *m.draw(SHAPES)), dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("weight.combine")
+def combine(m: Making) -> Sequence[Value]:
+    factors, shape, dtype = m.draw(st.lists(NUMBERS, min_size=1, max_size=4)), m.draw(SHAPES), m.draw(FLOAT_TYPES)
+    return m.add("weight.combine", [m.weight(dtype, *shape) for _ in factors], factors=factors)
+
+
+@rule("weight.moment")
+def moment(m: Making) -> Sequence[Value]:
+    sides: dict[str, object] = {}
+    sizes: list[int] = []
+    for side in "ab":
+        shape = m.draw(SHAPES)
+        sizes.append(math.prod(shape))
+        if m.draw(st.booleans()):
+            sides[side] = m.input(m.draw(FLOAT_TYPES), B, T, *shape)
+        else:
+            sides[f"source_{side}"] = m.draw(STRINGS)
+    return m.add("weight.moment", **sides, rows=sizes[0], columns=sizes[1])
+
+
+@rule("weight.refit")
+def refit(m: Making) -> Sequence[Value]:
+    of, out = m.size(), m.size()
+    gram, cross = m.weight("f64", of, of), m.weight("f64", of, out)
+    ridge = abs(m.draw(NUMBERS))
+    return m.add("weight.refit", gram, cross, m.weight(m.draw(FLOAT_TYPES), out, of), ridge=ridge)

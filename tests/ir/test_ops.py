@@ -1,0 +1,110 @@
+"""Every op: its text reads back, it verifies, it has a cost, and a valid and an invalid text stand in tests/ir/ops."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from regraft.ir.errors import RegraftError
+from regraft.ir.graph import Graph
+from regraft.ir.op import REGISTRY, Cost, op_class
+from regraft.ir.parse import parse_graph
+from regraft.ir.text import print_graph
+from tests.ir.strategies import RULES, graphs_with
+
+op_class("core.add")  # registers all
+NAMES = sorted(REGISTRY)
+FOLDER = Path(__file__).parent / "ops"
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def round_trip(graph: Graph) -> None:
+    text = print_graph(graph)
+    again = parse_graph(text)
+    assert graph.equals(again), text
+    assert print_graph(again) == text
+
+
+def test_every_op_has_a_strategy_and_a_text_test() -> None:
+    assert set(RULES) == set(NAMES)
+    assert {path.stem for path in FOLDER.glob("*.rg")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_reads_back_and_costs_are_counts(name: str) -> None:
+    @FEW
+    @given(graph=graphs_with(name), batch=st.integers(1, 4), tokens=st.integers(1, 9), past=st.integers(0, 9))
+    def check(graph: Graph, batch: int, tokens: int, past: int) -> None:
+        round_trip(graph)
+        graph.verify()
+        at = {"B": batch, "T": tokens, "S": tokens + past}
+        for op in graph.ops:
+            cost = op.cost(at)
+            assert all(isinstance(count, int) and count >= 0 for count in vars(cost).values())
+            assert cost + Cost() == cost
+            assert op.idle_parameters() >= 0
+
+    check()
+
+
+class TextTest:
+    """One graph of a file in tests/ir/ops, and the start of the message that it must give."""
+
+    def __init__(self, path: Path, before: str, chunk: str) -> None:
+        self.path = path
+        lines = chunk.split("\n")
+        # lines before the graph stay, so that messages count lines as the file has them
+        self.text = "\n" * before.count("\n") + "\n".join(line for line in lines if not line.startswith("//"))
+        comments = [line for line in lines if line.startswith("// ")]
+        self.expected = [line.removeprefix("// ERROR: ").removeprefix("//        ") for line in comments]
+
+    @property
+    def id(self) -> str:
+        return f"{self.path.stem}: {self.text.partition('@')[2].partition(' ')[0]}"
+
+
+def _text_tests() -> list[TextTest]:
+    tests: list[TextTest] = []
+    for path in sorted(FOLDER.glob("*.rg")):
+        before = ""
+        for chunk in path.read_text(encoding="utf-8").split("// -----\n"):
+            tests.append(TextTest(path, before, chunk))
+            before += chunk + "// -----\n"
+    return tests
+
+
+TEXT_TESTS = _text_tests()
+
+
+@pytest.mark.parametrize("test", TEXT_TESTS, ids=lambda test: test.id)
+def test_text(test: TextTest) -> None:
+    if not test.expected:
+        round_trip(parse_graph(test.text, test.path.name))
+        return
+    with pytest.raises(RegraftError) as caught:
+        parse_graph(test.text, test.path.name)
+    found = str(caught.value).split("\n")
+    assert found[: len(test.expected)] == test.expected
+
+
+def test_every_op_has_a_valid_and_an_invalid_text() -> None:
+    for path in FOLDER.glob("*.rg"):
+        mine = [bool(test.expected) for test in TEXT_TESTS if test.path == path]
+        assert mine[0] is False
+        assert all(mine[1:])
+        assert len(mine) > 1, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_of_the_docstring_stands_in_the_valid_text(name: str) -> None:
+    doc = inspect.getdoc(op_class(name)) or ""
+    examples = [line.strip() for line in doc.partition("Example:\n")[2].split("\n")]
+    assert examples, doc
+    lines = [
+        line.strip() for line in (FOLDER / f"{name}.rg").read_text(encoding="utf-8").split("// -----")[0].split("\n")
+    ]
+    assert [line for line in examples if line not in lines] == []
