@@ -13,7 +13,7 @@ from regraft.frontends.checkpoint import Checkpoint, check_tensors
 from regraft.frontends.config import Given
 from regraft.frontends.decoder import Decoder
 from regraft.frontends.family import family_of
-from regraft.frontends.folder import GRAPH, ModelFolder
+from regraft.frontends.folder import ModelFolder
 from regraft.frontends.tensors import Declared, Stored, Tensors
 from regraft.ir.errors.base import RegraftError
 from regraft.ir.errors.checkpoint import PickleRefusedError, TensorMismatchError, UnknownTensorError
@@ -113,8 +113,7 @@ def _read_graph(folder: ModelFolder, path: Path, strict: bool) -> Lifted:
     graph = parse_graph(text, str(path))
     checkpoint = _checkpoint(folder, strict, [])
     if checkpoint is not None:
-        expected = expected_tensors(graph)
-        check_tensors(checkpoint, expected, inert=lambda _: True, family=GRAPH, place=str(checkpoint.folder))
+        check_tensors(checkpoint, expected_tensors(graph))
     config = folder.config.get("base") if folder.config.get("model_type") == REGRAFT else folder.config
     config = config if isinstance(config, dict) else {}
     return Lifted(graph, (), config, str(graph.meta.get("family", "")))
