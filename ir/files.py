@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,6 +116,7 @@ class OutputFolder:
         self.target = target
         self.path = target.with_name(f"{target.name}.partial")
         self._journal_path = target.with_name(f"{target.name}.partial.journal")
+        self._lock = threading.Lock()
         if os.path.lexists(target):
             raise OutputExistsError(path=target)
         if self.path.exists() and not resume:
@@ -220,7 +222,7 @@ class OutputFolder:
 
     def _append(self, facts: Mapping[str, Any]) -> None:
         line = json.dumps(facts, sort_keys=True) + "\n"
-        with writing(self._journal_path, len(line)):
+        with self._lock, writing(self._journal_path, len(line)):
             _write_all(self._journal, line.encode())
             os.fsync(self._journal)
 
