@@ -21,7 +21,7 @@ from regraft.ir.errors.config import MissingGraphError
 from regraft.ir.errors.files import InputMissingError
 from regraft.ir.graph import Graph
 from regraft.ir.json_files import read_object
-from regraft.ir.ops.weight import LoadEach, WeightOp
+from regraft.ir.ops.weight import Load, LoadEach
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorInfo
 
@@ -134,39 +134,44 @@ def _checkpoint(folder: ModelFolder, strict: bool, warnings: list[str]) -> Check
 def expected_tensors(graph: Graph) -> Iterator[TensorInfo]:
     """Yield the tensors that a graph loads, in order; one that is loaded twice comes twice."""
     for op in graph.ops:
-        if isinstance(op, WeightOp):
-            for load in op.loads():
-                yield TensorInfo(load.source, load.dtype, load.shape)
+        if isinstance(op, Load):
+            yield TensorInfo(op.source, op.dtype, op.shape)
+        elif isinstance(op, LoadEach):
+            yield from (TensorInfo(name, op.dtype, op.shape[1:]) for name in op.sources)
 
 
 def _check(graph: Graph, checkpoint: Checkpoint, config: Decoder, strict: bool, warnings: list[str]) -> None:
     """Check that the checkpoint holds the model and nothing else that belongs to it."""
-    place = str(checkpoint.folder)
-    check_tensors(checkpoint, expected_tensors(graph))
+    known: set[str] = set()
+
+    def noted() -> Iterator[TensorInfo]:
+        for info in expected_tensors(graph):
+            known.add(info.name)
+            yield info
+
+    check_tensors(checkpoint, noted())
     for op in graph.ops:
         if isinstance(op, LoadEach):
             _same_dtype(op, checkpoint)
-    known = {info.name for info in expected_tensors(graph)}
     if graph.meta["tied"]:
         known.add(HEAD)
     strangers = [name for name in checkpoint.names() if name not in known and not config.inert_tensor(name)]
     if not strangers:
         return
     shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-    error = UnknownTensorError(family=config.family, count=len(strangers), names=shown, where=place)
+    error = UnknownTensorError(family=config.family, count=len(strangers), names=shown, where=str(checkpoint.folder))
     if strict and any(name.startswith(f"{config.prefix}.") for name in strangers):
         raise error  # a part of the model that the graph would lack
     warnings.append(error.text)
 
 
 def _same_dtype(op: LoadEach, checkpoint: Checkpoint) -> None:
-    for load in op.loads():
-        found = checkpoint.info(load.source)
-        if found.dtype != load.dtype:
-            expected = TensorInfo(load.source, load.dtype, load.shape)
-            raise TensorMismatchError(
-                tensor=load.source, found=found, expected=expected, where=checkpoint.where(load.source)
-            )
+    """Check that tensors which become one have the same element type."""
+    for name in op.sources:
+        found = checkpoint.info(name)
+        if found.dtype != op.dtype:
+            expected = TensorInfo(name, op.dtype, op.shape[1:])
+            raise TensorMismatchError(tensor=name, found=found, expected=expected, where=checkpoint.where(name))
 
 
 def _untied(config: Decoder, checkpoint: Checkpoint, tensors: Tensors, warnings: list[str]) -> bool:

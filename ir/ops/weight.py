@@ -42,8 +42,9 @@ class WeightOp(Op):
 
     weight_time = True
 
-    def loads(self) -> tuple[Load, ...]:
-        """The reads of the checkpoint that the op makes itself."""
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors of the checkpoint that the op itself reads."""
         return ()
 
 
@@ -86,8 +87,9 @@ class Load(WeightOp):
     def key(self) -> object:
         return (type(self), self.source, self.dtype, self.shape)
 
-    def loads(self) -> tuple[Load, ...]:
-        return (self,)
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
 
     def reference(self, run: Run) -> Tensor:
         return run.load(self)
@@ -124,15 +126,15 @@ class LoadEach(WeightOp):
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         return (TensorType(self.dtype, self.shape),)
 
-    def loads(self) -> tuple[Load, ...]:
-        count, *shape = self.shape
-        names = (self.tensors.replace("{}", str(number)) for number in range(count))
-        return tuple(Load({}, {"tensor": name, "dtype": self.dtype, "shape": shape}) for name in names)
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self.tensors.replace("{}", str(number)) for number in range(self.shape[0]))
 
     def reference(self, run: Run) -> Tensor:
         import torch
 
-        return torch.stack([run.load(each) for each in self.loads()])
+        facts = {"dtype": self.dtype, "shape": self.shape[1:]}
+        return torch.stack([run.load(Load({}, {"tensor": name, **facts})) for name in self.sources])
 
 
 @op("weight.slice")

@@ -33,7 +33,7 @@ def test_text_and_meaning() -> None:
     assert print_graph(graph) == TEXT
     op = graph.ops[0]
     assert isinstance(op, LoadEach)
-    assert [load.source for load in op.loads()] == ["experts.0.w", "experts.1.w", "experts.2.w"]
+    assert op.sources == ("experts.0.w", "experts.1.w", "experts.2.w")
     taken = graph["y"]
     graph.set_outputs(graph.add(Add({"a": (taken,), "b": (taken,)}, {}), ["out"]))  # so that it is a parameter
     tensors = {f"experts.{e}.w": torch.randn(4, 5) for e in range(3)}
@@ -60,7 +60,7 @@ def test_a_copied_layer_loads_its_own_tensors() -> None:
     for layer in range(3):
         (x,) = b.layer(layer, "kind", [x], body)
     graph.set_outputs([x])
-    names = [load.source for op in graph.ops if isinstance(op, LoadEach) for load in op.loads()]
+    names = [name for op in graph.ops if isinstance(op, LoadEach) for name in op.sources]
     assert names == [f"m.layers.{layer}.e.{e}.w" for layer in range(3) for e in range(2)]
     text = print_graph(graph)
     assert text.count("load_each") == 1
