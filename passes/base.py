@@ -162,6 +162,14 @@ def read_integer(node: Node, owner: str, name: str, least: int, most: int) -> in
     return value
 
 
+def read_key(node: Node, owner: str, name: str, most: int) -> int:
+    """Return the integer that a map's key spells, from 0 to ``most``; JSON has only strings there."""
+    word = node.scalar
+    if isinstance(word, str) and word.isdecimal() and len(word) < 10:
+        node = Node(node.place, int(word))
+    return read_integer(node, owner, name, 0, most)
+
+
 def integer(least: int, most: int) -> OptionKind[int]:
     """Return the kind of integers from ``least`` to ``most``."""
     return OptionKind(f"an integer from {least} to {most}", lambda n, o, k: read_integer(n, o, k, least, most))

@@ -35,6 +35,7 @@ from regraft.passes.base import (
     option,
     optional_option,
     read_integer,
+    read_key,
     type_error,
 )
 from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
@@ -78,7 +79,7 @@ def _read_heads(node: Node, owner: str, name: str) -> Heads:
     found: dict[str | int, Count] = {}
     for key, value in node.entries:
         if key.scalar not in ("full", "sliding"):
-            found[read_integer(key, owner, name, 0, MOST_LAYERS)] = _read_count(value, owner, name)
+            found[read_key(key, owner, name, MOST_LAYERS)] = _read_count(value, owner, name)
         else:
             found[str(key.scalar)] = _read_count(value, owner, name)
     return found
@@ -94,7 +95,7 @@ def _read_keep(node: Node, owner: str, name: str) -> Keep:
         heads = sorted(read_integer(each, owner, name, 0, MOST_HEADS) for each in value.items)
         if len(set(heads)) < len(heads):
             raise type_error(value, owner, name, "different heads")
-        kept[read_integer(key, owner, name, 0, MOST_LAYERS)] = tuple(heads)
+        kept[read_key(key, owner, name, MOST_LAYERS)] = tuple(heads)
     return kept
 
 

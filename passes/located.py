@@ -110,7 +110,12 @@ _ODD = re.compile(
 def _string(text: str) -> str:
     if _BARE.fullmatch(text) and isinstance(resolve(text), str):
         return text
-    return _ODD.sub(lambda m: f"\\u{ord(m[0]):04x}", json.dumps(text, ensure_ascii=False))
+    return escape_odd(json.dumps(text, ensure_ascii=False))
+
+
+def escape_odd(text: str) -> str:
+    """Return JSON text with the characters escaped that YAML does not allow, or folds."""
+    return _ODD.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def spell(value: Plain) -> str:
@@ -177,15 +182,15 @@ def _from_yaml(node: yaml.Node, text: str, file: str, seen: set[yaml.Node]) -> N
 
 def mapping(place: Place, pairs: Sequence[tuple[Node, Node]], owner: str = "recipe") -> Node:
     """Return a map node, its keys checked to be scalars and different."""
-    seen: dict[Scalar, Place] = {}
+    seen: dict[str, Place] = {}
     for key, _ in pairs:
         if not key.is_scalar:
             raise RecipeSyntaxError(problem=f"{key} is no key", form=YAML_FORM, where=str(key.place))
-        if key.scalar in seen:
-            first = seen[key.scalar]
+        if str(key.scalar) in seen:
+            first = seen[str(key.scalar)]
             where = f"{first.file}:{first.line}:{first.column}"
             raise DuplicateKeyError(owner=owner, name=key, first=where, where=str(key.place))
-        seen[key.scalar] = key.place
+        seen[str(key.scalar)] = key.place
     return Node(place, entries=tuple(pairs))
 
 

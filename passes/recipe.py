@@ -25,7 +25,7 @@ from regraft.ir.errors.recipe import (
 )
 from regraft.passes import pass_class
 from regraft.passes.base import TEXT, Constraints, OptionKind, Pass, integer, read_integer, read_options, type_error
-from regraft.passes.located import YAML_FORM, Node, Plain, read_pipeline, read_yaml, spell
+from regraft.passes.located import YAML_FORM, Node, Plain, escape_odd, read_pipeline, read_yaml, spell
 
 VERSION = 1
 TOKENS = 65536
@@ -123,7 +123,7 @@ class Recipe:
         unknown = set(records) - set(RECORDS)
         assert not unknown, unknown
         document = {**self.plain(expanded=True), **{key: records[key] for key in RECORDS if key in records}}
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return escape_odd(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def _step_text(step: Plain) -> str:

@@ -32,6 +32,7 @@ from regraft.passes.base import (
     option,
     optional_option,
     read_integer,
+    read_key,
     type_error,
 )
 from regraft.passes.located import Node, Plain
@@ -68,7 +69,7 @@ def _spell_layers(layers: Selection | Groups) -> Plain:
 def _read_donor(node: Node, owner: str, name: str) -> Donor:
     if node.entries is not None:
         return {
-            read_integer(key, owner, name, 0, MOST_LAYERS): read_integer(value, owner, name, 0, MOST_LAYERS)
+            read_key(key, owner, name, MOST_LAYERS): read_integer(value, owner, name, 0, MOST_LAYERS)
             for key, value in node.entries
         }
     if isinstance(node.scalar, int) and not isinstance(node.scalar, bool):

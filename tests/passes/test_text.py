@@ -1,8 +1,8 @@
 """Golden tests in text: ``*.rg`` beside this file, a pipeline over a graph, one behaviour a block.
 
 ``// RUN:`` names the pipeline, for all blocks or, within one, for that block. ``// CHECK:`` lines must stand in the
-result in this order, ``// CHECK-NOT:`` nowhere; ``// REFUSED:`` is a note of the pass, ``// ERROR:`` a line of the error.
-Blocks are split by ``// -----``.
+result in this order, ``// CHECK-NOT:`` nowhere; ``// REFUSED:`` is a note of the pass, ``// ERROR:`` a line of the
+error. Blocks are split by ``// -----``.
 """
 
 from __future__ import annotations
