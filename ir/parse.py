@@ -29,6 +29,7 @@ _TOKEN = re.compile(
 _TOKEN_IN_BRACKETS = re.compile(  # there // divides
     rf"(?P<space>[ \t\r\n]+) | {_TOKENS} | (?P<mark>//|[()\[\],*+\-])", re.VERBOSE | re.ASCII
 )
+_WANTED = {"symbol": "a name such as @model", "value": "a value such as %x", "end": "the end of the text"}
 _DEEPEST = 16  # brackets in brackets
 _MOST_LAYERS = 100_000
 _MOST_OPS = 1_000_000
@@ -91,13 +92,12 @@ class _Parser:
         place = depth = 0
         while place < len(self.text):
             found = (_TOKEN_IN_BRACKETS if depth else _TOKEN).match(self.text, place)
-            if found is None:
-                token = Token("", self.text[place], place)
-                raise self.placed(SyntaxRgError(expected="a token", found=repr(token.text)), token)
-            if found.lastgroup != "space":
-                depth += {"[": 1, "]": -1}.get(found[0], 0)
-                yield Token(str(found.lastgroup), found[0], place)
-            place = found.end()
+            kind = found.lastgroup if found else "unknown"  # refused where it stands, as every unexpected token is
+            piece = found[0] if found else self.text[place]
+            if kind != "space":
+                depth += {"[": 1, "]": -1}.get(piece, 0)
+                yield Token(str(kind), piece, place)
+            place += len(piece)
         yield Token("end", "the end of the text", len(self.text))
 
     def placed(self, error: RegraftError, token: Token) -> RegraftError:
@@ -108,7 +108,7 @@ class _Parser:
         scope = f"   {error.where}" if error.where else ""
         error.where = f"{self.file}:{line}:{column + 1}{scope}"
         cut = max(0, column - 60)  # of a long line, what is around the place
-        shown_line = self.text[begin + cut : begin + cut + 140].partition("\n")[0].rstrip()
+        shown_line = self.text[begin + cut : begin + cut + 140].partition("\n")[0]
         source = "".join(c if c.isprintable() else " " for c in shown_line)
         width = len(token.text) if token.kind != "end" else 1
         marker = " " * (column - cut) + "^" * max(1, min(width, len(source) - (column - cut)))
@@ -134,7 +134,7 @@ class _Parser:
     def take(self, kind: str, text: str = "") -> Token:
         token = self.next
         if token.kind != kind or (text and token.text != text):
-            raise self.wrong(repr(text) if text else f"a {kind}", shown(token.text), token)
+            raise self.wrong(repr(text) if text else _WANTED.get(kind, f"a {kind}"), shown(token.text), token)
         self.at += 1
         return token
 
