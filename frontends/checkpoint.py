@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +30,7 @@ from regraft.ir.errors.checkpoint import (
     TruncatedShardError,
 )
 from regraft.ir.errors.files import InputMissingError
-from regraft.ir.files import file_digest
-from regraft.ir.header import Entry, Header, read_header
+from regraft.ir.header import BLOCK, Entry, Header, file_digest_of, read_header
 from regraft.ir.json_files import read_object
 from regraft.ir.sink import INDEX, SINGLE
 from regraft.ir.source import Bytes, Source, TensorInfo, from_bytes
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-BLOCK = 1 << 20  # bytes read at a time: they are looked at while they are still in the cache
 
 
 class Checkpoint:
@@ -62,6 +61,7 @@ class Checkpoint:
         self._check_finite = check_finite
         self.index: Path | None = None
         self._placed: dict[str, str] | None = None
+        self._digests: dict[str, bytes] = {}
         if (folder / SINGLE).exists():
             self.files: tuple[str, ...] = (SINGLE,)
         elif (folder / INDEX).exists():
@@ -85,27 +85,42 @@ class Checkpoint:
         """Return the file and the tensor, for messages."""
         return f"{self._find(name)[0]}: {name}"
 
-    def readinto(self, name: str, offset: int, buffer: Bytes) -> None:
-        """Fill ``buffer`` with a tensor's bytes from ``offset`` on; both are multiples of the element's size.
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """Yield a tensor's bytes in pieces; each is valid until the next is asked for.
 
         Raises:
             TruncatedShardError: The file has become shorter.
-            NotFiniteError: There are NaN or infinities in what was read.
+            NotFiniteError: There are NaN or infinities.
         """
         path, entry = self._find(name)
-        if not 0 <= offset <= offset + len(buffer) <= entry.info.nbytes:
-            raise ValueError(f"{name} has {entry.info.nbytes} bytes, asked for {len(buffer)} from {offset}")
-        self._fill(path, entry, offset, memoryview(buffer))
+        buffer = memoryview(bytearray(min(BLOCK, entry.info.nbytes)))
+        yield from self._read(path, entry, lambda start, end: buffer[: end - start])
+
+    def readinto(self, name: str, offset: int, buffer: Bytes) -> None:
+        """Fill ``buffer`` with a tensor's bytes from ``offset`` on, whatever they are.
+
+        Raises:
+            TruncatedShardError: The file has become shorter.
+        """
+        path, entry = self._find(name)
+        view = memoryview(buffer)
+        if not 0 <= offset <= offset + len(view) <= entry.info.nbytes:
+            raise ValueError(f"{name} has {entry.info.nbytes} bytes, asked for {len(view)} from {offset}")
+        with _opened(path) as descriptor:
+            _read_block(path, descriptor, view, entry.start + offset)
 
     def raw(self, name: str) -> bytearray:
         """Return a copy of a tensor's bytes.
 
         Raises:
+            TruncatedShardError: The file has become shorter.
             NotFiniteError: There are NaN or infinities.
         """
         path, entry = self._find(name)
         data = bytearray(entry.info.nbytes)
-        self._fill(path, entry, 0, memoryview(data))
+        view = memoryview(data)
+        for _ in self._read(path, entry, lambda start, end: view[start:end]):
+            pass
         return data
 
     def read(self, name: str) -> torch.Tensor:
@@ -116,9 +131,19 @@ class Checkpoint:
         """
         return from_bytes(self.raw(name), self.info(name))
 
+    def digest(self, name: str) -> bytes:
+        """Return the BLAKE3 digest of a tensor's bytes; reads it, unless it has been read before."""
+        if name not in self._digests:
+            for _ in self.blocks(name):
+                pass
+        return self._digests[name]
+
     def digests(self) -> dict[str, str]:
-        """Return the digest of every file; reads all of them."""
-        return {file: file_digest(self.folder / file) for file in self.files}
+        """Return the digest of every file, as ``shard_digest`` defines it; reads what has not been read before."""
+        return {
+            file: file_digest_of(header.prefix, (self.digest(name) for name in header.entries))
+            for file, header in self._headers.items()
+        }
 
     def stamp(self) -> str:
         """Return a line that changes when a file does: names, sizes and times of change, without reading the files."""
@@ -126,10 +151,13 @@ class Checkpoint:
         return " ".join(f"{file}:{fact.st_size}:{fact.st_mtime_ns}" for file, fact in facts)
 
     @cached_property
+    def _headers(self) -> Mapping[str, Header]:
+        return {file: self._header(file) for file in self.files}
+
+    @cached_property
     def _entries(self) -> Mapping[str, tuple[Path, Entry]]:
-        headers = {file: self._header(file) for file in self.files}
         found: dict[str, tuple[Path, Entry]] = {}
-        for file, header in headers.items():
+        for file, header in self._headers.items():
             for name, entry in header.entries.items():
                 if name in found:
                     raise DuplicateTensorError(
@@ -137,7 +165,7 @@ class Checkpoint:
                     )
                 found[name] = (self.folder / file, entry)
         if self.index and self._placed is not None:
-            _compare(self.index, self._placed, headers)
+            _compare(self.index, self._placed, self._headers)
         return found
 
     def _header(self, file: str) -> Header:
@@ -153,19 +181,20 @@ class Checkpoint:
             raise MissingTensorError(tensor=name, near=nearest_tensor(name, self._entries), where=str(self.folder))
         return self._entries[name]
 
-    def _fill(self, path: Path, entry: Entry, offset: int, view: memoryview) -> None:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputMissingError(path=path, reason=error.strerror) from None
-        try:
-            for start in range(0, len(view), BLOCK):
-                block = view[start : start + BLOCK]
-                _read_block(path, descriptor, block, entry.start + offset + start)
-                if self._check_finite and not all_finite(block, entry.info.dtype):
+    def _read(self, path: Path, entry: Entry, place: Callable[[int, int], memoryview]) -> Iterator[memoryview]:
+        """Read a tensor into ``place(start, end)`` block by block, look at each block, and note the digest of all."""
+        from blake3 import blake3
+
+        info, digest = entry.info, blake3()
+        with _opened(path) as descriptor:
+            for start in range(0, info.nbytes, BLOCK):
+                block = place(start, min(start + BLOCK, info.nbytes))
+                _read_block(path, descriptor, block, entry.start + start)
+                if self._check_finite and not all_finite(block, info.dtype):
                     raise self._not_finite(path, descriptor, entry)
-        finally:
-            os.close(descriptor)
+                digest.update(block)
+                yield block
+        self._digests[info.name] = digest.digest()
 
     def _not_finite(self, path: Path, descriptor: int, entry: Entry) -> NotFiniteError:
         info, count = entry.info, 0
@@ -199,6 +228,18 @@ def nearest_tensor(name: str, names: Iterable[str]) -> str:
     alike = [each for each in everything if layers <= set(each.split("."))] or everything
     close = get_close_matches(name, alike[:2000], n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"none of its {len(everything)} tensors is called alike"
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputMissingError(path=path, reason=error.strerror) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _read_block(path: Path, descriptor: int, block: memoryview, offset: int) -> None:

@@ -43,6 +43,7 @@ _NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 NAME_LIMIT = 512
 METADATA = "__metadata__"
+BLOCK = 1 << 19  # bytes; stays in a core's own cache from reading to hashing and writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: tensors by name, in the order of their bytes."""
+    """What a file holds: tensors by name, in the order of their bytes, after ``prefix``, the bytes before the first."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    prefix: bytes
 
 
 def read_header(path: Path) -> Header:
@@ -84,7 +86,43 @@ def read_header(path: Path) -> Header:
             text = file.read(length)
     except OSError as error:
         raise InputMissingError(path=path, reason=error.strerror) from None
-    return _parse(path, text, size)
+    return _parse(path, first + text, size)
+
+
+def file_digest_of(prefix: bytes, tensors: Iterable[bytes]) -> str:
+    """Return the digest of a file from the digests of its tensors, in the order of their bytes.
+
+    It is BLAKE3 of the bytes before the first tensor and of each tensor's BLAKE3 digest. So tensors are hashed as they
+    are read or written, in any order and at the same time, and one that is copied is hashed once for both files.
+    """
+    from blake3 import blake3
+
+    return blake3(prefix + b"".join(tensors)).hexdigest()
+
+
+def shard_digest(path: Path) -> str:
+    """Return the digest of a safetensors file that is read for that; see ``file_digest_of``.
+
+    Raises:
+        CheckpointError, InputMissingError: The file is not sound or cannot be read.
+    """
+    from blake3 import blake3
+
+    header = read_header(path)
+    buffer = memoryview(bytearray(BLOCK))
+    digests: list[bytes] = []
+    with path.open("rb", buffering=0) as file:
+        file.seek(len(header.prefix))
+        for entry in header.entries.values():
+            digest, left = blake3(), entry.info.nbytes
+            while left:
+                count = file.readinto(buffer[:left])
+                if not count:
+                    raise TruncatedShardError(file=path, found=file.tell(), expected=file.tell() + left)
+                digest.update(buffer[:count])
+                left -= count
+            digests.append(digest.digest())
+    return file_digest_of(header.prefix, digests)
 
 
 def build_header(tensors: Iterable[TensorInfo]) -> bytes:
@@ -103,15 +141,15 @@ def build_header(tensors: Iterable[TensorInfo]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _parse(path: Path, text: bytes, size: int) -> Header:
+def _parse(path: Path, prefix: bytes, size: int) -> Header:
     try:
-        header = parse_object(text, f"the header of {path.name}")
+        header = parse_object(prefix[8:], f"the header of {path.name}")
     except JsonSyntaxError as error:
         raise ShardHeaderError(file=path, problem=error.text, where=error.where) from None
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict):
         raise ShardHeaderError(file=path, problem=f"{METADATA} is no object")
-    origin = 8 + len(text)
+    origin = len(prefix)
     entries = sorted((_entry(path, name, facts, origin) for name, facts in header.items()), key=lambda e: e.start)
     end = origin
     for entry in entries:
@@ -124,7 +162,7 @@ def _parse(path: Path, text: bytes, size: int) -> Header:
     if size > end:
         raise ShardHeaderError(file=path, problem=f"{size - end} bytes follow the last tensor")
     known = cast("dict[Any, Any]", metadata)
-    return Header({entry.info.name: entry for entry in entries}, {str(k): str(v) for k, v in known.items()})
+    return Header({entry.info.name: entry for entry in entries}, {str(k): str(v) for k, v in known.items()}, prefix)
 
 
 def _entry(path: Path, name: str, facts: object, origin: int) -> Entry:

@@ -1,8 +1,8 @@
 """Writing safetensors shards: laid out before the first number is known, filled in any order, hashed on the way.
 
-Where a tensor's bytes go is known from the plan, so tensors come in any order and from several threads. A thread of the
-writer follows them: it hashes each file in order, from the system's cache of what was just written, makes it durable
-and notes it in the folder's journal. Nothing is held in memory.
+Where a tensor's bytes go is known from the plan, so tensors come in any order and from several threads, which hash them
+too. A thread of the writer follows: it has the disk write what is there, so that little is left at the end, and notes
+each file in the folder's journal once it is durable. Nothing is held in memory.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from regraft.ir.errors.output import OutputError
-from regraft.ir.files import OutputFolder, file_digest, writing
-from regraft.ir.header import build_header
+from regraft.ir.files import OutputFolder, writing
+from regraft.ir.header import build_header, file_digest_of, shard_digest
 from regraft.ir.source import Bytes, Source, TensorInfo
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-BLOCK = 1 << 18  # bytes copied at a time; stays in a core's own cache from reading to writing
+FLUSH_BYTES = 1 << 28  # bytes that gather before the disk is told to write them
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,18 @@ class _File:
         self.shard = shard
         self.path = path
         self.descriptor = -1
-        self.delivered: set[str] = set()
+        self.digests: dict[str, bytes] = {}
+        self.unflushed = 0
         self.offsets: dict[str, int] = {}
         offset = len(shard.header)
         for info in shard.tensors:
             self.offsets[info.name] = offset
             offset += info.nbytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor has been delivered."""
+        return len(self.digests) == len(self.offsets)
 
     def open(self) -> int:
         """Return the descriptor of the file, begun with its header when it is first asked for."""
@@ -115,7 +120,7 @@ class ShardWriter:
         self._files: list[_File] = []
         for shard in self.shards:
             path = folder.path / shard.name
-            if shard.name in kept and path.is_file() and file_digest(path) == kept[shard.name]:
+            if shard.name in kept and path.is_file() and shard_digest(path) == kept[shard.name]:
                 self.digests[shard.name] = kept[shard.name]
             else:
                 path.unlink(missing_ok=True)
@@ -143,7 +148,7 @@ class ShardWriter:
     def pending(self) -> Sequence[str]:
         """Return the tensors still to be delivered, in the order of the files."""
         with self._changed:
-            return [name for name, (file, _) in self._by_name.items() if name not in file.delivered]
+            return [name for name, (file, _) in self._by_name.items() if name not in file.digests]
 
     def write(self, name: str, data: Bytes) -> None:
         """Deliver a tensor's bytes, row-major and little-endian.
@@ -151,13 +156,15 @@ class ShardWriter:
         Raises:
             DiskFullError, OutputError: They cannot be written.
         """
+        from blake3 import blake3
+
         file, info = self._expect(name)
         view = memoryview(data).cast("B")
         if len(view) != info.nbytes:
             raise ValueError(f"{name} is {info}, {info.nbytes} bytes; got {len(view)}")
         with writing(file.path, info.nbytes):
             _write_at(self._begin(file), view, file.offsets[name])
-        self._deliver(file, name)
+        self._deliver(file, info, blake3(view).digest())
 
     def copy(self, name: str, source: Source, original: str) -> None:
         """Deliver the bytes of the tensor ``original`` of ``source``, block by block.
@@ -169,13 +176,12 @@ class ShardWriter:
         found = source.info(original)
         if (found.dtype, found.shape) != (info.dtype, info.shape):
             raise ValueError(f"{name} is {info}, {original} is {found}")
-        buffer = memoryview(bytearray(min(BLOCK, info.nbytes)))
-        for start in range(0, info.nbytes, BLOCK):
-            block = buffer[: info.nbytes - start]
-            source.readinto(original, start, block)
+        offset = file.offsets[name]
+        for block in source.blocks(original):
             with writing(file.path, info.nbytes):
-                _write_at(self._begin(file), block, file.offsets[name] + start)
-        self._deliver(file, name)
+                _write_at(self._begin(file), block, offset)
+            offset += len(block)
+        self._deliver(file, info, source.digest(original))
 
     def finish(self) -> dict[str, str]:
         """Wait until every file is durable, write the index, and return each file's digest."""
@@ -190,7 +196,7 @@ class ShardWriter:
 
     def _expect(self, name: str) -> tuple[_File, TensorInfo]:
         file, info = self._by_name[name]
-        if name in file.delivered:
+        if name in file.digests:
             raise ValueError(f"{name} was delivered before")
         return file, info
 
@@ -200,9 +206,10 @@ class ShardWriter:
         with self._changed:
             return file.open()
 
-    def _deliver(self, file: _File, name: str) -> None:
+    def _deliver(self, file: _File, info: TensorInfo, digest: bytes) -> None:
         with self._changed:
-            file.delivered.add(name)
+            file.digests[info.name] = digest
+            file.unflushed += info.nbytes
             self._changed.notify_all()
         self._raise_failure()
 
@@ -211,36 +218,29 @@ class ShardWriter:
             raise self._failure
 
     def _follow(self) -> None:
-        """Hash, sync and note one file after the other, each as far as it has been delivered."""
+        """Make one file after the other durable, and note it."""
         try:
             for file in self._files:
-                if not self._finish(file):
-                    return
+                with writing(file.path, file.shard.size):
+                    if not self._flush(file):
+                        return
+                digest = file_digest_of(file.shard.header, (file.digests[info.name] for info in file.shard.tensors))
+                self.digests[file.shard.name] = digest
+                self._folder.record(shard=file.shard.name, digest=digest)
         except BaseException as error:  # it belongs to the thread that delivers
             self._failure = error
 
-    def _finish(self, file: _File) -> bool:
-        """Finish a file; False where the writer is closed before it is whole."""
-        from blake3 import blake3
-
-        digest = blake3(file.shard.header)
-        buffer = memoryview(bytearray(BLOCK))
-        for info in file.shard.tensors:
+    def _flush(self, file: _File) -> bool:
+        """Write a file to the disk, in steps as it grows; False where the writer is closed before it is whole."""
+        whole = False
+        while not whole:
             with self._changed:
-                self._changed.wait_for(lambda name=info.name: self._closed or name in file.delivered)
-                if info.name not in file.delivered:
+                self._changed.wait_for(lambda: self._closed or file.whole or file.unflushed >= FLUSH_BYTES)
+                whole, file.unflushed = file.whole, 0
+                if self._closed and not whole:
                     return False
-            end = file.offsets[info.name] + info.nbytes
-            for start in range(file.offsets[info.name], end, BLOCK):
-                block = buffer[: end - start]
-                if os.preadv(file.descriptor, [block], start) < len(block):
-                    raise OutputError(path=file.path, reason="it became shorter while it was written")
-                digest.update(block)
-        with writing(file.path, file.shard.size):
             os.fsync(self._begin(file))
-            file.close()
-        self.digests[file.shard.name] = digest.hexdigest()
-        self._folder.record(shard=file.shard.name, size=file.shard.size, digest=digest.hexdigest())
+        file.close()
         return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,7 +42,7 @@ class TensorInfo:
 class Source(Protocol):
     """Named tensors that can be read in any order and from several threads.
 
-    Every method that takes a name raises MissingTensorError where the source does not have it; reading raises
+    Every method that takes a name raises MissingTensorError where the source does not have it; reading may raise
     NotFiniteError where the numbers are not finite.
     """
 
@@ -58,8 +58,12 @@ class Source(Protocol):
         """Return the place of a tensor, for messages."""
         ...
 
-    def readinto(self, name: str, offset: int, buffer: Bytes) -> None:
-        """Fill ``buffer`` with a tensor's bytes from ``offset`` on; both are multiples of the element's size."""
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """Yield a tensor's bytes in pieces, row-major and little-endian; each is valid until the next is asked for."""
+        ...
+
+    def digest(self, name: str) -> bytes:
+        """Return the BLAKE3 digest of a tensor's bytes; it is at hand once the tensor has been read whole."""
         ...
 
     def raw(self, name: str) -> bytearray:
@@ -155,10 +159,15 @@ class TensorSource:
         """Return the place that was given and the name."""
         return f"{self._place}: {name}"
 
-    def readinto(self, name: str, offset: int, buffer: Bytes) -> None:
-        """Fill ``buffer`` with a tensor's bytes from ``offset`` on."""
-        view = memoryview(buffer).cast("B")
-        view[:] = memoryview(to_bytes(self._tensor(name)))[offset : offset + len(view)]
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """Yield a tensor's bytes in one piece."""
+        yield memoryview(to_bytes(self._tensor(name)))
+
+    def digest(self, name: str) -> bytes:
+        """Return the BLAKE3 digest of a tensor's bytes."""
+        from blake3 import blake3
+
+        return blake3(to_bytes(self._tensor(name))).digest()
 
     def raw(self, name: str) -> bytearray:
         """Return a copy of a tensor's bytes."""

@@ -17,15 +17,17 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from regraft.frontends.checkpoint import Checkpoint
 from regraft.ir.errors.checkpoint import MissingTensorError, NotFiniteError
 from regraft.ir.errors.files import DiskFullError
 from regraft.ir.files import OutputFolder, file_digest
+from regraft.ir.header import file_digest_of, shard_digest
 from regraft.ir.sink import ShardWriter, plan_shards
 from regraft.ir.source import TensorInfo, TensorSource, to_bytes
 
@@ -67,8 +69,8 @@ def write(target: Path, order: list[str], limit: int) -> dict[str, str]:
 
 def test_one_file_is_read_by_the_library(tmp_path: Path) -> None:
     found = write(tmp_path / "out", list(TENSORS), 1 << 20)
-    assert found == digests(tmp_path / "out")
-    assert list(found) == ["model.safetensors"]
+    assert found == {"model.safetensors": shard_digest(tmp_path / "out" / "model.safetensors")}
+    assert found == Checkpoint(tmp_path / "out").digests()
     loaded = load_file(tmp_path / "out" / "model.safetensors")
     assert set(loaded) == set(TENSORS)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
@@ -89,9 +91,22 @@ def test_order_and_threads_do_not_matter(
             found = writer.finish()
         folder.commit()
     assert digests(path / "out") == digests(path / "plain")
-    assert found.items() <= digests(path / "out").items()
     read = Checkpoint(path / "out")
+    assert found == {file: shard_digest(path / "out" / file) for file in read.files}
     assert all(torch.equal(read.read(name), tensor) for name, tensor in TENSORS.items())
+
+
+def test_the_digest_covers_header_and_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    header, _, data = path.read_bytes().partition(bytes(12))
+    assert data == b""
+    assert shard_digest(path) == file_digest_of(header, [blake3(bytes(12)).digest()])
+    before = {shard_digest(path)}
+    save_file({"b": torch.zeros(3)}, path)
+    before.add(shard_digest(path))
+    save_file({"a": torch.tensor([0.0, 0, 1])}, path)
+    assert len(before | {shard_digest(path)}) == 3
 
 
 def test_shards_are_filled_in_order_and_aligned() -> None:
