@@ -302,12 +302,12 @@ class Graph:
         for op in self.ops:
             for value in op.operands:
                 if value not in made:
-                    raise OrderError(op=op.label, name=value.name, where=op.scope)
+                    raise OrderError(op=op.label, name=value.name, where=op.place)
                 if op not in value.users:
-                    raise UseListError(op=op.label, name=value.name, relation="operand", where=op.scope)
+                    raise UseListError(op=op.label, name=value.name, relation="operand", where=op.place)
             for value, type in zip(op.results, _typed(op, op.results[0].name), strict=True):
                 if value.op is not op or self._values.get(value.name) is not value:
-                    raise UseListError(op=op.label, name=value.name, relation="result", where=op.scope)
+                    raise UseListError(op=op.label, name=value.name, relation="result", where=op.place)
                 value.type = type
             made.update(op.results)
         for value in self.outputs:
@@ -324,7 +324,7 @@ class Graph:
         for value in self._values.values():
             for op, count in value.users.items():
                 if uses.get((value, op)) != count:
-                    raise UseListError(op=op.label, name=value.name, relation="operand", where=op.scope)
+                    raise UseListError(op=op.label, name=value.name, relation="operand", where=op.place)
 
 
 def _typed(op: Op, name: str) -> Sequence[Type]:
@@ -336,8 +336,13 @@ def _typed(op: Op, name: str) -> Sequence[Type]:
                     raise TimeError(op=op.label, name=value.name)
         return op.types()
     except GraphError as error:
-        error.where = error.where or name.rpartition(".")[0] or f"%{name}"
+        error.where = error.where or _place(name)
         raise
+
+
+def _place(name: str) -> str:
+    """Return the scope of a value, or the value where it has none."""
+    return name.rpartition(".")[0] or f"%{name}"
 
 
 def _listing(graph: Graph) -> object:

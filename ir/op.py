@@ -345,6 +345,11 @@ class Op:
         return self.results[0].name.rpartition(".")[0]
 
     @property
+    def place(self) -> str:
+        """The scope, or for an op outside of scopes its first result, for messages."""
+        return self.scope or f"%{self.results[0].name}"
+
+    @property
     def label(self) -> str:
         """The op's name for messages."""
         return f"{self.opname} %{self.results[0].name}" if self.results else self.opname
