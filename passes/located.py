@@ -205,7 +205,7 @@ _TOKEN = re.compile(
     r"""(?P<space>\s+)
       | (?P<string>"(?:[^"\\\n]|\\.)*"|'[^'\n]*')
       | (?P<mark>[{}\[\],:=])
-      | (?P<word>[^\s{}\[\],:="']+)""",
+      | (?P<word>[^\s{}\[\],:="']+(?::(?=[A-Za-z/\\])[^\s{}\[\],:="']+)*)""",  # builtin:sample, but {full: 6}
     re.VERBOSE,
 )
 
