@@ -11,13 +11,16 @@ from regraft.cli.session import Session
 @command("opt", report=False)
 @model_argument
 @click.option("--pipeline", required=True, metavar="PASSES", help="share-kv{layers=4..7},dce; empty for none.")
-@click.option("-o", "--out", type=click.Path(), metavar="FILE", help="Write here instead of to stdout; must not exist.")
+@click.option("-o", "--out", type=click.Path(), metavar="FILE", help="Write here instead of to stdout.")
 def opt(session: Session, model: str, pipeline: str, out: str | None) -> None:
     """Run a pipeline over the graph of MODEL, usually a file x.rg, and print the graph that results.
 
     Reads no weights: choices that need data must be spelled out, and fitted weights stay expressions. What each pass
     did, layer by layer, goes to stderr with -v.
     """
+    from pathlib import Path
+
+    from regraft.ir.files import write_atomic
     from regraft.ir.text import print_graph
     from regraft.model import lift
     from regraft.passes.pipeline import run_pipeline
@@ -30,9 +33,5 @@ def opt(session: Session, model: str, pipeline: str, out: str | None) -> None:
     text = print_graph(result.graph)
     if out is None:
         session.data(text.rstrip("\n"))
-        return
-    from pathlib import Path
-
-    from regraft.ir.files import write_new
-
-    write_new(Path(out), text)
+    else:
+        write_atomic(Path(out), text)

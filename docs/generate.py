@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that are derived from the code: ``ops.md`` and ``errors.md``.
+"""Write the pages that are derived from the code: ``ops.md``, ``passes.md`` and ``errors.md``.
 
 python docs/generate.py            write them
 python docs/generate.py --check    exit with 1 if one of them is stale
@@ -16,6 +16,8 @@ import regraft.ir.ops
 from regraft.ir.errors import catalogue
 from regraft.ir.op import REGISTRY, Op
 from regraft.ir.types import ITEM_BITS
+from regraft.passes import all_passes
+from regraft.passes.describe import describe
 
 HERE = Path(__file__).resolve().parent
 
@@ -36,6 +38,12 @@ Shapes are in dimension letters: `B` batch, `T` query tokens of this call, `S` v
 `D` head width, `Hq` query heads, `Hkv` key/value heads, `F` MLP width, `E` experts, `K` experts chosen, `V` vocabulary.
 A letter that occurs twice must agree; `...` stands for any leading dimensions. `?` marks an optional operand, `+` one
 or more.
+"""
+
+PASSES_HEAD = """# Passes
+
+Written by `python docs/generate.py` from the passes themselves. Do not edit. `regraft passes NAME` shows the same;
+[recipes.md](recipes.md) says how they are put together.
 """
 
 ERRORS_HEAD = """# Errors
@@ -128,9 +136,24 @@ def errors() -> str:
     return "\n".join(parts)
 
 
+def passes() -> str:
+    """Return ``passes.md``."""
+    parts = [PASSES_HEAD]
+    for each in (describe(cls) for cls in all_passes()):
+        lines = [f"## `{each['name']}`", "", each["summary"], "", f"Preserves: {each['preserves']}.", ""]
+        lines += [_markdown(each["text"]), ""] if each["text"] else []
+        if each["options"]:
+            rows = [(f"`{o['name']}`", o["type"], f"`{o['default']}`", o["text"]) for o in each["options"]]
+            lines += ["| option | type | default | |", "|---|---|---|---|"]
+            lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
+        lines += [f"Source: {' '.join(each['source'].split())}.", ""] if each["source"] else []
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
 def main() -> int:
     """Write the files, or with ``--check`` compare them; return the exit code."""
-    made = {"ops.md": ops(), "errors.md": errors()}
+    made = {"ops.md": ops(), "passes.md": passes(), "errors.md": errors()}
     if "--check" not in sys.argv:
         for name, text in made.items():
             (HERE / name).write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regraft.views.numbers import size
+from regraft.views.numbers import change, count, flops, size
 from regraft.views.table import Block, Heading, table
 
 Payload = Mapping[str, Any]
@@ -68,6 +68,89 @@ def _layers(layers: Sequence[Payload]) -> list[Block]:
 
 def _share(error: float | None) -> str:
     return "-" if error is None or math.isnan(error) else f"{error:.2%}"
+
+
+SIZES = (
+    ("parameters", "parameters", count),
+    ("active_parameters", "active parameters", count),
+    ("weight_bytes", "weights", size),
+    ("cache_bytes", "cache at 4,096 tokens", size),
+    ("decode_flops", "one decode step", flops),
+    ("decode_bytes_read", "bytes read by it", size),
+)
+
+
+def plan_report(found: Payload) -> list[Block]:
+    """Return ``regraft.plan/1`` as blocks."""
+    blocks: list[Block] = [Heading(f"Plan for {found['model']}", 1), *_steps(found["steps"])]
+    before, after = found["before"], found["after"]
+    rows = [(name, form(before[key]), form(after[key]), change(before[key], after[key])) for key, name, form in SIZES]
+    blocks += [Heading("Predicted change"), table(("", "before", "after", "change"), rows)]
+    need = [("disk for the weights", size(found["disk_bytes"])), ("memory, at most about", size(found["memory_bytes"]))]
+    blocks += [Heading("Apply needs"), table(("", ""), need)]
+    if not found["decided"]:
+        blocks.append("decided at apply: choices that need calibration text; --measure makes them now")
+    return blocks
+
+
+def _steps(steps: Sequence[Payload]) -> list[Block]:
+    blocks: list[Block] = []
+    for number, step in enumerate(steps, 1):
+        decided = "" if step["decided"] else ", decided at apply"
+        blocks.append(Heading(f"{number}. {step['pass']} ({step['preserves']}{decided})"))
+        rows = [(each["where"], "" if each["applied"] else "left", each["text"]) for each in step["layers"]]
+        blocks.append(table(("", "", ""), rows, numbers=False) if rows else "nothing to do")
+    return blocks
+
+
+def apply_report(found: Payload) -> list[Block]:
+    """Return ``regraft.apply/1`` as blocks."""
+    blocks: list[Block] = [Heading(f"Wrote {found['out']}", 1), *_steps(found["steps"])]
+    predicted, measured = found["predicted"], found["measured"]
+    names = {**dict.fromkeys(predicted), **dict.fromkeys(measured)}
+    rows = [(name.replace("_", " "), _amount(name, predicted), _amount(name, measured)) for name in names]
+    blocks += [Heading("Result"), table(("", "predicted", "measured"), rows)]
+    if found["stock"]:
+        blocks.append(f"transformers loads it as {found['stock']}")
+    if found["quality"]:
+        blocks += eval_report(found["quality"])
+    elif found["note"]:
+        blocks.append(f"quality not measured: {found['note']}")
+    return blocks
+
+
+def _amount(name: str, numbers: Payload) -> str:
+    if name not in numbers:
+        return "-"
+    return size(numbers[name]) if "bytes" in name else f"{numbers[name]:,}"
+
+
+def bench_report(found: Payload) -> list[Block]:
+    """Return ``regraft.bench/1`` as blocks."""
+    where = f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch {found['batch']}"
+    title = f"{found['package']} on {where}{', compiled' if found['compiled'] else ''}"
+    rows = [
+        (f"{name}, {speed['tokens']:,} tokens", f"{speed['measured']:,.1f}", _or_dash(speed["at_most"], ",.1f"))
+        for name, speed in (("prefill", found["prefill"]), ("decode", found["decode"]))
+    ]
+    predicted = found["cache_predicted"]
+    memory = [("cache", size(found["cache_measured"]), "-" if predicted is None else size(predicted))]
+    memory.append(("weights", size(found["weights"]), ""))
+    if found["peak"] is not None:
+        memory.append(("peak on the device", size(found["peak"]), ""))
+    machine = found["machine"]
+    return [
+        Heading(title, 1),
+        table(("tokens/s", "measured", "at most"), rows),
+        f"at most: this machine reads {machine['bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"multiplies {machine['flops_per_s'] / 1e9:,.0f} GFLOP/s",
+        Heading("Memory"),
+        table(("", "measured", "predicted"), memory),
+    ]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def passes_report(found: Sequence[Payload]) -> list[Block]:

@@ -73,7 +73,7 @@ def test_an_unknown_device_is_refused_with_the_nearest(tiny: Graph) -> None:
 def test_the_card_names_kinds_layers_and_shared_memories(tiny: Graph) -> None:
     text = plain(card(facts(tiny, contexts=(64, 4096), device_key="h200-sxm")))
     assert text.startswith("tiny: qwen3, 4 layers, bf16, vocabulary 100, trained context 512\n")
-    assert "4 query heads of 8 over 2 KV heads, window 16, q/k norm, rope 10000; MLP 64, silu" in text
+    assert "4 query heads of 8 over 2 KV heads, window 16, q/k norm, rope base 10,000; MLP 64, silu" in text
     assert "reads another layer's memory" in text
     assert "its own layer; 0 also by 3" in text
     assert "\x1b" not in text
