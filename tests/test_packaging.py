@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_every_folder_with_code_is_a_listed_package_and_no_other() -> None:
     found = {"regraft"} | {".".join(("regraft", *path.relative_to(ROOT).parts)) for path in folders}
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
     assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_data_files_are_listed_too() -> None:
+    patterns: dict[str, list[str]] = PROJECT["tool"]["setuptools"]["package-data"]
+    for folder in LINKED:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                owner = path.parent if (path.parent / "__init__.py").exists() else path.parent.parent
+                package = ".".join(("regraft", *owner.relative_to(ROOT).parts))
+                name = path.relative_to(owner).as_posix()
+                assert any(fnmatch(name, pattern) for pattern in patterns.get(package, [])), f"{path} is not packaged"
 
 
 @pytest.mark.parametrize("folder", LINKED)
