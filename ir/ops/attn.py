@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import FLOAT, INT, INTS
@@ -122,14 +121,14 @@ class Attend(Op):
     def reference(self, run: Run, q: Tensor, rows: Rows) -> Tensor:
         import torch
 
-        groups = torch.tensor(self.groups, device=q.device)
-        k, v = rows.fields["k"][:, :, groups], rows.fields["v"][:, :, groups]
-        scores = torch.einsum("bthd,bshd->bhts", q, k) * self.scale
         distance = run.pos[:, :, None] - rows.pos[:, None, :]
         seen = (distance >= 0) & rows.valid[:, None, :]
         if self.window is not None:
             seen = seen & (distance < self.window)
-        scores = run.wide(scores).masked_fill(~seen[:, None], -math.inf)
+        groups = torch.tensor(self.groups, device=q.device)
+        k, v = (rows.fields[name].transpose(1, 2)[:, groups] for name in ("k", "v"))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=self.scale
+        )
         # a padded query sees no row at all: its result is zero, not a number
-        weights = torch.softmax(scores, -1).nan_to_num(0.0).to(q.dtype)
-        return torch.einsum("bhts,bshd->bthd", weights, v)
+        return out.transpose(1, 2).nan_to_num(0.0)

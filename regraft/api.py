@@ -1,0 +1,135 @@
+"""The public functions, each a whole job: what the command line does, for programs.
+
+import regraft
+
+model = regraft.lift("builtin:Llama-3.2-1B")
+regraft.apply("examples/tiny-qwen3", "share-kv{layers='4..7', donor=3}", "out")
+regraft.build("out", "pkg")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from regraft.applying import ApplyReport, apply, calibration_windows, read_recipe
+from regraft.evaluate import EvalReport, Probes, Progress
+from regraft.evaluating import evaluate
+from regraft.model import Model, lift
+from regraft.passes.measure import Measurements
+from regraft.passes.plan import Plan
+from regraft.passes.recipe import Recipe
+from regraft.verifying import VerifyReport, verify
+from regraft.views.facts import Facts
+
+__all__ = [
+    "ApplyReport",
+    "EvalReport",
+    "Facts",
+    "Model",
+    "Plan",
+    "Probes",
+    "Recipe",
+    "VerifyReport",
+    "apply",
+    "build",
+    "evaluate",
+    "inspect",
+    "lift",
+    "plan",
+    "twin",
+    "verify",
+]
+
+
+def inspect(
+    model: str | Path | Model,
+    contexts: Sequence[int] = (4096, 131072),
+    *,
+    device: str | None = "h200-sxm",
+    batch: int = 1,
+) -> Facts:
+    """Return the facts of a model: structure, memories, parameters, cache, and what a decode step costs.
+
+    Args:
+        model: As in `lift`; config keys that nobody reads are passed over.
+        contexts: Context lengths in tokens to report at.
+        device: A device of ``hardware.json`` for limits, or none.
+        batch: Sequences at a time.
+    """
+    from regraft.views.facts import facts
+
+    return facts(lift(model, strict=False).graph, tuple(contexts), device, batch)
+
+
+def plan(
+    model: str | Path | Model,
+    recipe: str | Path | Recipe,
+    *,
+    measure: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return what `apply` would do: legality, the choice for each layer, the predicted change, disk and memory.
+
+    Reads no weights, unless ``measure`` is set: then the choices that need calibration text are made.
+
+    Raises:
+        IllegalPassError: The recipe does not fit the model.
+    """
+    from regraft.passes.plan import make_plan
+
+    subject = lift(model)
+    steps, base = read_recipe(recipe)
+    steps.check_calibration()
+    measurements = None
+    if measure:
+        tokens = None
+        if steps.calibration is not None:
+            rows = -(-steps.calibration.tokens // steps.calibration.context)
+            tokens = calibration_windows(subject, steps.calibration, base).tokens[:rows]
+        measurements = Measurements(subject.graph, subject.require_source(), tokens, progress)
+    return make_plan(subject.graph, steps, measurements)
+
+
+def build(
+    model: str | Path | Model, out: str | Path, *, target: str = "torch", progress: Progress | None = None
+) -> Path:
+    """Write a package that runs without regraft: program, weights, tokenizer, card and checks. Return its folder.
+
+    Args:
+        model: As in `lift`; the package of a folder that `apply` wrote carries its recipe and its measured quality.
+        out: The folder to write; it must not exist.
+        target: ``torch``.
+        progress: Called with what is done, what there is to do, and what it is.
+
+    Raises:
+        MissingEmitterError: The target lacks an op of the model.
+        OutputExistsError, DiskFullError: The folder cannot be written.
+    """
+    from regraft.codegen.package import emit
+
+    subject = lift(model)
+    lock = subject.files / "regraft.lock.json" if subject.files is not None else None
+    return emit(
+        subject.graph,
+        subject.require_source(),
+        Path(out),
+        target=target,
+        tokenizer_folder=subject.files,
+        lock=lock if lock is not None and lock.is_file() else None,
+        progress=progress,
+    )
+
+
+def twin(model: str | Path | Model, out: str | Path, *, seed: int = 0) -> Path:
+    """Write the small twin of a model: the same structure, tiny dimensions, random weights. Return its folder.
+
+    Raises:
+        OutputExistsError: ``out`` exists.
+    """
+    from regraft.frontends.twin import write_twin
+
+    subject = lift(model, strict=False)
+    folder = subject.folder
+    write_twin(folder.config, Path(out), seed, path=folder.config_path, allow_keys=subject.allow_keys)
+    return Path(out)
