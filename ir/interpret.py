@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from regraft.ir.errors.checks import ContextError, NeedsCalibrationError
+from regraft.ir.errors.base import nearest
+from regraft.ir.errors.checks import CallError, ContextError, NeedsCalibrationError
+from regraft.ir.errors.graph import UnknownValueError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load, Moment
@@ -134,14 +136,18 @@ class Interpreter:
         """Return logits ``[B, T, V]``, or with ``last`` those of the last tokens of each row ``[B, last, V]``.
 
         Args:
-            tokens: int64 ``[B, T]``, right-padded.
+            tokens: int64 ``[B, T]``, right-padded; T is at least 1.
             cache: What earlier calls left; extended in place.
             lengths: int64 ``[B]``, the tokens of each row that are no padding; all by default.
-            last: How many of each row's last tokens to give logits for.
+            last: How many of each row's last tokens to give logits for. A row that has fewer in this call repeats its
+                first one.
 
         Raises:
+            CallError: Tensors do not fit each other or the cache; nothing was changed.
             ContextError: The call does not fit the cache's context; nothing was changed.
         """
+        if last is not None and last < 1:
+            raise CallError(problem=f"last is {last}")
         output = self.graph.outputs[0]
         logits = self.run(tokens, cache, lengths, [output.name])[output.name]
         if last is None:
@@ -155,15 +161,27 @@ class Interpreter:
         lengths: Tensor | None = None,
         edges: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """Run the graph and return the run-time values called ``edges``."""
+        """Run the graph and return the values called ``edges``: run-time values and parameters.
+
+        Raises:
+            UnknownValueError: There is no value of such a name.
+            CallError: Tensors do not fit each other, the cache or the graph's inputs; nothing was changed.
+            ContextError: The call does not fit the cache's context; nothing was changed.
+        """
         import torch
 
+        for name in (names := list(edges)):
+            if name not in self.graph:
+                raise UnknownValueError(name=name, near=nearest(name, list(self.graph.values)))
         with torch.no_grad():
             run = self.begin(tokens, cache, lengths)
-            wanted = {self.graph[name] for name in edges}
+            wanted = {self.graph[name] for name in names}
             values: dict[Value, Any] = dict(self._values)
             given = {"tokens": tokens.to(self.device), "pos": run.pos, "valid": run.valid}
-            values |= {v: given[v.name] for v in self.graph.inputs}
+            for value in self.graph.inputs:
+                if value.name not in given:
+                    raise CallError(problem=f"the graph has an input %{value.name} that no call gives")
+                values[value] = given[value.name]
             found = execute(list(self.graph.run_time()), values, run, wanted)
             if cache is not None:
                 cache.rows.update(run.written)
@@ -172,12 +190,19 @@ class Interpreter:
             return {value.name: found[value] for value in wanted}
 
     def begin(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Run:
-        """Return what one call's ops may ask for: positions and padding."""
+        """Return what one call's ops may ask for: positions and padding.
+
+        Raises:
+            CallError: Tensors do not fit each other or the cache.
+            ContextError: The call does not fit the cache's context.
+        """
         import torch
 
+        check_call(tokens, lengths, None if cache is None else cache.batch)
         batch, length = tokens.shape
         if lengths is None:
-            lengths = torch.full((batch,), length, device=self.device)
+            lengths = torch.full((batch,), length)
+        lengths = lengths.to(self.device)
         start = torch.zeros_like(lengths)
         if cache is not None and cache.lengths is not None:
             start = cache.lengths
@@ -197,20 +222,25 @@ class Interpreter:
         nothing = torch.zeros(0, 0)
         run = Run(nothing, nothing, None, self._load)
         with torch.no_grad():
-            return execute([op for op in self.graph.ops if op.weight_time], {}, run, set(wanted))
+            found = execute([op for op in self.graph.ops if op.weight_time], {}, run, set(wanted))
+            return {v: t.to(self._dtype) if t.is_floating_point() else t for v, t in found.items()}
 
 
 def execute(ops: list[Op], values: Mapping[Value, Any], run: Run, wanted: set[Value]) -> dict[Value, Any]:
-    """Evaluate ``ops`` in order and return the values ``wanted``; others go after their last use."""
+    """Evaluate ``ops`` in order and return the values ``wanted``; others go after their last use.
+
+    A statistic is asked of ``run``; the run-time values that it is over need not be present.
+    """
     present = dict(values)
     given = set(values)
+    reads = {op: () if op.reads_run_time else tuple(op.operands) for op in ops}
     left: dict[Value, int] = {}
     for op in ops:
-        for value in op.operands:
+        for value in reads[op]:
             left[value] = left.get(value, 0) + 1
     for op in ops:
         arguments: list[Any] = []
-        for slot in op.spec.slots:
+        for slot in () if op.reads_run_time else op.spec.slots:
             found = [present[v] for v in op.slots[slot.name]]
             arguments += found or ([None] if slot.optional else [])
         results = op.reference(run, *arguments)
@@ -218,18 +248,36 @@ def execute(ops: list[Op], values: Mapping[Value, Any], run: Run, wanted: set[Va
             results = (results,)
         made = zip(op.results, results, strict=True)
         present.update((value, tensor) for value, tensor in made if left.get(value) or value in wanted)
-        for value in op.operands:
+        for value in reads[op]:
             left[value] -= 1
             if not left[value] and value not in wanted and value not in given:
                 del present[value]
     return {value: present[value] for value in wanted}
 
 
+def check_call(tokens: Tensor, lengths: Tensor | None, batch: int | None) -> None:
+    """Check the shapes, and that lengths are within them; ``batch`` is the cache's, if there is one.
+
+    Raises:
+        CallError: Something does not fit.
+    """
+    if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+        raise CallError(problem=f"tokens are {tokens.dtype} {list(tokens.shape)}")
+    if batch is not None and len(tokens) != batch:
+        raise CallError(problem=f"{len(tokens)} rows of tokens and a cache for {batch}")
+    if lengths is None:
+        return
+    if lengths.shape != tokens.shape[:1] or lengths.is_floating_point():
+        raise CallError(problem=f"lengths are {lengths.dtype} {list(lengths.shape)} for tokens {list(tokens.shape)}")
+    if int(lengths.amin()) < 0 or int(lengths.amax()) > tokens.shape[1]:
+        raise CallError(problem=f"lengths run from {int(lengths.amin())} to {int(lengths.amax())} of {tokens.shape[1]}")
+
+
 def last_of(logits: Tensor, lengths: Tensor | None, last: int) -> Tensor:
-    """Return the last ``last`` real rows of ``logits [B, T, V]``, given each row's length."""
+    """Return the last ``last`` real rows of ``logits [B, T, V]``, given each row's length; ``[B, last, V]``."""
     import torch
 
     if lengths is None:
-        return logits[:, -last:]
-    index = lengths[:, None] - last + torch.arange(last, device=logits.device)
+        lengths = torch.full(logits.shape[:1], logits.shape[1])
+    index = lengths.to(logits.device)[:, None] - last + torch.arange(last, device=logits.device)
     return logits.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))

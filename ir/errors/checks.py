@@ -19,3 +19,12 @@ class NeedsCalibrationError(RegraftError):
     exit_code = 4
     message = "%{name} is a statistic over calibration text, and there is none here"
     hint = "apply the recipe first, then use the folder that it writes"
+
+
+class CallError(RegraftError):
+    """A program is called with tensors that do not fit it or each other."""
+
+    code = "RG503"
+    exit_code = 2
+    message = "the call does not fit: {problem}"
+    hint = "tokens are integers [B, T], right-padded; lengths [B] from 0 to T; a cache serves the batch it was made for"
