@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from regraft.ir.dims import Sizes
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import block_kinds
 from regraft.ir.op import Cost, Op
@@ -14,8 +15,8 @@ from regraft.ir.ops.core import Embed
 class Parameters:
     """Counts of parameters, tied tensors once.
 
-    ``active`` leaves out the experts that a token does not choose, ``active_without_embedding`` also the tables that
-    are only looked up.
+    ``active`` leaves out the experts that a token does not choose, ``active_without_embedding`` also the embedding
+    tables, those that serve as the head too.
     """
 
     total: int
@@ -36,7 +37,7 @@ def parameters(graph: Graph) -> Parameters:
 
 @dataclass(frozen=True)
 class CostReport:
-    """The cost of one call: in all, by layer (None: outside of layers), by op family, and of attention's core."""
+    """The cost of one call: in all, by layer (None: outside of layers), by op family (``attn`` is attention's core)."""
 
     total: Cost
     by_layer: dict[int | None, Cost]
@@ -55,9 +56,7 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> 
     Raises:
         ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
     """
-    if not 0 < tokens <= context or batch < 1:
-        raise ValueError(f"batch {batch}, tokens {tokens}, context {context}")
-    at = {"B": batch, "T": tokens, "S": context}
+    at = _sizes(batch, tokens, context)
     by_layer: dict[int | None, Cost] = {}
     by_family: dict[str, Cost] = {}
     counted: set[Op] = set()
@@ -82,5 +81,16 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> 
 
 
 def cache_bytes(graph: Graph, context: int, batch: int = 1) -> int:
-    """Return the bytes that the memories hold for sequences of ``context`` tokens, the current one included."""
-    return cost(graph, batch, 1, context).total.cache
+    """Return the bytes that the memories hold for sequences of ``context`` tokens, the current one included.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+    at = _sizes(batch, 1, context)
+    return sum(op.cost(at).cache for op in graph.ops if op.is_state)
+
+
+def _sizes(batch: int, tokens: int, context: int) -> Sizes:
+    if not 0 < tokens <= context or batch < 1:
+        raise ValueError(f"batch {batch}, tokens {tokens}, context {context}")
+    return {"B": batch, "T": tokens, "S": context}

@@ -56,7 +56,7 @@ def one_at_a_time(run: Interpreter, texts: list[list[int]]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_any_split_into_ragged_calls_with_any_padding(name: str, seed: int) -> None:
     chance, run = random.Random(seed), model(name)
@@ -68,7 +68,8 @@ def test_any_split_into_ragged_calls_with_any_padding(name: str, seed: int) -> N
     while done != [len(text) for text in texts]:
         width = chance.randint(1, 6)
         counts = [chance.randint(0, min(width, len(text) - at)) for at, text in zip(done, texts, strict=True)]
-        tokens = torch.tensor([[chance.randrange(VOCABULARY) for _ in range(width)] for _ in texts])  # padded with garbage
+        garbage = [[chance.randrange(VOCABULARY) for _ in range(width)] for _ in texts]  # stays as padding
+        tokens = torch.tensor(garbage)
         for row, n in enumerate(counts):
             tokens[row, :n] = torch.tensor(texts[row][done[row] : done[row] + n])
         last = chance.choice([None, 1, 2, 3])
