@@ -64,6 +64,7 @@ def command(name: str, *, report: bool = True, **settings: Any) -> Callable[[Cal
             session = click.get_current_context().ensure_object(Session)
             session.set(quiet, verbose, no_color)
             session.json = json
+            session.hush_libraries()
             function(session, **rest)
 
         wrapped = loudness(run)

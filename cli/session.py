@@ -38,6 +38,14 @@ class Session:
         self.verbose += verbose
         self.colour &= not no_color
 
+    def hush_libraries(self) -> None:
+        """Keep the Hugging Face libraries, before they are imported, to what this session shows."""
+        if not self.verbose:
+            os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        if self.quiet or not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
     def coloured(self, stream: TextIO) -> bool:
         """Whether codes may be written to ``stream``: a terminal, and nobody said no."""
         return self.colour and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb" and stream.isatty()
