@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.errors.base import nearest
+from regraft.ir.errors.checkpoint import TensorMismatchError
 from regraft.ir.errors.checks import CallError, ContextError, NeedsCalibrationError
 from regraft.ir.errors.graph import UnknownValueError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load, Moment
-from regraft.ir.source import Source, torch_dtype
+from regraft.ir.source import Source, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,6 +214,12 @@ class Interpreter:
         return Run(pos, steps < lengths[:, None], cache, self._load)
 
     def _load(self, op: Load) -> Tensor:
+        found = self._source.info(op.source)
+        if found.shape != op.shape:
+            expected = TensorInfo(op.source, found.dtype, op.shape)
+            raise TensorMismatchError(
+                tensor=op.source, found=found, expected=expected, where=self._source.where(op.source)
+            )
         tensor = self._source.read(op.source).to(self.device)
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 

@@ -8,7 +8,7 @@ from regraft.ir.op import Value
 
 def readers_window(memory: Value) -> int | None:
     """Return how many rows back the furthest reader of ``memory`` looks, or none for all."""
-    windows = [op.attributes["window"] for op in memory.users if op.reads_memory]
+    windows = [op.attributes.get("window") for op in memory.users if op.reads_memory]
     if not windows or None in windows:
         return None
     return max(window for window in windows if isinstance(window, int))

@@ -327,6 +327,10 @@ class Op:
     is_state: ClassVar[bool] = False
 
     def __init__(self, slots: Mapping[str, Sequence[Value]], attributes: Mapping[str, object]) -> None:
+        if strange := slots.keys() - {s.name for s in self.spec.slots}:
+            raise TypeError(
+                f"{self.opname} has no operand {', '.join(sorted(strange))}; it takes {self.spec.signature}"
+            )
         self.slots: dict[str, tuple[Value, ...]] = {s.name: tuple(slots.get(s.name, ())) for s in self.spec.slots}
         self.attributes: dict[str, object] = self._checked(attributes)
         self.results: tuple[Value, ...] = ()

@@ -195,8 +195,10 @@ class _Parser:
             elif self.next.text == "layers" and self.next.kind == "word":
                 self.layers(graph)
             elif self.accept("return"):
-                outputs = [self.value(graph, self.take("value"))]
-                while self.accept(","):
+                outputs: list[Value] = []
+                if self.next.kind == "value":
+                    outputs.append(self.value(graph, self.take("value")))
+                while outputs and self.accept(","):
                     outputs.append(self.value(graph, self.take("value")))
                 graph.set_outputs(outputs)
                 return

@@ -11,8 +11,9 @@
       return %logits
     }
 
-Within a block, ``attn.q`` is ``layers.N.attn.q`` and ``*`` stands for the layer's number; ``%-1.out`` is the previous
-layer's ``out``. `regraft.ir.parse` reads the text back to the same graph.
+Within a block, ``attn.q`` is ``layers.N.attn.q`` and ``*`` stands for the layer's number, in strings too, where a star
+is spelled ``**``; ``%-1.out`` is the previous layer's ``out``. `regraft.ir.parse` reads the text back to the same
+graph.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def print_graph(graph: Graph) -> str:
         pending = []
         lines.append(f"  {print_op(item)}")
     lines += _calls(pending, kind_of)
-    lines.append(f"  return {', '.join(f'%{v.name}' for v in graph.outputs)}")
+    lines.append(f"  return {', '.join(f'%{v.name}' for v in graph.outputs)}".rstrip())
     return "\n".join([*lines, "}", ""])
 
 

@@ -130,5 +130,7 @@ class Attend(Op):
         out = torch.nn.functional.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=self.scale
         )
-        # a padded query sees no row at all: its result is zero, not a number
-        return out.transpose(1, 2).nan_to_num(0.0)
+        blind = ~seen.any(
+            -1
+        )  # a padded query may see no row at all: its result is zero, whatever the kernel makes of it
+        return out.transpose(1, 2).masked_fill(blind[:, :, None, None], 0.0)

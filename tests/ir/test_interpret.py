@@ -16,6 +16,7 @@ from torch import Tensor
 from regraft.ir.cost import cache_bytes
 from regraft.ir.dims import B, T
 from regraft.ir.errors import RegraftError
+from regraft.ir.errors.checkpoint import TensorMismatchError
 from regraft.ir.errors.checks import CallError, ContextError, NeedsCalibrationError
 from regraft.ir.errors.graph import UnknownValueError
 from regraft.ir.graph import Graph
@@ -270,6 +271,23 @@ def test_weights_are_folded_and_computed_with_in_one_dtype() -> None:
         part = weights["s"].to(kind)[1:3][:, [4, 5, 0, 1]]
         assert torch.equal(run.weights["d"], torch.cat([part * 2 - part * 0.5] * 2))
         assert run(torch.tensor([[5]])).dtype == kind
+
+
+def test_a_tensor_of_another_shape_is_refused() -> None:
+    graph = decoder([FULL])
+    weights = random_weights(graph)
+    weights["lm_head.weight"] = weights["lm_head.weight"][:, 1:]
+    with pytest.raises(TensorMismatchError, match=r"lm_head\.weight is f64\[40, 15\]") as caught:
+        Interpreter(graph, TensorSource(weights, "there"))
+    assert caught.value.where == "there: lm_head.weight"
+
+
+def test_numbers_that_are_none_are_not_hidden() -> None:
+    graph = decoder([FULL])
+    weights = random_weights(graph)
+    weights["model.layers.0.self_attn.q_proj.weight"][0, 0] = math.nan
+    found = Interpreter(graph, TensorSource(weights)).run(torch.tensor([[1, 2]]), edges=["layers.0.attn.ctx"])
+    assert bool(found["layers.0.attn.ctx"].isnan().any())
 
 
 def test_every_run_time_op_has_a_meaning() -> None:

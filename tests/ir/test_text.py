@@ -221,6 +221,10 @@ def test_facts_that_text_cannot_hold_are_refused_at_once() -> None:
             Graph("g", {"fact": value})
 
 
+def test_a_graph_that_returns_nothing_reads_back() -> None:
+    assert "  return\n" in round_trip(_chain()[0])
+
+
 @MANY
 @given(st.integers(0, 2**32))
 def test_random_graphs_read_back(seed: int) -> None:

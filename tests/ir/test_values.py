@@ -172,6 +172,8 @@ def test_the_builder_names_by_scope_and_declares_weights_once() -> None:
     assert b.weight("w", 4, 4) is graph["w"]
     with pytest.raises(TypeError, match=r"core\.add takes"):
         b(Add, "y", x, x, x)
+    with pytest.raises(TypeError, match=r"core\.linear has no operand bais"):
+        b(Linear, "y", x, b.weight("w", 4, 4), bais=b.weight("bias", 4))
     with pytest.raises(AttributeRgError, match="unknown"):
         b(Add, "y", x, x, scale=1.0)
     with pytest.raises(OperandCountError, match="0 values for operand xs, expected 1 or more"):
