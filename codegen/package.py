@@ -1,0 +1,260 @@
+"""Packages: a program with its weights, tokenizer, card and checks, in a folder that needs nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from regraft.codegen.names import comment
+from regraft.codegen.render import render
+from regraft.codegen.torch_target import Program, TorchTarget
+from regraft.ir.cost import cache_bytes, parameters
+from regraft.ir.errors.base import RegraftError
+from regraft.ir.errors.codegen import UnknownTargetError
+from regraft.ir.files import OutputFolder
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Interpreter, Run, execute
+from regraft.ir.json_files import read_object
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.weight import Load
+from regraft.ir.sink import SHARD_BYTES, ShardWriter
+from regraft.ir.source import Source, TensorInfo, to_bytes
+from regraft.ir.text import print_graph
+
+Progress = Callable[[int, int, str], None]
+
+SCHEMA = "regraft.package/1"
+TARGETS = ("torch",)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+GOLDEN_PARAMETERS = 2_000_000_000  # a larger model gets no golden logits: the interpreter holds it in float32
+GOLDEN_LOGITS = 8_000_000  # numbers in the golden file, at most, unless the vocabulary needs more
+_TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def emit(
+    graph: Graph,
+    source: Source,
+    out: Path,
+    *,
+    target: str = "torch",
+    tokenizer_folder: Path | None = None,
+    lock: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a package, whole or not at all, and return its folder. The same input gives the same bytes.
+
+    Args:
+        graph: A verified graph.
+        source: Where its tensors are.
+        out: The folder to make; its parent must exist.
+        target: One of `TARGETS`.
+        tokenizer_folder: Where the tokenizer's files are copied from.
+        lock: The ``regraft.lock.json`` of the recipe that made the graph, with what was measured.
+        shard_bytes: Bytes of tensors in one weight file.
+        progress: Called with tensors written, tensors in all, and the tensor.
+
+    Raises:
+        UnknownTargetError: There is no such target.
+        MissingEmitterError, WiringError: The target cannot write the graph.
+        OutputExistsError, DiskFullError, OutputError: The folder cannot be written.
+        CheckpointError: A tensor cannot be read.
+    """
+    if target not in TARGETS:
+        raise UnknownTargetError(target=target, targets=", ".join(TARGETS))
+    recipe = read_object(lock) if lock is not None else {"regraft": 1, "pipeline": []}
+    facts = _facts(graph, recipe)
+    program = TorchTarget(graph, _header(graph, facts), _title(graph, facts)).program()
+    with OutputFolder(out, f"build {hashlib.sha256(program.model_py.encode()).hexdigest()}") as folder:
+        try:
+            digests = _weights(folder, program, source, shard_bytes, progress)
+            files = _texts(graph, program, facts, recipe) | _golden(graph, source, facts)
+            for name, data in files.items():
+                folder.write(name, data)
+                digests[name] = _digest(data)
+            for name in TOKENIZER_FILES:
+                if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
+                    digests[name] = _digest(folder.copy(tokenizer_folder / name, name).read_bytes())
+            folder.write("regraft.lock.json", _json({**recipe, "outputs": dict(sorted(digests.items()))}))
+            return folder.commit()
+        except BaseException as error:
+            if not isinstance(error, RegraftError):
+                shutil.rmtree(folder.path, ignore_errors=True)  # there is nothing worth continuing
+            raise
+
+
+# -- text
+
+
+def _facts(graph: Graph, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card, the config and the header say of a model."""
+    counts = parameters(graph)
+    text = print_graph(graph)
+    context = graph.meta.get("context")
+    return {
+        "name": comment(graph.name),
+        "family": comment(str(graph.meta.get("family", "unknown"))),
+        "layers": graph.layer_count(),
+        "parameters": counts.total,
+        "active": counts.active,
+        "dtype": graph.outputs[0].tensor.dtype,
+        "vocab": graph.outputs[0].tensor.shape[-1],
+        "context": context if isinstance(context, int) and context > 0 else 2048,
+        "row_bytes": cache_bytes(graph, 4096) / 4096,
+        "cache": {length: cache_bytes(graph, length) for length in (4096, 131072)},
+        "graph": text,
+        "digest": hashlib.sha256(text.encode()).hexdigest(),
+        "tensors": len(graph.parameters()),
+        "recipe": _steps(recipe),
+    }
+
+
+def _steps(recipe: Mapping[str, Any]) -> list[str]:
+    """Return a recipe's steps as text, one a line; options that take too much room are left to the lock file."""
+    steps: list[str] = []
+    for step in cast("list[Any]", recipe.get("pipeline") or []):
+        if isinstance(step, Mapping):
+            ((name, options),) = list(cast("Mapping[str, Any]", step).items())[:1]
+            spelled = comment(json.dumps(options, ensure_ascii=True)) if options else ""
+            steps.append(f"{comment(str(name))} {spelled if len(spelled) <= 70 else '(regraft.lock.json)'}".rstrip())
+        else:
+            steps.append(comment(str(step)))
+    return steps
+
+
+def _title(graph: Graph, facts: Mapping[str, Any]) -> str:
+    recipe = ", then ".join(step.split()[0] for step in facts["recipe"])
+    return f"{facts['name']}: {facts['layers']} layers{f', after {recipe}' if recipe else ''}."
+
+
+def _header(graph: Graph, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    width = graph.parameters()[0].tensor.sizes[-1]
+    model = f"{facts['name']} ({facts['family']}): {facts['layers']} layers, M = {width}, V = {facts['vocab']}"
+    weights = f"{facts['tensors']} tensors, {facts['parameters']:,} parameters, {facts['dtype']}"
+    recipe = [("recipe" if i == 0 else "", step) for i, step in enumerate(facts["recipe"] or ["none"])]
+    return [
+        ("model", model),
+        *recipe,
+        ("graph", f"sha256 {facts['digest']}"),
+        ("weights", weights),
+        ("dims", "B batch, T tokens of a call, N slots of a memory, S rows that queries see, V vocabulary"),
+    ]
+
+
+def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the package's text files by name."""
+    meta = graph.meta
+    config = {
+        "schema": SCHEMA,
+        "target": "torch",
+        "name": graph.name,
+        "model_type": "regraft",
+        "family": meta.get("family"),
+        "dtype": _TORCH[facts["dtype"]],
+        "vocab": facts["vocab"],
+        "context": facts["context"],
+        "bos": meta.get("bos"),
+        "eos": list(cast("tuple[int, ...]", meta.get("eos") or ())),
+        "parameters": facts["parameters"],
+        "layers": program.layers,
+    }
+    measured = cast("Mapping[str, Any]", recipe.get("measured") or {})
+    card = render("README.md.j2", **facts, measured=_flat(measured), golden=facts["parameters"] <= GOLDEN_PARAMETERS)
+    texts = {
+        "model.py": program.model_py,
+        "generate.py": render("generate.py.j2"),
+        "verify.py": render("verify.py.j2"),
+        "config.json": _json(config),
+        "graph.rg": str(facts["graph"]),
+        "README.md": card,
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _flat(measured: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Return the numbers of a report as rows of a table."""
+    rows: list[tuple[str, str]] = []
+    for key, value in measured.items():
+        name = f"{above}{comment(str(key))}"
+        if isinstance(value, Mapping):
+            rows += _flat(cast("Mapping[str, Any]", value), f"{name}, ")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            rows.append((name.replace("_", " "), f"{value:.6g}"))
+    return rows
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def _digest(data: bytes) -> str:
+    from blake3 import blake3
+
+    return blake3(data).hexdigest()
+
+
+# -- numbers
+
+
+def _weights(
+    folder: OutputFolder, program: Program, source: Source, shard_bytes: int, progress: Progress | None
+) -> dict[str, str]:
+    """Write the weight files: bytes as they are in the source, or an expression over them evaluated."""
+    infos = [TensorInfo(name, v.tensor.dtype, v.tensor.sizes) for name, v in program.tensors.items()]
+    with ShardWriter(folder, infos, shard_bytes) as writer:
+        pending = writer.pending()
+        for done, name in enumerate(pending):
+            value = program.tensors[name]
+            if isinstance(value.op, Load):
+                writer.copy(name, source, value.op.source)
+            else:
+                writer.write(name, to_bytes(_evaluate(value, source)))
+            if progress is not None:
+                progress(done + 1, len(pending), name)
+        return writer.finish()
+
+
+def _evaluate(value: Value, source: Source) -> Any:
+    """Return a weight-time value, in the stored dtypes."""
+    import torch
+
+    needed: dict[Op, None] = {}
+
+    def visit(op: Op) -> None:
+        for operand in op.operands:
+            if operand.op is not None and operand.op not in needed:
+                visit(operand.op)
+        needed[op] = None
+
+    assert value.op is not None
+    visit(value.op)
+    nothing = torch.zeros(0, 0)
+    with torch.no_grad():
+        run = Run(nothing, nothing, None, lambda op: source.read(op.source))
+        return execute(list(needed), {}, run, {value})[value]
+
+
+def _golden(graph: Graph, source: Source, facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return ``golden.safetensors``: fixed tokens, and the logits that the graph itself gives for them in float32."""
+    if facts["parameters"] > GOLDEN_PARAMETERS:
+        return {}
+    import torch
+    from safetensors.torch import save
+
+    vocab = int(facts["vocab"])
+    length = max(4, min(24, int(facts["context"]), GOLDEN_LOGITS // (2 * vocab)))
+    place = torch.arange(2 * length).view(2, length)
+    tokens = (place * place * 7 + place * 131 + 5) % vocab
+    logits = Interpreter(graph, source, "f32")(tokens)
+    return {"golden.safetensors": save({"tokens": tokens, "logits": logits.contiguous()})}

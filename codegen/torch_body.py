@@ -1,0 +1,187 @@
+"""Target ``torch``: the lines of one forward, whether of a block or of the model around the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from regraft.codegen.names import Namespace, comment, suffixes
+from regraft.codegen.torch_ops import Code, absorbs, emit_op
+from regraft.codegen.wiring import Place
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.pos import Rope
+from regraft.ir.types import MemoryType
+
+WIDTH = 120  # columns
+_LONGEST = 64  # characters of an expression that is written into another one
+
+# Names that the emitted file gives to other things, and those of the function around the layers.
+_GLOBALS = """
+    annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View rms_norm
+    rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide frequencies llama3 yarn rotary rotate rotate_pairs
+    view keep by_head attend route route_normalized mix_experts gelu_tanh last_rows new_memories Cache Model load KINDS
+    self
+"""
+_RUN = "tokens pos memory start count pasts context alone last i layer"
+GLOBALS = frozenset(_GLOBALS.split())
+RUN_LOCALS = frozenset(_RUN.split())
+
+
+class Shared:
+    """What the blocks of one program share: helper functions, rotations, views, each under one name.
+
+    Attributes:
+        helpers: The functions that are used, each with the forms in which it is.
+        ropes: Parameters of each rotation, and its variable's name.
+        views: What a memory keeps and how far a query looks, and the variable's name.
+    """
+
+    def __init__(self) -> None:
+        self.helpers: dict[str, set[str]] = {}
+        self.ropes: dict[tuple[object, ...], str] = {}
+        self.views: dict[tuple[int | None, int | None], str] = {}
+        self._names = Namespace(GLOBALS)
+
+    def helper(self, name: str, *flags: str) -> str:
+        """Return the name of a function, noting that it is used in the forms ``flags``."""
+        self.helpers.setdefault(name, set()).update(flags)
+        return name
+
+    def rope(self, op: Rope) -> str:
+        """Return the name of a rotation's cosine and sine; rotations with equal parameters share them."""
+        scaled = (op.factor, op.original, op.low, op.high, op.truncate) if op.scaling != "none" else ()
+        key = (op.base, op.channels, op.scaling, *scaled, op.amplitude)
+        if key not in self.ropes:
+            self.ropes[key] = self._names.give(key, "rope")
+        return self.ropes[key]
+
+    def view(self, kept: int | None, window: int | None) -> str:
+        """Return the name of a view."""
+        key = (kept, window)
+        if key not in self.views:
+            name = "full" if window is None else f"window_{window}"
+            name += "" if kept == window else "_of_all" if kept is None else f"_of_{kept}"
+            self.views[key] = self._names.give(key, name)
+        return self.views[key]
+
+    def reserved(self) -> Iterable[str]:
+        """Return the names that no variable may have."""
+        return [*GLOBALS, *self.ropes.values(), *self.views.values()]
+
+
+class Body:
+    """The statements of a forward, and what they need from around it.
+
+    Args:
+        shared: What all bodies of the program share.
+        places: Where the parameters stand.
+        owner: The layer's index, or None for the model.
+        local: How a value is called in text.
+        names: The scope's names; what is given to it beforehand are the arguments.
+        alike: For a parameter of the first layer, itself; the body is written once for all.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        places: dict[Value, Place],
+        owner: int | None,
+        local: Callable[[str], str],
+        names: Namespace,
+    ) -> None:
+        self.shared, self.places, self.owner, self.local, self.names = shared, places, owner, local, names
+        self.lines: list[str] = []
+        self.pasts: dict[Op, str] = {}
+        self.used: dict[str, None] = {}  # rotations and views, in order of first use
+        self.buffers: dict[tuple[int, ...], str] = {}
+        self._pending: dict[Value, Code] = {}
+
+    # -- what emitters ask for
+
+    def of(self, value: Value) -> Code:
+        """Return the code of a value."""
+        if value in self._pending:
+            return self._pending.pop(value)
+        if value in self.names:
+            return Code(self.names[value])
+        place = self.places[value]
+        return Code(f"{self._module(place)}.{place.part}" if place.part else self._module(place))
+
+    def module(self, value: Value) -> str | None:
+        """Return the module that holds a parameter, if it is one to call here."""
+        place = self.places.get(value)
+        if place is None or value in self.names or place.module == "parameter" or place.owner != self.owner:
+            return None
+        return self._module(place)
+
+    def _module(self, place: Place) -> str:
+        if place.owner in (None, self.owner):
+            return f"self.{place.attribute}"
+        return f"self.layers[{place.owner}].{place.attribute}"
+
+    def helper(self, name: str, *flags: str) -> str:
+        """Return the name of a function of the emitted file."""
+        return self.shared.helper(name, *flags)
+
+    def rope(self, op: Rope) -> str:
+        """Return the variable that holds cosine and sine for an op."""
+        return self._use(self.shared.rope(op))
+
+    def view(self, kept: int | None, window: int | None) -> str:
+        """Return the variable that says what a query sees of a memory."""
+        return self._use(self.shared.view(kept, window))
+
+    def past(self, op: Op) -> str:
+        """Return the variable that holds a memory's rows of earlier calls."""
+        if op not in self.pasts:
+            stem = self.local(op.results[0].name)
+            self.pasts[op] = self.names.give(("past", op), "past" if not self.pasts else f"past_{stem}")
+        return self.pasts[op]
+
+    def head_map(self, heads: tuple[int, ...]) -> str:
+        """Return the buffer that holds the key/value head of each query head."""
+        if heads not in self.buffers:
+            self.buffers[heads] = "head_map" if not self.buffers else f"head_map_{len(self.buffers) + 1}"
+        return f"self.{self.buffers[heads]}"
+
+    def _use(self, name: str) -> str:
+        self.used[name] = None
+        return name
+
+    # -- statements
+
+    def write(self, op: Op, kept: set[Value]) -> None:
+        """Add an op: a line of its own, or kept back to be written into its only user's line.
+
+        Args:
+            op: A run-time op.
+            kept: Values that are needed by name, whoever uses them.
+        """
+        code = emit_op(op, self)
+        if len(op.results) == 1:
+            (result,) = op.results
+            if result not in kept and len(code.text) <= _LONGEST and self._one_user_absorbs(op):
+                self._pending[result] = code
+                return
+        names = [self.names.give(v, *suffixes(self.local(v.name))) for v in op.results]
+        told = ", ".join(_told(v, self.local) for v in op.results)
+        self.assign(", ".join(names), code.text, told)
+
+    def _one_user_absorbs(self, op: Op) -> bool:
+        users = op.results[0].users
+        if len(users) != 1 or next(iter(users.values())) != 1:
+            return False
+        return absorbs(next(iter(users)), op)
+
+    def assign(self, target: str, code: str, told: str = "") -> None:
+        """Add ``target = code``, with a comment that says what it is, where there is room for one."""
+        line = f"{target} = {code}" if target else code
+        remark = f"  # {told}" if told else ""
+        self.lines.append(line + remark if len(line) + len(remark) + 12 <= WIDTH else line)
+
+
+def _told(value: Value, local: Callable[[str], str]) -> str:
+    """Return a value's name and shape, for a comment."""
+    if isinstance(value.type, MemoryType):
+        fields = ", ".join(f"{f.name} [B, S, {', '.join(map(str, f.shape))}]" for f in value.type.fields)
+        return comment(f"%{local(value.name)}: {fields}")
+    return comment(f"%{local(value.name)} [{', '.join(map(str, value.type.shape))}]")

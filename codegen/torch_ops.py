@@ -1,0 +1,250 @@
+"""Target ``torch``: the code of each op, one entry in `EMITTERS` for each class that the target can write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+from regraft.codegen.names import literal
+from regraft.ir.errors.codegen import MissingEmitterError
+from regraft.ir.op import REGISTRY, Op, Value
+from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.core import (
+    Activation,
+    Add,
+    Concat,
+    Embed,
+    Flatten,
+    Linear,
+    Mul,
+    Norm,
+    Scale,
+    Slice,
+    Softcap,
+    Unflatten,
+)
+from regraft.ir.ops.moe import Experts, Route
+from regraft.ir.ops.pos import Rope
+
+SUM, PRODUCT, ATOM = 1, 2, 3
+
+
+class Code(NamedTuple):
+    """Source of an expression, and how tightly its outermost operator binds."""
+
+    text: str
+    binds: int = ATOM
+
+    def within(self, binds: int) -> str:
+        """Return the text as an operand of an operator that binds that tightly."""
+        return f"({self.text})" if self.binds < binds else self.text
+
+
+class Scope(Protocol):
+    """What an emitter may ask of the place it writes for: a block, or the model itself."""
+
+    def of(self, value: Value) -> Code:
+        """Return the code of a value: a variable, an expression, or a parameter."""
+        ...
+
+    def module(self, value: Value) -> str | None:
+        """Return the module that holds a parameter, such as ``self.q_proj``, if it is one to call."""
+        ...
+
+    def helper(self, name: str, *flags: str) -> str:
+        """Return the name of a function of the emitted file, which is then written, in the forms ``flags``."""
+        ...
+
+    def rope(self, op: Rope) -> str:
+        """Return the variable that holds cosine and sine for an op."""
+        ...
+
+    def view(self, kept: int | None, window: int | None) -> str:
+        """Return the variable that says what a query sees of a memory that keeps ``kept`` rows."""
+        ...
+
+    def past(self, op: Op) -> str:
+        """Return the variable that holds a memory's rows of earlier calls."""
+        ...
+
+    def head_map(self, heads: tuple[int, ...]) -> str:
+        """Return the buffer that holds the key/value head of each query head."""
+        ...
+
+
+def _embed(op: Embed, at: Scope) -> Code:
+    module = at.module(op.table)
+    if module is not None:
+        return Code(f"{module}({at.of(op.tokens).text})")
+    return Code(f"F.embedding({at.of(op.tokens).text}, {at.of(op.table).text})")
+
+
+def _linear(op: Linear, at: Scope) -> Code:
+    module = at.module(op.weight)
+    if module is not None:
+        return Code(f"{module}({at.of(op.x).text})")
+    arguments = [at.of(op.x).text, at.of(op.weight).text]
+    if op.bias is not None:
+        arguments.append(at.of(op.bias).text)
+    return Code(f"F.linear({', '.join(arguments)})")
+
+
+def _norm(op: Norm, at: Scope) -> Code:
+    flags = ("plain",) if op.weight is None else ("offset",) if op.offset else ()
+    name = {(): "rms_norm", ("plain",): "rms_norm_plain", ("offset",): "rms_norm_offset"}[flags]
+    if op.weight is not None and op.cast == "after":
+        name += "_wide"
+    arguments = [at.of(op.x).text]
+    if op.weight is not None:
+        arguments.append(at.of(op.weight).text)
+    arguments.append(literal(op.eps))
+    if op.weight is not None and op.offset:
+        arguments.append(literal(op.offset))
+    return Code(f"{at.helper(name)}({', '.join(arguments)})")
+
+
+def _add(op: Add, at: Scope) -> Code:
+    return Code(f"{at.of(op.a).within(SUM)} + {at.of(op.b).within(PRODUCT)}", SUM)
+
+
+def _mul(op: Mul, at: Scope) -> Code:
+    return Code(f"{at.of(op.a).within(PRODUCT)} * {at.of(op.b).within(ATOM)}", PRODUCT)
+
+
+def _scale(op: Scale, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(PRODUCT)} * {literal(op.factor)}", PRODUCT)
+
+
+ACTIVATIONS: Mapping[str, str] = {
+    "silu": "F.silu({})",
+    "gelu": "F.gelu({})",
+    "gelu_tanh": 'F.gelu({}, approximate="tanh")',
+    "relu": "F.relu({})",
+    "sigmoid": "torch.sigmoid({})",
+    "softplus": "F.softplus({})",
+    "tanh": "torch.tanh({})",
+}
+
+
+def _activation(op: Activation, at: Scope) -> Code:
+    return Code(ACTIVATIONS[op.kind].format(at.of(op.x).text))
+
+
+def _softcap(op: Softcap, at: Scope) -> Code:
+    cap = literal(op.cap)
+    return Code(f"torch.tanh({at.of(op.x).within(PRODUCT)} / {cap}) * {cap}", PRODUCT)
+
+
+def _concat(op: Concat, at: Scope) -> Code:
+    parts = [at.of(x).text for x in op.xs]
+    return Code(f"torch.cat(({', '.join(parts)}{',' if len(parts) == 1 else ''}), -1)")
+
+
+def _slice(op: Slice, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(ATOM)}[..., {op.start}:{op.stop}]")
+
+
+def _unflatten(op: Unflatten, at: Scope) -> Code:
+    sizes = op.out.tensor.shape[-2:]
+    return Code(f"{at.of(op.x).within(ATOM)}.unflatten(-1, ({sizes[0]}, {sizes[1]}))")
+
+
+def _flatten(op: Flatten, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(ATOM)}.flatten(-2)")
+
+
+def _rope(op: Rope, at: Scope) -> Code:
+    if op.pos.op is not None or op.pos.name != "pos":
+        raise MissingEmitterError(target="torch", op=f"{op.label} at positions other than this call's", where=op.scope)
+    name = "rotate" if op.layout == "halves" else "rotate_pairs"
+    flags = () if op.channels == op.out.tensor.shape[-1] else ("part",)
+    return Code(f"{at.helper(name, *flags)}({at.of(op.x).text}, {at.rope(op)})")
+
+
+def _kv(op: KV, at: Scope) -> Code:
+    view = at.view(op.window, _owner_window(op))
+    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.k).text}, {at.of(op.v).text}), {view})")
+
+
+def _owner_window(op: KV) -> int | None:
+    """Return the window of a reader beside the memory, so that both use one view; that of the memory if there is none.
+
+    A view's slots depend on what the memory keeps only.
+    """
+    windows = [user.window for user in op.out.users if isinstance(user, Attend)]
+    return op.window if op.window in windows or not windows else windows[0]
+
+
+def _attend(op: Attend, at: Scope) -> Code:
+    memory = at.of(op.memory).text
+    heads, kv_heads = op.out.tensor.shape[2], op.memory.memory.field("k").shape[0]
+    flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
+    if op.head_map is not None:
+        memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
+    view = at.view(op.memory.memory.window, op.window)
+    return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
+
+
+def _route(op: Route, at: Scope) -> Code:
+    name = at.helper("route_normalized" if op.normalize else "route")
+    return Code(f"{name}({at.of(op.logits).text}, {op.chosen})")
+
+
+def _experts(op: Experts, at: Scope) -> Code:
+    values = [op.x, op.weights, op.chosen, op.gate_up, op.down]
+    function = {"silu": "F.silu", "gelu": "F.gelu", "relu": "F.relu", "softplus": "F.softplus"}.get(op.activation)
+    if function is None:
+        function = at.helper("gelu_tanh") if op.activation == "gelu_tanh" else f"torch.{op.activation}"
+    return Code(f"{at.helper('mix_experts')}({', '.join(at.of(v).text for v in values)}, {function})")
+
+
+EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
+    Activation: _activation,
+    Add: _add,
+    Attend: _attend,
+    Concat: _concat,
+    Embed: _embed,
+    Experts: _experts,
+    Flatten: _flatten,
+    KV: _kv,
+    Linear: _linear,
+    Mul: _mul,
+    Norm: _norm,
+    Rope: _rope,
+    Route: _route,
+    Scale: _scale,
+    Slice: _slice,
+    Softcap: _softcap,
+    Unflatten: _unflatten,
+}
+
+# What is written onto its operand's expression, or into its user's, where it is the only use: one line for one thought.
+CHAINS = (Unflatten, Flatten, Slice)
+TERMS = (Linear, Activation, Experts)
+INTO_TERMS = (Add, Mul, Activation)
+
+
+def absorbs(user: Op, made: Op) -> bool:
+    """Return whether ``user`` may be written around the expression of ``made``."""
+    if isinstance(user, CHAINS):
+        return not isinstance(made, KV | Route)
+    return (isinstance(user, INTO_TERMS) and isinstance(made, TERMS)) or isinstance(made, Flatten)
+
+
+def emit_op(op: Op, at: Scope) -> Code:
+    """Return the code of an op.
+
+    Raises:
+        MissingEmitterError: The target has none.
+    """
+    emitter = EMITTERS.get(type(op))
+    if emitter is None:
+        raise MissingEmitterError(target="torch", op=op.label, where=op.scope)
+    return emitter(op, at)
+
+
+def missing_ops() -> list[str]:
+    """Return the names of the run-time ops that this target cannot write."""
+    import_module("regraft.ir.ops")  # registers every op
+    return sorted(name for name, cls in REGISTRY.items() if not cls.weight_time and cls not in EMITTERS)

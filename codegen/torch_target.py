@@ -1,0 +1,456 @@
+"""Target ``torch``: a graph as one readable ``model.py``.
+
+Every choice is made here; the templates hold the code that does not depend on the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
+from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
+from regraft.codegen.wiring import STREAM, WEIGHT, Feed, Place, Wiring, run_time
+from regraft.ir.errors.codegen import WiringError
+from regraft.ir.graph import Graph
+from regraft.ir.kinds import Kind, Layer, ranges
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.pos import Rope
+from regraft.ir.types import FLOATS, MemoryType, TensorType
+
+INDENT = "        "
+
+
+@dataclass(frozen=True)
+class Class:
+    """A block kind as a class: what the template needs of it."""
+
+    name: str
+    doc: tuple[str, ...]
+    keeps: str
+    setup: tuple[str, ...]
+    signature: str
+    lines: tuple[str, ...]
+
+
+@dataclass
+class _Written:
+    """A block's body and the arguments that its calls pass."""
+
+    body: Body
+    arguments: list[tuple[str, str]]  # name and type
+    feeds: list[Feed]  # those that become arguments, in the same order
+    results: list[str]
+
+
+@dataclass
+class Program:
+    """A graph, written for torch.
+
+    Attributes:
+        model_py: The text of ``model.py``.
+        layers: The layer table of ``config.json``: each layer's class, and which layers it reads what from.
+        tensors: Each parameter's name in the state dict, and the graph's parameter.
+    """
+
+    model_py: str
+    layers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    tensors: dict[str, Value] = field(default_factory=dict[str, Value])
+
+
+class TorchTarget:
+    """Writes one graph.
+
+    Args:
+        graph: A verified graph.
+        header: Lines for the top of ``model.py``: each a key and a text.
+        title: The first line of its docstring.
+
+    Raises:
+        MissingEmitterError: The target lacks an op of the graph.
+        WiringError: The layers are fed in ways that one loop cannot spell.
+    """
+
+    def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str) -> None:
+        self.graph, self.header, self.title = graph, header, title
+        self.wiring = Wiring(graph)
+        self.shared = Shared()
+        self.classes = _class_names(self.wiring.kinds)
+
+    def program(self) -> Program:
+        """Return the program's text and tables."""
+        self._write()
+        model = self._write()  # once more: now no variable is called as a view or a rotation is
+        table = [
+            {"kind": self.classes[self.wiring.kind_of[layer.number].name], "reads": self._reads(layer)}
+            for layer in self.wiring.layers
+        ]
+        tensors = {place.state_name: value for value, place in self.wiring.places.items()}
+        return Program(self._render(model), table, tensors)
+
+    def _write(self) -> Body:
+        """Write all bodies, and return that of the model."""
+        self.blocks = {kind.name: self._block(kind) for kind in self.wiring.kinds}
+        return self._model()
+
+    # -- blocks
+
+    def _block(self, kind: Kind) -> _Written:
+        layer = kind.layers[0]
+        names = Namespace(self.shared.reserved())
+        feeds = [f for f in self.wiring.feeds[kind.name] if not self._only_turns(layer, f.value)]
+        arguments = [self._argument(layer, feed, names) for feed in feeds]
+        body = Body(self.shared, self.wiring.places, self.wiring.index[layer.number], layer.local, names)
+        results = self.wiring.results(kind)
+        kept = {self.wiring.local_value(kind, name): name for name in results}
+        for value, name in kept.items():
+            names.give(value, *suffixes(name))
+        for op in run_time(layer.ops):
+            body.write(op, set(kept))
+        arguments += [(name, "Rope" if name in self.shared.ropes.values() else "View") for name in body.used]
+        arguments += [(name, "Memory | None") for name in body.pasts.values()]
+        self._give_back(body, kind, results, arguments)
+        return _Written(body, arguments, feeds, results)
+
+    def _only_turns(self, layer: Layer, value: Value) -> bool:
+        """Return whether a layer reads a value only to rotate by it; it is given cosine and sine instead."""
+        if value.op is not None or value.name != "pos":
+            return False
+        return all(isinstance(op, Rope) for op in run_time(layer.ops) if value in op.operands)
+
+    def _argument(self, layer: Layer, feed: Feed, names: Namespace) -> tuple[str, str]:
+        value = layer.inputs[feed.place]
+        if isinstance(value.type, MemoryType):
+            return names.give(value, "memory"), "Memory"
+        if feed.how == WEIGHT:
+            return names.give(value, *suffixes(value.name.removesuffix(".weight"))), "Tensor"
+        stem = feed.local or value.name
+        wanted = ("x", *suffixes(stem)) if value.type.dtype in FLOATS else suffixes(stem)
+        return names.give(value, *wanted), "Tensor"
+
+    def _give_back(self, body: Body, kind: Kind, results: list[str], arguments: list[tuple[str, str]]) -> None:
+        values = [self.wiring.local_value(kind, name) for name in results]
+        tensors = [body.names[v] for v in values if isinstance(v.type, TensorType)]
+        memories = [v for v in values if isinstance(v.type, MemoryType)]
+        if len(memories) > 1:
+            raise WiringError(kind=kind.name, layers=ranges(kind.numbers), name="more than one memory of a layer")
+        if not memories:
+            body.assign("", f"return {', '.join(tensors)}" if tensors else "return None")
+            return
+        past = body.pasts[memories[0].op] if memories[0].op else "past"
+        first = arguments[0][0]
+        body.assign("", f"if {past} is not None and {first}.shape[1] == 1:")
+        body.assign("", f"    return ({', '.join(tensors)},)", "the memory is in the cache, for other layers too")
+        body.assign("", f"return {', '.join([*tensors, f'*{body.names[memories[0]]}'])}")
+
+    def _class(self, kind: Kind) -> Class:
+        written = self.blocks[kind.name]
+        values = [self.wiring.local_value(kind, name) for name in written.results]
+        if any(isinstance(v.type, MemoryType) for v in values):
+            gives = "tuple[Tensor, ...]"
+        else:
+            gives = (
+                "Tensor" if len(values) == 1 else f"tuple[{', '.join(['Tensor'] * len(values))}]" if values else "None"
+            )
+        arguments = [f"{name}: {type}" for name, type in written.arguments]
+        return Class(
+            name=self.classes[kind.name],
+            doc=self._doc(kind),
+            keeps=_keeps(self.wiring.memories(kind)),
+            setup=tuple(self._setup(written.body, self.wiring.index[kind.layers[0].number], kind.layers[0])),
+            signature=_signature("forward", arguments, gives),
+            lines=tuple(written.body.lines),
+        )
+
+    def _doc(self, kind: Kind) -> tuple[str, ...]:
+        layer = kind.layers[0]
+        attends = [op for op in layer.ops if isinstance(op, Attend)]
+        facts: list[str] = []
+        for op in attends:
+            sight = "all tokens" if op.window is None else f"the last {op.window} tokens"
+            own = op.memory.op in layer.ops
+            facts.append(f"attends to {sight}" + ("" if own else " in the memory of an earlier layer"))
+        if any(op.opname == "moe.experts" for op in layer.ops):
+            facts.append("chooses among experts")
+        which = ranges(kind.numbers)
+        if len(which) > 60:
+            which = f"{len(kind.numbers)} layers, {kind.numbers[0]} the first and {kind.numbers[-1]} the last"
+        else:
+            which = f"Layers {which}" if len(kind.numbers) > 1 else f"Layer {which}"
+        origin = f"block kind {kind.name} of {comment(self.graph.name)}"
+        return (f"{which}: {' and '.join(facts) or 'mixes no tokens'}; {origin}.",)
+
+    def _setup(self, body: Body, owner: int | None, layer: Layer | None) -> list[str]:
+        """Return the statements that declare a module's own parameters and buffers."""
+        mine = [(v, p) for v, p in self.wiring.places.items() if p.owner == owner]
+        lines: list[str] = []
+        for value, place in mine:
+            if place.part == "bias":
+                continue
+            told = comment(value.name if layer is None else layer.local(value.name))
+            line = f"self.{place.attribute} = {self._constructor(value, place, mine)}"
+            lines.append(f"{line}  # {told}" if len(line) + len(told) + 12 <= WIDTH else line)
+        for heads, name in body.buffers.items():
+            lines.append(f'self.register_buffer("{name}", {_head_list(heads)}, persistent=False)')
+        return lines
+
+    def _constructor(self, value: Value, place: Place, mine: list[tuple[Value, Place]]) -> str:
+        sizes = value.tensor.sizes
+        if place.module == "linear":
+            biased = any(p.attribute == place.attribute and p.part == "bias" for _, p in mine)
+            return f"nn.Linear({sizes[1]}, {sizes[0]}" + (")" if biased else ", bias=False)")
+        if place.module == "embedding":
+            return f"nn.Embedding({sizes[0]}, {sizes[1]})"
+        return f"nn.Parameter(torch.empty({', '.join(map(str, sizes)) or '()'}))"
+
+    # -- the model
+
+    def _model(self) -> Body:
+        """Return the body of ``Model.run``."""
+        names = Namespace([*self.shared.reserved(), *RUN_LOCALS])
+        body = Body(self.shared, self.wiring.places, None, lambda name: name, names)
+        self.stream_names = self._stream_names(names)
+        self.kept_names = {name: names.give(("kept", name), f"kept {name}") for name in self.wiring.kept}
+        for value in self.graph.inputs:
+            if value.name in ("tokens", "pos"):
+                names.alias(value, value.name)
+            else:
+                names.alias(value, "(pos < (start + count)[:, None])")
+        stacks = list(self.wiring.stacks())
+        after = _last_mixing(stacks)
+        for place, item in enumerate(stacks):
+            if isinstance(item, Op):
+                body.write(item, self._needed(item, stacks[place + 1 :]))
+            else:
+                self._stack(body, item)
+            if place == after:
+                self._last_rows(body, stacks[: place + 1], stacks[place + 1 :])
+        if after is None:
+            self._last_rows(body, stacks, [])
+        body.assign("", f"return {body.of(self.graph.outputs[0]).text}")
+        return body
+
+    def _needed(self, op: Op, later: list[Op | list[Layer]]) -> set[Value]:
+        """Return which of an op's results are needed by name."""
+        outside = {v for item in later if not isinstance(item, Op) for layer in item for v in layer.inputs}
+        first_after = {v for v in op.results if v in self.graph.outputs}
+        return (outside & set(op.results)) | first_after
+
+    def _stream_names(self, names: Namespace) -> dict[str, str]:
+        given: dict[str, str] = {}
+        for name in self.wiring.streams:
+            given[name] = names.give(("stream", name), *(("x",) if not given else ()), *suffixes(name))
+        # what enters the first layer is called as what leaves it, where nobody else reads it
+        for item in self.wiring.stacks():
+            if isinstance(item, Op):
+                continue
+            for value, name in self._entering(item[0]).items():
+                users = {self.wiring.made_in(v) for user in value.users for v in user.results}
+                here = self.wiring.index[item[0].number]
+                if value.op is not None and all(made is not None and made[0] == here for made in users):
+                    names.alias(value, given[name])
+        return given
+
+    def _entering(self, layer: Layer) -> dict[Value, str]:
+        """Return the values from outside that a run's first layer reads as streams, and which."""
+        feeds = self.wiring.feeds[self.wiring.kind_of[layer.number].name]
+        streams = {layer.inputs[f.place]: f.local for f in feeds if f.how == STREAM}
+        return {value: name for value, name in streams.items() if self.wiring.made_in(value) is None}
+
+    def _stack(self, body: Body, layers: list[Layer]) -> None:
+        """Write the loop over a run of layers."""
+        for value, name in self._entering(layers[0]).items():
+            if body.of(value).text != self.stream_names[name]:
+                body.assign(self.stream_names[name], body.of(value).text)
+        kinds = list(
+            {self.wiring.kind_of[layer.number].name: self.wiring.kind_of[layer.number] for layer in layers}.values()
+        )
+        for name in [n for kind in kinds for n in self.blocks[kind.name].results if n in self.kept_names]:
+            if f"{self.kept_names[name]} = {{}}" not in (line.partition("  #")[0] for line in body.lines):
+                body.assign(self.kept_names[name], "{}", f"%layers.*.{name}, by layer")
+        calls = [self._call(body, kind) for kind in kinds]
+        counted = any("[i]" in line for call in calls for line in call)
+        first, last = (self.wiring.index[layer.number] for layer in (layers[0], layers[-1]))
+        if (first, last) == (0, len(self.wiring.layers) - 1):
+            body.lines.append("for i, layer in enumerate(self.layers):" if counted else "for layer in self.layers:")
+        else:
+            body.lines += [f"for i in range({first}, {last + 1}):", "    layer = self.layers[i]"]
+        if len(calls) == 1:
+            body.lines += [f"    {line}" for line in calls[0]]
+        else:
+            for number, (kind, call) in enumerate(zip(kinds, calls, strict=True)):
+                test = f"isinstance(layer, {self.classes[kind.name]})"
+                word = "else:" if number == len(calls) - 1 else f"{'el' if number else ''}if {test}:"
+                body.lines += [f"    {word}", *(f"        {line}" for line in call)]
+        for layer in layers[-1:]:
+            for name in self.blocks[self.wiring.kind_of[layer.number].name].results:
+                if name in self.stream_names:
+                    value = next(v for op in layer.ops for v in op.results if layer.local(v.name) == name)
+                    body.names.alias(value, self.stream_names[name])
+        for layer in layers:
+            for op in run_time(layer.ops):
+                for value in op.results:
+                    local = layer.local(value.name)
+                    if value not in body.names and local in self.kept_names:
+                        index = self.wiring.index[layer.number]
+                        body.names.alias(value, f"{self.kept_names[local]}[{index}]")
+
+    def _call(self, body: Body, kind: Kind) -> list[str]:
+        """Return the statements that call a layer of ``kind`` and put its results where others find them."""
+        written = self.blocks[kind.name]
+        passed: list[str] = []
+        for feed in written.feeds:
+            match feed.how:
+                case "stream":
+                    passed.append(self.stream_names[feed.local])
+                case "kept":
+                    key = literal(kind.params[feed.place])
+                    passed.append(f"{self.kept_names[feed.local]}[self.reads[i][{key}]]")
+                case _:
+                    passed.append(body.of(feed.value).text)
+        passed += written.body.used
+        if written.body.pasts:
+            passed.append("*pasts[i]")
+        values = {name: self.wiring.local_value(kind, name) for name in written.results}
+        targets = sorted((self._target(name, value) for name, value in values.items()), key=lambda t: t[0] == "*")
+        call = f"layer({', '.join(passed)})"
+        lines = [f"{', '.join(targets)} = {call}" if targets else call]
+        for name, value in values.items():
+            if name not in self.kept_names:
+                continue
+            if isinstance(value.type, MemoryType):
+                place = self.wiring.memories(kind).index(value.op) if value.op else 0
+                lines.append(f"{self.kept_names[name]}[i] = tuple(memory) or pasts[i][{place}]")
+            else:
+                lines.append(f"{self.kept_names[name]}[i] = {self._target(name, value)}")
+        return [part for line in lines for part in _fold(line, WIDTH - 16)]
+
+    def _target(self, name: str, value: Value) -> str:
+        if isinstance(value.type, MemoryType):
+            return "*memory"
+        return self.stream_names.get(name) or f"{self.kept_names[name]}_here"
+
+    def _last_rows(self, body: Body, before: list[Op | list[Layer]], after: list[Op | list[Layer]]) -> None:
+        """Leave, of what later ops read, the rows that the caller wants logits of."""
+        reads = dict.fromkeys(v for op in after if isinstance(op, Op) for v in op.operands)
+        made = {v for op in after if isinstance(op, Op) for v in op.results}
+        live = [v for v in [*reads, *self.graph.outputs] if not v.is_weight and v not in made]
+        names = dict.fromkeys(body.of(v).text for v in dict.fromkeys(live) if isinstance(v.type, TensorType))
+        if not names:
+            return
+        body.lines.append("if last is not None:")
+        body.lines += [f"    {name} = {body.helper('last_rows')}({name}, count, last)" for name in names]
+
+    def _reads(self, layer: Layer) -> dict[str, int]:
+        return self.wiring.reads(layer)
+
+    # -- the file
+
+    def _render(self, model: Body) -> str:
+        from regraft import __version__
+        from regraft.codegen.render import render
+
+        kept = {window for window, _ in self.shared.views}
+        own = [op for op in self.wiring.items if isinstance(op, Op) and op.is_state]
+        return render(
+            "model.py.j2",
+            version=__version__,
+            header=[(key, comment(text)) for key, text in self.header],
+            title=comment(self.title),
+            helpers={name: sorted(flags) for name, flags in self.shared.helpers.items()},
+            scalings={key[2] for key in self.shared.ropes},
+            turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),
+            ropes=[(name, _angles(key), key[-1]) for key, name in self.shared.ropes.items()],
+            views=[(name, kept, window) for (kept, window), name in self.shared.views.items()],
+            windowed=any(window is not None for window in kept) or any(w is not None for _, w in self.shared.views),
+            narrower=any(kept != window for kept, window in self.shared.views),
+            blocks=[self._class(kind) for kind in self.wiring.kinds],
+            keeps=_keeps(own),
+            setup=self._setup(model, None, None),
+            lines=model.lines,
+            reads=bool(self.wiring.kept) and any(map(self._reads, self.wiring.layers)),
+            pasts=list(model.pasts.values()),
+            dtype=f"self.{self.wiring.places[self.graph.parameters()[0]].path}.dtype",
+            vocabulary=self.graph.outputs[0].tensor.shape[-1],
+        )
+
+
+def _class_names(kinds: list[Kind]) -> dict[str, str]:
+    """Return each kind's class; kinds that would be called alike are numbered."""
+    names: dict[str, str] = {}
+    for kind in kinds:
+        wanted, number = class_name(kind.name), 1
+        while wanted in names.values():
+            number += 1
+            wanted = f"{class_name(kind.name)}{number}"
+        names[kind.name] = wanted
+    return names
+
+
+def _last_mixing(stacks: list[Op | list[Layer]]) -> int | None:
+    """Return the place of the last item that looks at more than one token; None if logits follow it at once."""
+    mixing = [
+        place
+        for place, item in enumerate(stacks)
+        if not isinstance(item, Op) or isinstance(item, KV | Attend | Rope) or item.is_state or item.reads_memory
+    ]
+    return mixing[-1] if mixing else None
+
+
+def _keeps(states: list[Op]) -> str:
+    """Return the table of what is kept: for each memory its window and its fields' shapes."""
+    rows = [
+        f"({literal(op.results[0].memory.window)}, {', '.join(literal(f.shape) for f in op.results[0].memory.fields)})"
+        for op in states
+    ]
+    return f"({', '.join(rows)}{',' if len(rows) == 1 else ''})"
+
+
+def _head_list(heads: tuple[int, ...]) -> str:
+    """Return the tensor of a head map, by runs of equal heads."""
+    runs: list[list[int]] = []
+    for head in heads:
+        if runs and runs[-1][0] == head:
+            runs[-1][1] += 1
+        else:
+            runs.append([head, 1])
+    spelled = " + ".join(f"[{head}] * {count}" if count > 1 else f"[{head}]" for head, count in runs)
+    return f'torch.tensor({spelled}, device="cpu")'
+
+
+def _angles(key: tuple[object, ...]) -> str:
+    """Return the expression of a rotation's angles, given its parameters."""
+    base, channels, scaling, *scaled, _ = key
+    plain = f"frequencies({base!r}, {channels!r})"
+    match scaling:
+        case "linear":
+            return f"{plain} / {scaled[0]!r}"
+        case "llama3":
+            factor, original, low, high, _ = scaled
+            return f"llama3({plain}, {factor!r}, {original!r}, {low!r}, {high!r})"
+        case "yarn":
+            factor, original, low, high, truncate = scaled
+            return f"yarn({plain}, {base!r}, {factor!r}, {original!r}, {low!r}, {high!r}, {truncate!r})"
+        case _:
+            return plain
+
+
+def _signature(name: str, arguments: list[str], gives: str) -> str:
+    """Return a method's ``def`` line, broken as the formatter does."""
+    inner = ", ".join(["self", *arguments])
+    line = f"    def {name}({inner}) -> {gives}:"
+    if len(line) <= WIDTH:
+        return line
+    if len(inner) + 8 <= WIDTH:
+        return f"    def {name}(\n{INDENT}{inner}\n    ) -> {gives}:"
+    each = "".join(f"{INDENT}{argument},\n" for argument in ["self", *arguments])
+    return f"    def {name}(\n{each}    ) -> {gives}:"
+
+
+def _fold(line: str, width: int) -> list[str]:
+    """Break an assignment of a call after its opening bracket where the line is too long."""
+    if len(line) <= width or not line.endswith(")"):
+        return [line]
+    opened = line.index("(", line.index("layer"))
+    return [line[: opened + 1], f"    {line[opened + 1 : -1]}", ")"]
