@@ -93,6 +93,7 @@ def read_windows(
     context: int = 512,
     tokens: int | None = None,
     seed: int = 0,
+    spare: bool = False,
 ) -> Windows:
     """Return windows of a text, in an order that ``seed`` draws.
 
@@ -104,6 +105,7 @@ def read_windows(
         context: Tokens in a window, the begin token included.
         tokens: How many in all, in whole windows; all of the text by default.
         seed: Draws the order; with ``tokens``, so also the choice.
+        spare: Give the windows beyond ``tokens`` too, after the others.
 
     Raises:
         TextError: The text is too short for ``tokens``, or for one window.
@@ -127,7 +129,7 @@ def read_windows(
     if not rows or wanted > len(rows):
         found = f"{len(rows) * context} tokens in windows of {context}"
         raise TextError(path=path, reason=f"it gives {found}, and {tokens or context} are asked for")
-    chosen = torch.tensor(rows[:wanted])
+    chosen = torch.tensor(rows if spare else rows[:wanted])
     if begin is not None:
-        chosen = torch.cat((torch.full((wanted, 1), begin), chosen), 1)
+        chosen = torch.cat((torch.full((len(chosen), 1), begin), chosen), 1)
     return Windows(chosen, path.name, digest.hexdigest(), seed)

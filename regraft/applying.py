@@ -125,7 +125,7 @@ def apply(
     source = subject.require_source()
     steps.check_calibration()
     windows = calibration_windows(subject, steps.calibration, base) if steps.calibration else None
-    plan = _plan_digest(subject, steps, source, windows, shard_bytes)
+    plan = _plan_digest(subject, steps, windows, shard_bytes)
     with OutputFolder(Path(out), plan, resume=resume) as folder:
         decided = next((str(r["recipe"]) for r in folder.records if "recipe" in r), None)
         if decided is not None:
@@ -169,12 +169,16 @@ def calibration_windows(model: Model, calibration: Calibration, base: Path | Non
     path = text_path(calibration.text, base)
     if not path.exists():
         path = text_path(calibration.text)
-    windows = read_windows(path, tokenizer, model.vocab, model.begin, calibration.context, None, calibration.seed)
-    if len(windows.tokens) * calibration.context < calibration.tokens:
-        read_windows(  # raises, and says by how much
-            path, tokenizer, model.vocab, model.begin, calibration.context, calibration.tokens, calibration.seed
-        )
-    return windows
+    return read_windows(
+        path,
+        tokenizer,
+        model.vocab,
+        model.begin,
+        calibration.context,
+        calibration.tokens,
+        calibration.seed,
+        spare=True,
+    )
 
 
 def _rows(recipe: Recipe) -> int:
@@ -205,6 +209,7 @@ def _write_weights(
 
     if names and windows is not None:
         done = [str(r["fit"]) for r in folder.records if r.get("fit") in names]
+        done = [name for name in done if (folder.path / file(name)).is_file()]  # they go once all shards are finished
         known = {name: from_bytes(bytearray((folder.path / file(name)).read_bytes()), infos[name]) for name in done}
         rows = windows.tokens[: _rows(result.recipe)]
         sweep = Sweep(result.graph, result.original, source, rows, known=known)
@@ -248,10 +253,10 @@ def _quality(
     return evaluate_on(converted, model, replace(windows, tokens=rest), Probes(lengths=(64, 128))), ""
 
 
-def _plan_digest(model: Model, recipe: Recipe, source: Source, windows: Windows | None, shard_bytes: int) -> str:
+def _plan_digest(model: Model, recipe: Recipe, windows: Windows | None, shard_bytes: int) -> str:
     """Return what decides the bytes that are written: graph, recipe, checkpoint, text."""
-    tensors = [f"{source.info(name)}" for name in source.names()]
-    facts = [print_graph(model.graph), recipe.to_pipeline(), *tensors, windows.sha256 if windows else "", shard_bytes]
+    stamp = model.folder.require_checkpoint().stamp()
+    facts = [print_graph(model.graph), recipe.to_pipeline(), stamp, windows.sha256 if windows else "", shard_bytes]
     return _digest("\n".join(map(str, facts)))
 
 

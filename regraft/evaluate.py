@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import random
+import string
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -203,39 +205,49 @@ def needles(model: Runnable, tokenizer: Tokenizer, begin: int | None, probes: Pr
     A probe is a list of lines ``ab = 'xyz'`` and then ``assert ab == '``; it is right when every token of the value
     that the prompt does not fix is the most likely one.
     """
-    import random
-
     rng = random.Random(probes.seed)
+    per_line = len(tokenizer.encode("ab = 'xyz'\n", add_special_tokens=False).ids)
     found: list[Needle] = []
     for length in probes.lengths:
+        pairs = max(2, length // per_line)
         for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
-            right = sum(_probe(model, tokenizer, begin, length, depth, rng) for _ in range(probes.count))
-            found.append(Needle(length, depth, right / probes.count))
+            asked = [_probe(tokenizer, begin, pairs, round(depth * (pairs - 1)), rng) for _ in range(probes.count)]
+            found.append(Needle(length, depth, _recalled(model, asked) / probes.count))
     return found
 
 
-def _probe(model: Runnable, tokenizer: Tokenizer, begin: int | None, length: int, depth: float, rng: Any) -> bool:
-    import string
-
-    import torch
+def _probe(
+    tokenizer: Tokenizer, begin: int | None, pairs: int, asked: int, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Return a probe's tokens, and the places of those that its value decides."""
 
     def word(size: int) -> str:
         return "".join(rng.choices(string.ascii_lowercase, k=size))
 
-    per_line = len(tokenizer.encode("ab = 'xyz'\n", add_special_tokens=False).ids)
-    pairs: dict[str, str] = {}
-    while len(pairs) < max(2, length // per_line):
-        pairs[word(2)] = word(3)
-    name = list(pairs)[round(depth * (len(pairs) - 1))]
-    prompt = "".join(f"{k} = '{v}'\n" for k, v in pairs.items()) + f"assert {name} == '"
-    encoded = tokenizer.encode(f"{prompt}{pairs[name]}'\n", add_special_tokens=False)
-    start, end = len(prompt), len(prompt) + len(pairs[name])
-    where = [i for i, (a, b) in enumerate(encoded.offsets) if a >= start and a < end and b > a]
-    ids = torch.tensor([([begin] if begin is not None else []) + encoded.ids])
-    shift = int(begin is not None)
+    values: dict[str, str] = {}
+    while len(values) < pairs:
+        values[word(2)] = word(3)
+    name = list(values)[asked]
+    prompt = "".join(f"{key} = '{value}'\n" for key, value in values.items()) + f"assert {name} == '"
+    encoded = tokenizer.encode(f"{prompt}{values[name]}'\n", add_special_tokens=False)
+    first = [] if begin is None else [begin]
+    end = len(prompt) + len(values[name])
+    places = [i + len(first) for i, (a, b) in enumerate(encoded.offsets) if len(prompt) <= a < end and b > a]
+    return first + encoded.ids, places
+
+
+def _recalled(model: Runnable, probes: Sequence[tuple[list[int], list[int]]]) -> int:
+    """Return how many probes are answered right, all asked in one batch."""
+    import torch
+
+    lengths = torch.tensor([len(ids) for ids, _ in probes])
+    tokens = torch.zeros(len(probes), int(lengths.max()), dtype=torch.int64)
+    for row, (ids, _) in enumerate(probes):
+        tokens[row, : len(ids)] = torch.tensor(ids)
     with torch.no_grad():
-        best = model(ids[:, :-1])[0].argmax(-1)
-    return all(int(best[i + shift - 1]) == int(ids[0, i + shift]) for i in where)
+        best = model(tokens, lengths=lengths)[:, :-1].argmax(-1)
+    hits = best == tokens[:, 1:]
+    return sum(all(bool(hits[row, place - 1]) for place in places) for row, (_, places) in enumerate(probes))
 
 
 def measured_cache(model: Runnable, context: int, vocab: int) -> int | None:

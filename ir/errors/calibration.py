@@ -9,7 +9,7 @@ class TextError(RegraftError):
     code = "RG351"
     exit_code = 2
     message = "{path}: {reason}"
-    hint = "give a UTF-8 text file, a .jsonl file with a \"text\" a line, or a folder of them; or fewer tokens"
+    hint = 'give a UTF-8 text file, a .jsonl file with a "text" a line, or a folder of them; or fewer tokens'
 
 
 class TokenizerError(RegraftError):

@@ -1,0 +1,200 @@
+"""`apply` on the shipped model: what it writes, that it can be resumed, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from regraft.applying import apply
+from regraft.evaluate import Probes
+from regraft.evaluating import evaluate
+from regraft.ir.errors.base import RegraftError
+from regraft.ir.errors.checkpoint import NotFiniteError
+from regraft.ir.errors.files import OutputExistsError
+from regraft.ir.errors.recipe import NoCalibrationError
+from regraft.model import lift
+from regraft.verifying import verify
+
+EVEN = ", ".join(f"{layer}: [0, 2, 4, 6]" for layer in range(8))
+HALF = f"budget-heads{{keep={{{EVEN}}}, refit=false}}"  # the first of each pair of heads that share keys and values
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith("out")]
+
+
+def test_a_recipe_that_touches_no_weight_copies_them_and_stays_a_stock_model(tiny: Path, tmp_path: Path) -> None:
+    report = apply(tiny, "dce", tmp_path / "out")
+    assert report.stock == "Qwen3ForCausalLM"
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads((tiny / "config.json").read_text())
+    before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert verify(tmp_path / "out", against="transformers").passed
+
+
+def test_fewer_heads_in_every_layer_are_a_stock_model_that_transformers_loads(tiny: Path, tmp_path: Path) -> None:
+    report = apply(tiny, HALF, tmp_path / "out")
+    assert report.stock == "Qwen3ForCausalLM"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 4, 32)
+    assert report.predicted["weight_bytes"] == report.measured["weight_bytes"]
+    assert verify(tmp_path / "out", against="transformers").passed
+
+
+def test_shared_memories_are_no_stock_model_and_say_so(tiny: Path, tmp_path: Path) -> None:
+    report = apply(tiny, 'share-kv{layers="4..7", donor=3, refit=false}', tmp_path / "out", dump_ir=tmp_path / "ir")
+    assert report.stock == ""
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "regraft"
+    assert config["base"] == json.loads((tiny / "config.json").read_text())
+    assert report.predicted["cache_bytes_4096"] * 2 == 4096 * 8 * 2 * 4 * 32 * 2
+    assert verify(tmp_path / "out").passed
+    assert [path.name for path in sorted((tmp_path / "ir").iterdir())] == ["00-lifted.rg", "01-share-kv.rg"]
+    names = load_file(tmp_path / "out" / "model.safetensors").keys()
+    assert "model.layers.3.self_attn.k_proj.weight" in names
+    assert not any(f"layers.{layer}.self_attn.k_proj" in name for layer in range(4, 8) for name in names)
+
+
+def test_the_lock_is_a_recipe_that_gives_the_same_bytes(tiny: Path, tmp_path: Path, fitted: str) -> None:
+    apply(tiny, fitted, tmp_path / "out")
+    apply(tiny, tmp_path / "out" / "regraft.lock.json", tmp_path / "again")
+    assert digests(tmp_path / "out") == digests(tmp_path / "again")
+
+
+def test_decisions_that_were_measured_stand_in_the_lock(tiny: Path, tmp_path: Path, fitted: str) -> None:
+    text = fitted.partition(",calibration")[2]
+    report = apply(tiny, f'budget-heads{{layers="2..3", heads=6}},calibration{text}', tmp_path / "out")
+    lock = json.loads((tmp_path / "out" / "regraft.lock.json").read_text())
+    keep = lock["pipeline"][0]["budget-heads"]["keep"]
+    assert {int(layer): len(heads) for layer, heads in keep.items()} == {2: 6, 3: 6}
+    assert report.quality is not None
+    assert report.quality.kl_mean is not None
+    assert 0 < report.quality.kl_mean < 1
+
+
+def test_applying_again_to_what_apply_wrote(tiny: Path, tmp_path: Path) -> None:
+    apply(tiny, 'share-kv{layers="4..7", donor=3, refit=false}', tmp_path / "out")
+    apply(tmp_path / "out", HALF, tmp_path / "twice")
+    config = json.loads((tmp_path / "twice" / "config.json").read_text())
+    assert config["base"]["model_type"] == "qwen3"
+    assert lift(tmp_path / "twice").graph["layers.7.attn.q"].tensor.shape[2] == 4
+    assert verify(tmp_path / "twice").passed
+
+
+def run_killed(model: Path, recipe: str, out: Path, after: float) -> None:
+    """Apply in a process of its own, and kill it after some seconds."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from regraft.applying import apply\n"
+        "print('ready', flush=True)\n"
+        "apply(sys.argv[1], sys.argv[2], sys.argv[3], resume=True, shard_bytes=400_000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, model, recipe, out], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def kill_and_resume(model: Path, recipe: str, folder: Path, kills: int) -> None:
+    began = time.monotonic()
+    apply(model, recipe, folder / "whole", shard_bytes=400_000)
+    took = time.monotonic() - began
+    rng = random.Random(0)
+    for number in range(kills):
+        out = folder / f"out{number}"
+        run_killed(model, recipe, out, rng.uniform(0, took))
+        assert out.exists() or not (out / "config.json").exists()
+        if not out.exists():
+            apply(model, recipe, out, resume=True, shard_bytes=400_000)
+        assert digests(out) == digests(folder / "whole")
+        assert not (folder / f"out{number}.partial").exists()
+        shutil.rmtree(out)
+
+
+def test_killed_and_resumed_gives_the_same_bytes(tiny: Path, tmp_path: Path, fitted: str) -> None:
+    kill_and_resume(tiny, fitted, tmp_path, kills=2)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_and_resumed_gives_the_same_bytes(tiny: Path, tmp_path: Path, fitted: str) -> None:
+    kill_and_resume(tiny, fitted, tmp_path, kills=20)
+
+
+def damaged(tiny: Path, folder: Path, change: Any) -> Path:
+    """Copy the shipped model and change its tensors."""
+    copy = folder / "damaged"
+    shutil.copytree(tiny, copy)
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def test_weights_that_are_not_numbers_are_named_and_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
+
+    with pytest.raises(NotFiniteError, match=r"layers\.2\.mlp\.up_proj.*1 of"):
+        apply(damaged(tiny, tmp_path, change), "dce", tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_an_output_that_exists_is_left_alone(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(OutputExistsError):
+        apply(tiny, "dce", tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "kept"
+
+
+def test_a_fitted_pass_without_text_names_the_sample(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoCalibrationError, match="share-kv") as caught:
+        apply(tiny, 'share-kv{layers="4..7", donor=3}', tmp_path / "out")
+    assert "builtin:sample" in str(caught.value)
+    assert leftovers(tmp_path) == []
+
+
+def test_too_few_tokens_are_counted(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("x = 1\n" * 100)
+    recipe = f'share-kv{{layers="4..7", donor=3}},calibration{{text="{tmp_path}/short.txt", tokens=65536, seed=0}}'
+    with pytest.raises(RegraftError, match="65536 are asked for"):
+        apply(tiny, recipe, tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_the_same_text_and_seed_give_the_same_bytes(tiny: Path, tmp_path: Path, fitted: str) -> None:
+    apply(tiny, fitted, tmp_path / "out")
+    apply(tiny, fitted, tmp_path / "again")
+    assert digests(tmp_path / "out") == digests(tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_the_refit_of_half_the_layers_beats_raw_sharing(tiny: Path, heldout: Path, tmp_path: Path) -> None:
+    raw = 'share-kv{layers="4..7", donor=3, refit=false}'
+    text = heldout.parent / "calibration.txt"
+    fit = f'share-kv{{layers="4..7", donor=3}},calibration{{text="{text}", tokens=65536, seed=0}}'
+    kl: dict[str, float] = {}
+    for name, recipe in (("raw", raw), ("fit", fit)):
+        apply(tiny, recipe, tmp_path / name)
+        report = evaluate(tmp_path / name, heldout, against=tiny, tokens=16384, probes=Probes(lengths=()))
+        kl[name] = cast(float, report.kl_mean)
+    assert 0.01 < kl["fit"] < 0.6 * kl["raw"]

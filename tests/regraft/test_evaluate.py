@@ -1,0 +1,72 @@
+"""Evaluation: numbers against transformers, and zero where nothing changed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from regraft.evaluate import Probes
+from regraft.evaluating import evaluate
+from regraft.ir.errors.calibration import TextError, TokenizerError
+from regraft.passes.text import load_tokenizer, read_windows
+
+NONE = Probes(lengths=())
+
+
+def test_perplexity_is_that_of_transformers(tiny: Path, heldout: Path) -> None:
+    report = evaluate(tiny, heldout, tokens=2048, context=256, probes=NONE)
+    windows = read_windows(heldout, load_tokenizer(tiny), 1024, 0, 256, 2048)
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(tiny, dtype=torch.float32)
+    with torch.no_grad():
+        loss = model(windows.tokens, labels=windows.tokens).loss.item()
+    assert report.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+    assert report.tokens == 8 * 255
+
+
+def test_a_model_against_itself_is_no_different(tiny: Path, heldout: Path) -> None:
+    report = evaluate(tiny, heldout, against=tiny, tokens=1024, context=256, probes=NONE)
+    assert report.kl_mean == pytest.approx(0, abs=1e-6)
+    assert report.top1_agreement == 1
+    assert report.perplexity == report.base_perplexity
+    assert [each.error_free_running for each in report.layers] == [0.0] * 8
+    assert [each.error_teacher_forced for each in report.layers] == [0.0] * 8
+    assert report.cache_predicted == report.cache_measured == 256 * 8 * 2 * 4 * 32 * 2
+
+
+def test_the_shipped_model_recalls_as_its_card_says(tiny: Path, heldout: Path) -> None:
+    report = evaluate(tiny, heldout, tokens=512, probes=Probes(lengths=(64,), count=20))
+    recall = sum(each.recall for each in report.needle) / len(report.needle)
+    assert recall > 0.85  # the card has 93.5 % over 6 pairs
+
+
+def test_windows_cover_the_text_and_the_seed_draws_their_order(tiny: Path, heldout: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    first, second = (read_windows(heldout, tokenizer, 1024, 0, 128, 1280, seed).tokens for seed in (0, 1))
+    assert first.shape == (10, 128)
+    assert bool((first[:, 0] == 0).all())
+    assert not torch.equal(first, second)
+
+
+def test_a_text_that_is_too_short_says_so(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("pass\n")
+    with pytest.raises(TextError, match="0 tokens in windows of 512"):
+        evaluate(tiny, tmp_path / "a.txt", tokens=None)
+
+
+def test_lines_of_json_without_text_are_named(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"txt": 1}\n')
+    with pytest.raises(TextError, match=r"a\.jsonl:2"):
+        evaluate(tiny, tmp_path / "a.jsonl")
+
+
+def test_a_model_without_a_tokenizer_says_so(tiny: Path, heldout: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        evaluate(tmp_path, heldout)
