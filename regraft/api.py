@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regraft.applying import ApplyReport, apply, calibration_windows, read_recipe
-from regraft.evaluate import EvalReport, Probes, Progress
 from regraft.evaluating import evaluate
 from regraft.model import Model, lift
 from regraft.passes.measure import Measurements
 from regraft.passes.plan import Plan
 from regraft.passes.recipe import Recipe
+from regraft.quality import EvalReport, Probes, Progress
 from regraft.verifying import VerifyReport, verify
 from regraft.views.facts import Facts
 

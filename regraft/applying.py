@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft.evaluate import EvalReport, Probes
 from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph
@@ -23,6 +22,7 @@ from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import Calibration, Recipe, load_recipe, parse_pipeline
 from regraft.passes.sweep import Progress, Sweep
 from regraft.passes.text import Windows, load_tokenizer, read_windows, text_path
+from regraft.quality import EvalReport, Probes
 from regraft.stock import stock_config
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _quality(
     written = replace(model.folder, folder=path)
     written.__dict__["checkpoint"] = Checkpoint(path)
     converted = replace(model, graph=graph, folder=written)
-    return evaluate_on(converted, model, replace(windows, tokens=rest), Probes(lengths=(64, 128))), ""
+    return evaluate_on(converted, model, replace(windows, tokens=rest), Probes(lengths=(128,), count=10)), ""
 
 
 def _plan_digest(model: Model, recipe: Recipe, windows: Windows | None, shard_bytes: int) -> str:

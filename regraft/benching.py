@@ -17,7 +17,7 @@ from regraft.programs import load_program
 if TYPE_CHECKING:
     import torch
 
-    from regraft.evaluate import Progress
+    from regraft.quality import Progress
 
 BUFFER = 256 << 20  # bytes, more than any cache holds
 SQUARE = 1024  # rows of the matrices whose product is timed

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import evaluate as measure
-from regraft.evaluate import EvalReport, Probes, Progress, Runnable
+from regraft import quality as measure
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.model import Model, lift
 from regraft.passes.text import Windows, load_tokenizer, read_windows, text_path
 from regraft.programs import is_package, load_program
+from regraft.quality import EvalReport, Probes, Progress, Runnable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft.evaluate import Runnable
 from regraft.ir.errors.program import IncomparableError, OracleError
 from regraft.ir.interpret import Interpreter
 from regraft.model import Model, lift
 from regraft.programs import is_package, load_program
+from regraft.quality import Runnable
 
 if TYPE_CHECKING:
     from torch import Tensor

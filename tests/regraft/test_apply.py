@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regraft.applying import apply
-from regraft.evaluate import Probes
 from regraft.evaluating import evaluate
 from regraft.ir.errors.base import RegraftError
 from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.errors.files import OutputExistsError
 from regraft.ir.errors.recipe import NoCalibrationError
 from regraft.model import lift
+from regraft.quality import Probes
 from regraft.verifying import verify
 
 EVEN = ", ".join(f"{layer}: [0, 2, 4, 6]" for layer in range(8))

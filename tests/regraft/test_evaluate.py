@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from regraft.evaluate import Probes
 from regraft.evaluating import evaluate
 from regraft.ir.errors.calibration import TextError, TokenizerError
 from regraft.passes.text import load_tokenizer, read_windows
+from regraft.quality import Probes
 
 NONE = Probes(lengths=())
 
