@@ -39,7 +39,6 @@ Sizes = Mapping[str, int]
 
 B, T, S = Sym("B"), Sym("T"), Sym("S")
 
-LARGEST = 2**53  # whatever is larger is a mistake, and its square must not overflow elsewhere
 _LONGEST = 200  # characters: keeps recursion over an expression shallow
 _MEMORY = re.compile(r"S@[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _PLAIN = re.compile(r"[0-9BTS+*/() \-]+")
@@ -73,7 +72,7 @@ def parse_dim(text: str) -> Dim:
     if any(isinstance(node, ast.Name) for node in ast.walk(tree)):
         return Sym(spelled)
     value = _compiled(spelled)({})
-    if not 0 < value <= LARGEST:
+    if value < 1:
         raise DimensionError(text=text)
     return value
 
@@ -101,7 +100,7 @@ def _tree(text: str) -> ast.expr:
 def _spell(node: ast.expr, text: str, level: int) -> str:
     """Return canonical text: one space round operators, brackets only where precedence needs them."""
     match node:
-        case ast.Constant(value=int(value)) if not isinstance(value, bool) and value <= LARGEST:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return str(value)
         case ast.Name(id=("B" | "T" | "S") as name):
             return name

@@ -283,8 +283,8 @@ class _Parser:
 
     def integer(self) -> int:
         token = self.take("number")
-        if not token.text.isdecimal() or len(token.text) > 18:
-            raise self.wrong("an integer of at most 18 digits", shown(token.text), token)
+        if not token.text.isdecimal() or len(token.text) > 19 or int(token.text) > LARGEST:
+            raise self.wrong("a count of 64 bits", shown(token.text), token)
         return int(token.text)
 
     # -- ops

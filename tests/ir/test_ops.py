@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from regraft.ir.errors import RegraftError
+from regraft.ir.errors.graph import GraphError
 from regraft.ir.graph import Graph
 from regraft.ir.op import REGISTRY, Cost, op_class
 from regraft.ir.parse import parse_graph
@@ -108,3 +109,65 @@ def test_the_example_of_the_docstring_stands_in_the_valid_text(name: str) -> Non
         line.strip() for line in (FOLDER / f"{name}.rg").read_text(encoding="utf-8").split("// -----")[0].split("\n")
     ]
     assert [line for line in examples if line not in lines] == []
+
+
+def _pool() -> Graph:
+    """Values of every sort that an op could be given by mistake."""
+    return parse_graph(
+        """
+        graph @pool(%a: f32[B, T, 4], %b: bf16[B, T, 4], %c: f32[B, T, 2, 2], %d: f32[B, T], %e: i64[B, T], %f: f32[],
+                    %g: f32[B, S@m, 4], %h: f32[B, S@m, 2, 2], %i: i64[B, S@m], %j: f32[4, 4], %k: f32[T, B, 2, 2],
+                    %l: f32[B, T, S // 4], %m: memory<f32; k [2, 2], v [2, 2]>, %n: memory<f32; rows [4]>, %o: i64[B],
+                    %p: memory<bf16; k [2, 2], v [2, 3]; window 2>, %q: bool[B, T, 2], %r: f64[B, T, 4, 4, 4]) {
+          %u = weight.load : f32[4, 4]
+          %v = weight.load : f32[4]
+          %w = weight.load : f64[4, 4]
+          %x = weight.load : f32[2, 8, 4]
+          %y = weight.load : i8[]
+          %z = weight.load : f32[2, 4, 4]
+          return %a
+        }"""
+    )
+
+
+POOL = sorted(_pool().values)
+VALUES = (
+    st.integers(-3, 9)
+    | st.sampled_from([2**62, 2**63 - 1, 0.5, -1.0, True, None, "silu", "f32", "yarn", "{}", "x", 1e300, 1e-300])
+    | st.lists(st.integers(-1, 4), max_size=4) | st.lists(st.floats(-2, 2), max_size=3)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_an_op_is_given_it_is_refused_by_a_rule_or_reads_back(name: str) -> None:
+    cls = op_class(name)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        graph = _pool()
+        slots = {
+            slot.name: [
+                graph[data.draw(st.sampled_from(POOL))]
+                for _ in range(data.draw(st.integers(0 if slot.optional else 1, 1 + slot.variadic)))
+            ]
+            for slot in cls.spec.slots
+        }
+        declared = cls.spec.attributes.items()
+        given_ = {key: data.draw(VALUES) for key, each in declared if each.required or data.draw(st.booleans())}
+        names = [f"layers.5.r{i}" for i in range(len(cls.spec.results))]
+        before = graph.copy()
+        try:
+            results = graph.add(cls(slots, given_), names)
+        except GraphError as error:
+            assert str(error)
+            assert graph.equals(before)
+            return
+        graph.set_outputs(results)
+        round_trip(graph)
+        op = results[0].op
+        assert op is not None
+        if not op.weight_time:
+            assert op.cost({"B": 2, "T": 3, "S": 8}).flops >= 0
+
+    check()

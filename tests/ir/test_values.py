@@ -63,9 +63,7 @@ def test_one_spelling_for_each_dimension() -> None:
 
 
 NO_DIMENSIONS = """-|0|-1|4 - 4|T // 0|T // S|T // (S - S)|X|T2|T.x|B(1)|T ** 2|T / 2|1.5|S@|S@a b|S@*
-S @m|True|'T'|0x10|1_0|08|T if B else S|T;B|[T]|10 ** 99|9007199254740993|T + (|\u0664|T\t+ 1|T\0""".replace(
-    "\n", "|"
-).split("|")
+S @m|True|'T'|0x10|1_0|08|T if B else S|T;B|[T]|10 ** 99|T + (|\u0664|T\t+ 1|T\0""".replace("\n", "|").split("|")
 LONG = ["9" * 5000, "(" * 5000, "-" * 190 + "1", "T + " * 60 + "T", "S@" + "m" * 100 + "*"]
 
 
