@@ -7,8 +7,8 @@ model learns to look things up and damage to attention shows.
     python examples/train.py --new tiny-llama --tokens 15e6 --out examples/tiny-llama
     python examples/train.py --continue examples/tiny-qwen3 --tokens 50e6 --out runs/tiny-qwen3
 
-Needs the ``hf`` extra. Products run in bfloat16, weights and moments stay in float32. A checkpoint of the run stands beside
-the output while it trains, and a run that was stopped continues from it.
+Needs the ``hf`` extra. Products run in bfloat16, weights and moments stay in float32. A checkpoint of the run stands
+beside the output while it trains, and a run that was stopped continues from it.
 """
 
 from __future__ import annotations
@@ -117,14 +117,13 @@ def batches(tokenizer: Tokenizer, heldout: Path, seed: int) -> Iterator[Tensor]:
 def heldout_loss(model: PreTrainedModel, tokenizer: Tokenizer, text: str, windows: int | None = None) -> float:
     """Return the mean loss in nats per token over windows of ``CONTEXT`` tokens, each after an ``END``."""
     ids = torch.tensor(tokenizer.encode(text).ids)
-    rows = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:windows]
+    rows = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:windows].to(model.device)
     total = 0.0
     with torch.no_grad():
-        for row in rows.split(8):
-            row = row.to(model.device)
-            inputs = torch.cat([torch.full_like(row[:, :1], END), row[:, :-1]], 1)
+        for some in rows.split(8):
+            inputs = torch.cat([torch.full_like(some[:, :1], END), some[:, :-1]], 1)
             logits = model(inputs).logits.float()
-            total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), row.flatten(), reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), some.flatten(), reduction="sum").item()
     return total / rows.numel()
 
 

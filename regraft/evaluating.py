@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from regraft import quality as measure
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
+from regraft.ir.json_files import read_object
 from regraft.model import Model, lift
 from regraft.passes.text import Windows, load_tokenizer, read_windows, text_path
 from regraft.programs import is_package, load_program
@@ -95,9 +96,10 @@ def _report(
 
 def _open(model: str | Path | Model) -> _Evaluated:
     if not isinstance(model, Model) and is_package(model):
-        program = load_program(model, dtype="float32")
-        graph = lift(Path(model) / "graph.rg").graph if (Path(model) / "graph.rg").is_file() else None
-        return _Evaluated(program, graph, Path(model), int(program.vocab), program.begin, load_program(model))
+        folder = Path(model)
+        facts, graph = read_object(folder / "config.json"), lift(folder / "graph.rg").graph
+        program = load_program(folder, dtype="float32")
+        return _Evaluated(program, graph, folder, int(facts["vocab"]), facts["bos"], load_program(folder))
     return _opened(lift(model))
 
 
