@@ -15,7 +15,7 @@ _WORD = re.compile(r"[A-Za-z0-9]+")
 _LONGEST = 60  # characters; a longer name is cut, and told apart by a number
 RESERVED = frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | frozenset(dir(builtins))
 
-# Attributes of torch.nn.Module, which a parameter must not hide; listed, so that names do not depend on torch's version.
+# Attributes of torch.nn.Module, which a parameter must not hide; the same for every version of torch.
 _ATTRIBUTES = """
     T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches
     eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict

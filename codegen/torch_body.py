@@ -106,10 +106,10 @@ class Body:
         place = self.places[value]
         return Code(f"{self._module(place)}.{place.part}" if place.part else self._module(place))
 
-    def module(self, value: Value) -> str | None:
-        """Return the module that holds a parameter, if it is one to call here."""
+    def module(self, value: Value, kind: str) -> str | None:
+        """Return the module of that ``kind`` that holds a parameter, if it is one to call here."""
         place = self.places.get(value)
-        if place is None or value in self.names or place.module == "parameter" or place.owner != self.owner:
+        if place is None or value in self.names or place.module != kind or place.owner != self.owner:
             return None
         return self._module(place)
 

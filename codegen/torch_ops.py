@@ -48,8 +48,8 @@ class Scope(Protocol):
         """Return the code of a value: a variable, an expression, or a parameter."""
         ...
 
-    def module(self, value: Value) -> str | None:
-        """Return the module that holds a parameter, such as ``self.q_proj``, if it is one to call."""
+    def module(self, value: Value, kind: str) -> str | None:
+        """Return the module of that ``kind`` that holds a parameter, such as ``self.q_proj``, if one does."""
         ...
 
     def helper(self, name: str, *flags: str) -> str:
@@ -74,14 +74,14 @@ class Scope(Protocol):
 
 
 def _embed(op: Embed, at: Scope) -> Code:
-    module = at.module(op.table)
+    module = at.module(op.table, "embedding")
     if module is not None:
         return Code(f"{module}({at.of(op.tokens).text})")
     return Code(f"F.embedding({at.of(op.tokens).text}, {at.of(op.table).text})")
 
 
 def _linear(op: Linear, at: Scope) -> Code:
-    module = at.module(op.weight)
+    module = at.module(op.weight, "linear")
     if module is not None:
         return Code(f"{module}({at.of(op.x).text})")
     arguments = [at.of(op.x).text, at.of(op.weight).text]
