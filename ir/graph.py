@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import networkx
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(?:\.[A-Za-z0-9_\-]+)*")
-_LAYER = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,5})(?=\.)")
+_LAYER = re.compile(r"(?:^|\.)layers\.(0|[1-9][0-9]{0,4})(?=\.)")
 
 
 @lru_cache(1 << 16)
@@ -57,6 +57,8 @@ class Graph:
     def __init__(self, name: str, meta: Mapping[str, object] | None = None) -> None:
         self.name = re.sub(r"[^A-Za-z0-9_.\-]", "_", name) or "graph"
         self.meta: dict[str, object] = {key: plain(value) for key, value in (meta or {}).items()}
+        if strange := [key for key in self.meta if not re.fullmatch("[A-Za-z_][A-Za-z0-9_.]*", key)]:
+            raise TypeError(f"text cannot hold a fact called {strange[0]!r}")
         self.inputs: list[Value] = []
         self.ops: list[Op] = []
         self.outputs: list[Value] = []
@@ -348,7 +350,7 @@ def _place(name: str) -> str:
 def _listing(graph: Graph) -> object:
     return (
         graph.name,
-        graph.meta,
+        {key: plain(value) for key, value in graph.meta.items()},
         [(v.name, v.type) for v in graph.inputs],
         [
             (

@@ -219,6 +219,8 @@ def test_facts_that_text_cannot_hold_are_refused_at_once() -> None:
     for value in ({"a": 1}, object(), float("nan"), 2**63, [float("inf")]):
         with pytest.raises(TypeError, match="text cannot hold"):
             Graph("g", {"fact": value})
+    with pytest.raises(TypeError, match="text cannot hold"):
+        Graph("g", {"a fact": 1})
 
 
 def test_a_graph_that_returns_nothing_reads_back() -> None:
