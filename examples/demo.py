@@ -42,7 +42,7 @@ def comparison(before: Path, after: Path, changed: Path) -> str:
     facts = [api.inspect(model, (CONTEXT,), device=None) for model in (MODEL, changed)]
     quality = api.evaluate(after, HELD_OUT, against=MODEL, tokens=16384, context=CONTEXT, probes=api.Probes(()))
     work = Workload(prompt=128, new=128)
-    speeds = [bench(package, work) for package in (before, after)]
+    speeds = [bench(package, work, dtype="float32") for package in (before, after)]
     assert quality.base_perplexity is not None
     assert quality.kl_mean is not None
     rows: list[tuple[str, str, str, str]] = []
@@ -55,8 +55,8 @@ def comparison(before: Path, after: Path, changed: Path) -> str:
     row(f"one decode step at {CONTEXT}", [each.decode[CONTEXT].flops for each in facts], flops)
     row("perplexity, held-out text", [quality.base_perplexity, quality.perplexity], "{:.2f}".format)
     rows.append(("KL to the original, nats a token", "0", f"{quality.kl_mean:.3f}", ""))
-    row("prefill, tokens/s", [each.prefill.measured for each in speeds], "{:,.0f}".format)
-    row("decode, tokens/s", [each.decode.measured for each in speeds], "{:,.0f}".format)
+    row("prefill, tokens/s (float32)", [each.prefill.measured for each in speeds], "{:,.0f}".format)
+    row("decode, tokens/s (float32)", [each.decode.measured for each in speeds], "{:,.0f}".format)
     title = f"{Path(MODEL).name}, before and after {Path(RECIPE).name}"
     return plain([Heading(title, 1), table(("", "before", "after", "change"), rows)])
 
@@ -74,7 +74,7 @@ def main() -> None:
     run("build", MODEL, "-o", before)
     run("build", changed, "-o", after)
     run("verify", after, "--against", changed)
-    run("run", after, PROMPT, "--tokens", "60")
+    run("run", after, PROMPT, "--max-new-tokens", "60", "--temperature", "0.7")
     print(f"\n{comparison(before, after, changed)}")
     print(f"{WORK / 'program'} runs without regraft: see its README.md, model.py and generate.py.")
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -48,19 +48,10 @@ class MemoryFullError(RegraftError):
     hint = "close other programs, use a machine with more memory, or a smaller batch, context or dtype"
 
 
-class NotAPackageError(RegraftError):
-    """A folder holds no emitted program."""
-
-    code = "RG605"
-    exit_code = 2
-    message = "{path} holds no emitted program: {reason}"
-    hint = "regraft build MODEL -o PKG writes one"
-
-
 class ProgramFailedError(RegraftError):
     """An emitted program ended with an error of its own."""
 
-    code = "RG606"
+    code = "RG605"
     exit_code = 1
-    message = "{program} ended with exit code {status}"
-    hint = "its own message stands above"
+    message = "{program} failed: {problem}"
+    hint = "run it alone, with python, to see where; or build the package again"

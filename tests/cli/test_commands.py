@@ -129,3 +129,79 @@ def test_verify_against_another_vocabulary_is_no_comparison(
     other.write_text(json.dumps(config | {"vocab_size": 64, "eos_token_id": 0}), encoding="utf-8")
     assert main(["verify", str(model), "--against", str(other)]) == 2
     assert capsys.readouterr().err.startswith("error[RG")
+
+
+@pytest.fixture(scope="session")
+def package(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny model's package, with a tokenizer of one token a word."""
+    import shutil
+
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("source") / "tiny")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(128)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    out = tmp_path_factory.mktemp("package") / "pkg"
+    assert main(["-q", "build", str(folder), "-o", str(out)]) == 0
+    return out
+
+
+def test_run_streams_what_the_package_s_own_program_prints(printed: Printed, package: Path) -> None:
+    before = sorted(package.rglob("*"))
+    out = printed("run", package, "w1 w2 w3", "-n", "5")
+    assert 0 < len(out.split()) <= 5
+    assert printed("run", package, "w1 w2 w3", "--max-new-tokens", "5") == out
+    two = printed("run", package, "w1", "w2 w3", "-n", "3", "--temperature", "0.5", "--seed", "7")
+    assert [line[:4] for line in two.splitlines()] == ["[1] ", "[2] "]
+    assert sorted(package.rglob("*")) == before
+
+
+def test_run_takes_no_model(model: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(model), "w1"]) == 2
+    assert capsys.readouterr().err.startswith("error[RG551]")
+    assert main(["run", str(package), "w1", "--temperature", "-1"]) == 2
+
+
+def test_a_program_that_fails_says_so(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    broken = shutil.copytree(package, tmp_path / "pkg")
+    (broken / "generate.py").write_text("raise RuntimeError('no such device')", encoding="utf-8")
+    assert main(["run", str(broken), "w1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error[RG605]")
+    assert "no such device" in said
+    (broken / "tokenizer.json").unlink()
+    assert main(["run", str(broken), "w1"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_a_package_is_verified_against_its_model(printed: Printed, package: Path, model: Path) -> None:
+    found = data(printed("verify", package, "--against", model, "--json"), "regraft.verify/1")
+    assert found["passed"] is True
+    assert {"prefill = tiny", "decode = tiny"} <= {check["name"] for check in found["checks"]}
+
+
+def test_bench_measures_beside_what_the_graph_predicts(printed: Printed, package: Path) -> None:
+    work = ("--prompt", "16", "--new", "8")
+    found = data(printed("bench", package, *work, "--json"), "regraft.bench/1")
+    assert found["prefill"]["measured"] > 0
+    assert found["decode"]["at_most"] > 0
+    assert found["cache_predicted"] == found["cache_measured"]
+    assert found["weights"] > 0
+    assert "predicted" in printed("bench", package, *work)
+
+
+def test_eval_in_both_forms(printed: Printed, package: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{i * i % 128}" for i in range(600)), encoding="utf-8")
+    options = ("--text", text, "--context", "64", "--tokens", "256", "--probes", "0")
+    found = data(printed("eval", package, "--against", package, *options, "--json"), "regraft.eval/1")
+    assert found["tokens"] == 4 * 63
+    assert found["kl"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found["top1_agreement"] == 1
+    assert found["perplexity"] == pytest.approx(found["base_perplexity"])
+    assert "perplexity" in printed("eval", package, *options)
