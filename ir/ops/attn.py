@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import FLOAT, INT, INTS
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import HeadGroupError, HeadMapError, OpRuleError, WindowError
-from regraft.ir.op import Cost, Dims, Op, attribute, memory, op, operand, optional, result
+from regraft.ir.op import Cost, Dims, Op, attribute, memory, op, operand, optional, optional_operand, result
 from regraft.ir.types import Field, MemoryType, Type
 
 if TYPE_CHECKING:
@@ -60,16 +60,21 @@ class Attend(Op):
     head ``h`` reads key/value head ``head_map[h]``, by default ``h // (Hq // Hkv)``. Softmax is taken in float32 at
     least.
 
+    Scores are products times ``scale``, with ``softcap`` squashed to ``softcap * tanh(score / softcap)``. ``sink`` is a
+    further score of each query head, as it stands: it has a share of the softmax and no value.
+
     Example:
         %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
     """
 
     q = operand("B T Hq D", dtype="float")
     memory = memory("k Hkv D, v Hkv Dv")
+    sink = optional_operand("Hq", dtype="float")
     out = result("B T Hq Dv", dtype="q")
     scale = attribute(FLOAT)
     window = optional(INT)
     head_map = optional(INTS)
+    softcap = optional(FLOAT)
     reads_memory = True
 
     def verify(self, dim: Dims) -> None:
@@ -79,6 +84,8 @@ class Attend(Op):
             raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window shows at least one row")
         if kept is not None and (self.window is None or self.window > kept):
             raise WindowError(op=self.label, window=self.window or "all", kept=kept)
+        if self.softcap is not None and self.softcap <= 0:
+            raise OpRuleError(op=self.label, problem=f"softcap is {self.softcap}", fix="a cap must be positive")
         if dtype != self.q.tensor.dtype:
             raise OpRuleError(
                 op=self.label, problem=f"{self.q.tensor.dtype} queries, {dtype} memory", fix="both need the same dtype"
@@ -116,9 +123,14 @@ class Attend(Op):
     def cost(self, at: Sizes) -> Cost:
         rows = at["S"] if self.window is None else min(at["S"], self.window + at["T"] - 1)
         read = rows * self.memory.memory.row_bytes * at["B"]
-        return Cost(flops=self.flops(at), cache_read=read, activations=self.activation_bytes(at))
+        return Cost(
+            flops=self.flops(at),
+            weights=self.weight_bytes(at),
+            cache_read=read,
+            activations=self.activation_bytes(at),
+        )
 
-    def reference(self, run: Run, q: Tensor, rows: Rows) -> Tensor:
+    def reference(self, run: Run, q: Tensor, rows: Rows, sink: Tensor | None = None) -> Tensor:
         import torch
 
         distance = run.pos[:, :, None] - rows.pos[:, None, :]
@@ -127,10 +139,26 @@ class Attend(Op):
             seen = seen & (distance < self.window)
         groups = torch.tensor(self.groups, device=q.device)
         k, v = (rows.fields[name].transpose(1, 2)[:, groups] for name in ("k", "v"))
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=self.scale
-        )
-        blind = ~seen.any(
-            -1
-        )  # a padded query may see no row at all: its result is zero, whatever the kernel makes of it
+        if sink is None and self.softcap is None:
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=self.scale
+            )
+        else:
+            out = self._mix(run, q.transpose(1, 2), k, v, seen[:, None], sink)
+        # a padded query may see no row at all: its result is zero, whatever the kernel makes of it
+        blind = ~seen.any(-1)
         return out.transpose(1, 2).masked_fill(blind[:, :, None, None], 0.0)
+
+    def _mix(self, run: Run, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor | None) -> Tensor:
+        """Return the values' mix ``[B, Hq, T, Dv]``, score by score; ``seen`` is ``[B, 1, T, S]``."""
+        import torch
+
+        scores = run.wide(q @ k.transpose(-1, -2) * self.scale)
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if sink is not None:
+            column = run.wide(sink)[:, None, None].expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, column), -1)
+        shares = torch.softmax(scores, -1)[..., : k.shape[2]]
+        return shares.to(v.dtype) @ v

@@ -228,7 +228,9 @@ def attend(m: Making) -> Sequence[Value]:
     dtype = m.draw(FLOAT_TYPES)
     memory = _memory(m, kv_heads, width, value_width, dtype, kept)
     q = m.input(dtype, B, T, heads, width)
-    return m.add("attn.attend", q, memory, scale=m.draw(NUMBERS), window=window, head_map=groups)
+    sink = {"sink": m.weight(m.draw(FLOAT_TYPES), heads)} if m.draw(st.booleans()) else {}
+    cap = m.draw(st.none() | POSITIVE)
+    return m.add("attn.attend", q, memory, **sink, scale=m.draw(NUMBERS), window=window, head_map=groups, softcap=cap)
 
 
 @rule("moe.route")

@@ -1,10 +1,12 @@
-graph @valid (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %six: bf16[B, T, 6, 16]) {
+graph @valid (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %six: bf16[B, T, 6, 16], %s: bf16[8]) {
   %m = state.kv %k, %v
   %short = state.kv %k, %v {window = 512} : memory<bf16; k [4, 16], v [4, 16]; window 512>
   %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
   %near = attn.attend %q, %short {scale = 0.25, window = 512} : bf16[B, T, 8, 16]
   %uneven = attn.attend %six, %m {scale = 0.25, head_map = [0, 0, 0, 1, 2, 3]} : bf16[B, T, 6, 16]
-  return %ctx, %near, %uneven
+  %sunk = attn.attend %q, %m, sink=%s {scale = 0.25} : bf16[B, T, 8, 16]
+  %capped = attn.attend %q, %m {scale = 0.25, softcap = 50.0} : bf16[B, T, 8, 16]
+  return %ctx, %near, %uneven, %sunk, %capped
 }
 
 // -----
@@ -15,8 +17,8 @@ graph @uneven_groups (%q: bf16[B, T, 6, 16], %k, %v: bf16[B, T, 4, 16]) {
   return %layers.3.attn.ctx
 }
 // ERROR: error[RG031]: attn.attend: 6 query heads over 4 key/value heads need a head_map
-//          --> attn.attend.rg:14:24   layers.3.attn
-//            14 |   %layers.3.attn.ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 6, 16]
+//          --> attn.attend.rg:16:24   layers.3.attn
+//            16 |   %layers.3.attn.ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 6, 16]
 //               |                        ^^^^^^^^^^^
 //          = help: give head_map, or keep a multiple of 4 query heads
 
@@ -99,3 +101,21 @@ graph @an_empty_window (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
   return %ctx
 }
 // ERROR: error[RG034]: attn.attend: window 0
+
+// -----
+
+graph @a_sink_for_other_heads (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %s: bf16[4]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m, sink=%s {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG010]: attn.attend: operand sink is bf16[4], expected float[Hq]
+
+// -----
+
+graph @a_cap_of_nothing (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25, softcap = 0.0}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: softcap is 0.0
