@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regraft.ir.dims import B, T
+from regraft.ir.dims import B, T, evaluate
 from regraft.ir.graph import Graph
-from regraft.ir.interpret import Run
+from regraft.ir.interpret import Run, execute
 from regraft.ir.op import Value, op_class
 from regraft.ir.ops.core import ACTIVATIONS, activate
 from regraft.ir.ops.pos import Rope
-from regraft.ir.types import TensorType
+from regraft.ir.source import torch_dtype
+from regraft.ir.types import FLOATS, TensorType
+from tests.ir.strategies import RULES, graphs_with
 
 BOUND = 1e-12
 
@@ -225,3 +227,38 @@ def test_a_refit_is_the_least_squares_solution(ridge: float) -> None:
     assert (found - expected).abs().max() < 1e-9
     if ridge == 1e6:
         assert (found - prior).abs().max() < 1e-4
+
+
+# -- every op
+
+
+SIZES = {"B": 2, "T": 3, "S": 7}
+
+
+def filled(type: TensorType) -> Tensor:
+    """Random numbers of a type at `SIZES`; integers are zero, which every table and expert list has."""
+    shape, dtype = [evaluate(dim, SIZES) for dim in type.shape], torch_dtype(type.dtype)
+    return torch.randn(shape).to(dtype) if type.dtype in FLOATS else torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_results_have_the_types_that_are_inferred(name: str) -> None:
+    @settings(max_examples=25, deadline=None)
+    @given(graphs_with(name))
+    def check(graph: Graph) -> None:
+        pos = torch.arange(3).expand(2, 3)
+        run = Run(
+            pos, pos >= 0, None, lambda load: filled(TensorType(load.dtype, load.shape)), lambda m: filled(m.out.tensor)
+        )
+        given_ = {value: filled(value.tensor) for value in graph.inputs}
+        found = execute(graph.ops, given_, run, set(graph.outputs))
+        for value, result in found.items():
+            if isinstance(value.type, TensorType):
+                assert result.shape == filled(value.type).shape
+                assert result.dtype == torch_dtype(value.type.dtype)
+            else:
+                for field in value.type.fields:
+                    assert result.fields[field.name].shape == (2, 3, *field.shape)
+                    assert result.fields[field.name].dtype == torch_dtype(value.type.dtype)
+
+    check()
