@@ -19,7 +19,7 @@ from regraft.ir.errors.graph import (
     ValueNameError,
 )
 from regraft.ir.op import Op, Value
-from regraft.ir.types import Type
+from regraft.ir.types import MemoryType, Type
 
 if TYPE_CHECKING:
     import networkx
@@ -133,7 +133,7 @@ class Graph:
 
     def memories(self) -> list[Value]:
         """The memories, in order."""
-        return [op.results[0] for op in self.ops if op.is_state]
+        return [v for op in self.ops if op.is_state for v in op.results if isinstance(v.type, MemoryType)]
 
     def run_time(self) -> Iterator[Op]:
         """The ops that run for every call."""

@@ -75,6 +75,19 @@ class Run:
             raise NeedsCalibrationError(name=op.out.name)
         return self._moment(op)
 
+    def past(self, memory: Value, field: str) -> Tensor | None:
+        """Return what the calls before left of a memory that holds as much at any length, if there were any."""
+        rows = self.cache.rows.get(memory.name) if self.cache else None
+        return None if rows is None else rows.fields[field]
+
+    def keep(self, memory: Value, field: str, rows: Tensor) -> None:
+        """Note what to keep of a memory that holds as much at any length; ``rows`` are ``[B, P, ...]``."""
+        import torch
+
+        if self.cache is not None:
+            pos = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+            self.written[memory.name] = Rows({field: rows}, pos, torch.ones_like(pos, dtype=torch.bool))
+
     def extend(self, memory: Value, fields: dict[str, Tensor]) -> Rows:
         """Return the rows kept so far and this call's, and note what to keep for the next call."""
         import torch

@@ -446,11 +446,14 @@ class _Parser:
             fields.append(Field(name.text, TensorType(dtype.text, shape).sizes))
             if not self.accept(","):
                 break
-        window = None
+        window = fixed = None
         if self.accept(";"):
-            place = self.take("word", "window")
-            window = self.integer()
-            if window < 1:
-                raise self.wrong("a window of at least one row", str(window), place)
+            is_fixed = self.accept("fixed")
+            place = self.next if is_fixed else self.take("word", "window")
+            rows = self.integer()
+            if rows < 1:
+                kind = "rows, at least one" if is_fixed else "a window of at least one row"
+                raise self.wrong(kind, str(rows), place)
+            window, fixed = (None, rows) if is_fixed else (rows, None)
         self.take("mark", ">")
-        return MemoryType(dtype.text, tuple(fields), window)
+        return MemoryType(dtype.text, tuple(fields), window, fixed)

@@ -1,7 +1,8 @@
 """Types of values: tensors and memories, and how they are spelled.
 
 - ``bf16[B, T, 8, 16]`` is a tensor; its sequence axis is ``T`` or ``S@memory``.
-- ``memory<bf16; k [4, 16], v [4, 16]; window 512>`` is what a decoder keeps between tokens, one or more tensors a row.
+- ``memory<bf16; k [4, 16], v [4, 16]; window 512>`` is what a decoder keeps between tokens, one or more tensors a row;
+  ``memory<bf16; x [1280]; fixed 3>`` holds three rows at any length.
 """
 
 from __future__ import annotations
@@ -85,18 +86,22 @@ class Field:
 class MemoryType:
     """A memory: rows of one or more fields, one row a token.
 
-    ``window`` is how many rows back, its own included, the furthest reader may look; None is all of them. A memory's
-    identity, which names its cache across programs, is the name of the value that has this type.
+    ``window`` is how many rows back, its own included, the furthest reader may look; None is all of them. ``fixed`` is
+    the number of rows of a memory that holds as many at any length: a convolution's tail, a recurrent matrix. A
+    memory's identity, which names its cache across programs, is the name of the value that has this type.
     """
 
     dtype: str
     fields: tuple[Field, ...]
     window: int | None = None
+    fixed: int | None = None
 
     def __str__(self) -> str:
         parts = [self.dtype, ", ".join(map(str, self.fields))]
         if self.window is not None:
             parts.append(f"window {self.window}")
+        if self.fixed is not None:
+            parts.append(f"fixed {self.fixed}")
         return f"memory<{'; '.join(parts)}>"
 
     @property
@@ -111,6 +116,8 @@ class MemoryType:
 
     def rows(self, context: int) -> int:
         """Rows that a sequence of ``context`` tokens holds."""
+        if self.fixed is not None:
+            return self.fixed
         return context if self.window is None else min(context, self.window)
 
     def with_window(self, window: int | None) -> MemoryType:

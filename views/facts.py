@@ -197,7 +197,7 @@ def _cache_facts(memories: Sequence[Value], held: int, context: int, batch: int)
     for memory in memories:
         kept = memory.memory
         rows = kept.rows(context)
-        uncapped += (context - rows) * kept.row_bytes * batch
+        uncapped += 0 if kept.fixed else (context - rows) * kept.row_bytes * batch
         for reader in _other_readers(memory):
             window = reader.attributes.get("window")
             own += kept.with_window(window if isinstance(window, int) else None).rows(context) * kept.row_bytes * batch
@@ -224,7 +224,7 @@ def _memory_facts(memories: Sequence[Value]) -> list[MemoryFacts]:
             MemoryFacts(
                 row=", ".join(f"{f.name} {' × '.join(map(str, f.shape))}" for f in kept.fields),
                 row_bytes=kept.row_bytes,
-                window=kept.window,
+                window=kept.window or kept.fixed,
                 owners=tuple(layer_of(m.name) or 0 for m in group),
                 readers=tuple((layer_of(m.name) or 0, tuple(layers)) for m, layers in shared.items() if layers),
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import FLOAT, INT, INTS
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import HeadGroupError, HeadMapError, OpRuleError, WindowError
-from regraft.ir.op import Cost, Dims, Op, attribute, memory, op, operand, optional, optional_operand, result
+from regraft.ir.op import Cost, Dims, Op, Value, attribute, memory, op, operand, optional, optional_operand, result
 from regraft.ir.types import Field, MemoryType, Type
 
 if TYPE_CHECKING:
@@ -21,9 +21,14 @@ class State(Op):
 
     is_state = True
 
+    @property
+    def kept(self) -> Value:
+        """The memory among the results."""
+        return next(v for v in self.results if isinstance(v.type, MemoryType))
+
     def cost(self, at: Sizes) -> Cost:
         """Count the rows written, and the bytes that the memory holds at this context."""
-        kept = self.results[0].memory
+        kept = self.kept.memory
         new = kept.rows(at["T"]) * kept.row_bytes * at["B"]
         return Cost(cache_written=new, cache=kept.rows(at["S"]) * kept.row_bytes * at["B"])
 

@@ -233,6 +233,46 @@ def attend(m: Making) -> Sequence[Value]:
     return m.add("attn.attend", q, memory, **sink, scale=m.draw(NUMBERS), window=window, head_map=groups, softcap=cap)
 
 
+def _tail(m: Making, dtype: str, channels: int, rows: int) -> Value:
+    first = {"initial": m.weight(dtype, channels)} if m.draw(st.booleans()) else {}
+    return m.add("state.tail", m.input(dtype, B, T, channels), **first, rows=rows)[0]
+
+
+@rule("state.tail")
+def tail(m: Making) -> Sequence[Value]:
+    return [_tail(m, m.draw(FLOAT_TYPES), m.size(), m.size())]
+
+
+@rule("seq.conv")
+def conv(m: Making) -> Sequence[Value]:
+    groups, of, out, taps, dtype = m.size(), m.size(), m.size(), m.size(), m.draw(FLOAT_TYPES)
+    memory = _tail(m, dtype, groups * of, taps - 1 + m.draw(st.integers(taps == 1, 2)))
+    bias = {"bias": m.weight(dtype, groups * out)} if m.draw(st.booleans()) else {}
+    return m.add("seq.conv", memory, m.weight(dtype, groups * out, of, taps), **bias, groups=groups)
+
+
+@rule("seq.shift")
+def shift(m: Making) -> Sequence[Value]:
+    return m.add("seq.shift", _tail(m, m.draw(FLOAT_TYPES), m.size(), m.size()))
+
+
+@rule("seq.decay")
+def decay(m: Making) -> Sequence[Value]:
+    heads = m.size()
+    _, a = _channels(m, heads)
+    return m.add("seq.decay", a, m.weight(m.draw(FLOAT_TYPES), heads), m.weight("f32", heads))
+
+
+@rule("state.delta")
+def delta(m: Making) -> Sequence[Value]:
+    heads, width, value_width, dtype = m.size(), m.size(), m.size(), m.draw(FLOAT_TYPES)
+    value_heads = heads * m.size()
+    q, k = (m.input(dtype, B, T, heads, width) for _ in range(2))
+    v = m.input(dtype, B, T, value_heads, value_width)
+    g, beta = (m.input(m.draw(FLOAT_TYPES), B, T, value_heads) for _ in range(2))
+    return m.add("state.delta", q, k, v, g, beta)
+
+
 @rule("moe.route")
 def route(m: Making) -> Sequence[Value]:
     experts = m.size()
