@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from regraft.ir.interpret import Run
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "sigmoid", "softplus", "tanh")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "sigmoid", "softplus", "tanh")
 
 
 @op("core.embed")
@@ -155,6 +155,34 @@ class Activation(Op):
     out = result("...", dtype="x")
     kind = attribute(STR, choices=ACTIVATIONS)
 
+@op("core.gain")
+class Gain(Op):
+    """Multiply by what is repeated along some axes: a weight of each channel, a gate of each head, one number for all.
+
+    ``by`` has no more axes than ``x``; counted from the last one, each is as long as that of ``x``, or 1.
+
+    Example:
+        %y = core.gain %x, %gate : bf16[B, T, 8, 16]
+    """
+
+    x = operand("...", dtype="float")
+    by = operand("*", dtype="float")
+    out = result("...", dtype="x")
+
+    def verify(self, dim: Dims) -> None:
+        x, by = self.x.tensor, self.by.tensor
+        if x.sequence and by.sequence and x.sequence != by.sequence:
+            raise MemoryRuleError(op=self.label, first=x.sequence, second=by.sequence)
+        short = len(by.shape) > len(x.shape)
+        if short or any(b not in (1, a) for a, b in zip(x.shape[::-1], by.shape[::-1], strict=False)):
+            raise OpRuleError(op=self.label, problem=f"{by} along {x}", fix="each axis is that of x, or 1")
+        if not self.by.is_weight and by.dtype != x.dtype:
+            raise OpRuleError(op=self.label, problem=f"{by.dtype} beside {x.dtype}", fix="both need the same dtype")
+
+    def reference(self, run: Run, x: Tensor, by: Tensor) -> Tensor:
+        return x * by
+
+
     def reference(self, run: Run, x: Tensor) -> Tensor:
         return activate(self.kind, x)
 
@@ -199,6 +227,8 @@ class Softcap(Op):
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         import torch
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
 
         return torch.tanh(x / self.cap) * self.cap
 

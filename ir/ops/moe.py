@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regraft.ir.attributes import BOOL, INT, STR
+from regraft.ir.attributes import BOOL, FLOAT, INT, STR
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import OpRuleError
-from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, result
+from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, optional, optional_operand, result
 from regraft.ir.ops.core import ACTIVATIONS, activate
 from regraft.ir.types import TensorType, Type
 
@@ -21,17 +21,29 @@ if TYPE_CHECKING:
 class Route(Op):
     """Choose the ``chosen`` experts with the highest score and weigh them.
 
-    Scores are a softmax over all experts in float32; with ``normalize`` the chosen ones are divided by their sum.
+    Scores are a softmax over all experts or a sigmoid of each, in float32 at least. ``bias`` is added to choose, not
+    to weigh. With ``groups`` experts are dealt in order to as many groups; the ``kept`` groups with the highest sum of
+    their ``best`` highest scores stay, and the chosen ones come from these. With ``normalize`` the weights are divided
+    by their sum plus ``eps``; then all are multiplied by ``scale``, and each by its expert's entry in ``gain``. Source:
+    specs/mla.md, section 7; specs/gemma4.md, section 6.
 
     Example:
         %w, %e = moe.route %logits {chosen = 8, normalize = true} : bf16[B, T, 8], i64[B, T, 8]
     """
 
     logits = operand("... E", dtype="float")
+    bias = optional_operand("E", dtype="float")
+    gain = optional_operand("E", dtype="float")
     weights = result()
     experts = result()
     chosen = attribute(INT)
     normalize = defaulted(BOOL, False)
+    score = defaulted(STR, "softmax", choices=("softmax", "sigmoid"))
+    eps = defaulted(FLOAT, 0.0)
+    scale = defaulted(FLOAT, 1.0)
+    groups = defaulted(INT, 1)
+    kept = defaulted(INT, 1)
+    best = defaulted(INT, 1)
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         experts = dim.size("E")
@@ -39,17 +51,52 @@ class Route(Op):
             raise OpRuleError(
                 op=self.label, problem=f"{self.chosen} experts chosen of {experts}", fix=f"choose 1 to {experts}"
             )
+        self._verify_groups(experts)
         shape = (*self.logits.tensor.shape[:-1], self.chosen)
         return TensorType(self.logits.tensor.dtype, shape), TensorType("i64", shape)
 
-    def reference(self, run: Run, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _verify_groups(self, experts: int) -> None:
+        if self.groups < 1 or experts % self.groups:
+            problem, fix = f"{experts} experts in {self.groups} groups", "groups are equal"
+        elif not 0 < self.kept <= self.groups:
+            problem, fix = f"{self.kept} groups kept of {self.groups}", f"keep 1 to {self.groups}"
+        elif not 0 < self.best <= experts // self.groups:
+            problem, fix = f"the {self.best} best of {experts // self.groups} experts", "a group has as many"
+        elif self.kept * (experts // self.groups) < self.chosen:
+            problem, fix = f"{self.chosen} experts chosen of {self.kept} groups that hold fewer", "keep more groups"
+        elif self.eps < 0:
+            problem, fix = f"eps is {self.eps}", "eps is not negative"
+        else:
+            return
+        raise OpRuleError(op=self.label, problem=problem, fix=fix)
+
+    def reference(
+        self, run: Run, logits: Tensor, bias: Tensor | None = None, gain: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         import torch
 
-        scores = torch.softmax(run.wide(logits), -1)
-        weights, experts = torch.topk(scores, self.chosen, -1)
+        wide = run.wide(logits)
+        scores = torch.softmax(wide, -1) if self.score == "softmax" else torch.sigmoid(wide)
+        ranks = scores if bias is None else scores + bias.to(scores.dtype)
+        if self.kept < self.groups:
+            ranks = self._kept_ranks(ranks)
+        experts = torch.topk(ranks, self.chosen, -1).indices
+        weights = scores.gather(-1, experts)
         if self.normalize:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / (weights.sum(-1, keepdim=True) + self.eps)
+        weights = weights * self.scale
+        if gain is not None:
+            weights = weights * run.wide(gain)[experts]
         return weights.to(logits.dtype), experts
+
+    def _kept_ranks(self, ranks: Tensor) -> Tensor:
+        """Return what the experts are chosen by, -inf in the groups that do not stay."""
+        import torch
+
+        groups = ranks.unflatten(-1, (self.groups, -1))
+        order = torch.topk(torch.topk(groups, self.best, -1).values.sum(-1), self.kept, -1).indices
+        stays = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter(-1, order, True)
+        return groups.masked_fill(~stays[..., None], -torch.inf).flatten(-2)
 
 
 @op("moe.experts")
@@ -57,7 +104,8 @@ class Experts(Op):
     """Sum the chosen experts' gated MLPs, each times its weight.
 
     ``gate_up`` holds the gate's rows first, then the up projection's: an expert is
-    ``down(activation(gate x) * (up x))``.
+    ``down(activation(gate x) * (up x))``. ``gate_up_bias`` and ``down_bias`` belong to these maps. With ``limit`` the
+    gate is cut above it and the up projection at both sides, before ``shift`` is added to the latter.
 
     Example:
         %y = moe.experts %x, %w, %e, %gate_up, %down : bf16[B, T, 64]
@@ -68,8 +116,12 @@ class Experts(Op):
     chosen = operand("... K", dtype="int")
     gate_up = operand("E F2 M", dtype="float")
     down = operand("E M F", dtype="float")
+    gate_up_bias = optional_operand("E F2", dtype="float")
+    down_bias = optional_operand("E M", dtype="float")
     out = result("... M", dtype="x")
     activation = defaulted(STR, "silu", choices=ACTIVATIONS)
+    limit = optional(FLOAT)
+    shift = defaulted(FLOAT, 0.0)
 
     def verify(self, dim: Dims) -> None:
         if dim.size("F2") != 2 * dim.size("F"):
@@ -78,18 +130,36 @@ class Experts(Op):
                 problem=f"gate_up has {dim['F2']} rows and down {dim['F']} columns",
                 fix="gate_up holds gate and up, twice the rows",
             )
+        if self.limit is not None and self.limit <= 0:
+            raise OpRuleError(op=self.label, problem=f"limit is {self.limit}", fix="a limit must be positive")
 
-    def reference(self, run: Run, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def reference(
+        self,
+        run: Run,
+        x: Tensor,
+        weights: Tensor,
+        chosen: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
         import torch
 
         rows, picks, shares = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)
         out = torch.zeros_like(rows)
         for expert in picks.unique().tolist():
             row, rank = torch.where(picks == expert)
-            gate, up = torch.nn.functional.linear(rows[row], gate_up[expert]).chunk(2, -1)
-            y = torch.nn.functional.linear(activate(self.activation, gate) * up, down[expert])
+            biases = [None if bias is None else bias[expert] for bias in (gate_up_bias, down_bias)]
+            gate, up = torch.nn.functional.linear(rows[row], gate_up[expert], biases[0]).chunk(2, -1)
+            y = torch.nn.functional.linear(self._gated(gate, up), down[expert], biases[1])
             out.index_add_(0, row, y * shares[row, rank, None])
         return out.view_as(x)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return activate(self.activation, gate) * (up + self.shift if self.shift else up)
 
     def _sizes(self, at: Sizes) -> tuple[int, int, int]:
         experts, chosen = self.gate_up.tensor.sizes[0], evaluate(self.weights.tensor.shape[-1], at)
@@ -100,15 +170,20 @@ class Experts(Op):
         one = self.gate_up.tensor.elements(at) + self.down.tensor.elements(at)
         return 2 * tokens * chosen * (one // self.gate_up.tensor.sizes[0])
 
+    def _parts(self) -> list[TensorType]:
+        """Return the types of the experts' parameters."""
+        parts = (self.gate_up, self.down, self.gate_up_bias, self.down_bias)
+        return [part.tensor for part in parts if part is not None]
+
     def weight_bytes(self, at: Sizes) -> int:
         """Count each expert that some token is expected to choose, if all are as likely."""
         experts, chosen, tokens = self._sizes(at)
-        whole = self.gate_up.tensor.nbytes(at) + self.down.tensor.nbytes(at)
+        whole = sum(part.nbytes(at) for part in self._parts())
         if tokens == 1:
             return whole // experts * chosen
         return round(whole * (1 - (1 - chosen / experts) ** tokens))
 
     def idle_parameters(self) -> int:
         experts, chosen, _ = self._sizes({"B": 1, "T": 1, "S": 1})
-        whole = self.gate_up.tensor.elements({}) + self.down.tensor.elements({})
+        whole = sum(part.elements({}) for part in self._parts())
         return whole // experts * (experts - chosen)

@@ -22,7 +22,7 @@ class Rope(Op):
     The first ``channels`` of the last axis turn, the rest pass. Pair ``i`` is ``(i, i + channels/2)`` in the ``halves``
     layout and ``(2i, 2i + 1)`` in the ``interleaved`` one. Frequencies are ``base ** (-2i / channels)``, then scaled:
     ``linear`` divides by ``factor``; ``llama3`` and ``yarn`` as specs/relatives.md, section 0, has them. ``amplitude``
-    multiplies cosine and sine.
+    multiplies cosine and sine. With ``pairs`` only the first so many turn; the others have frequency 0.
 
     Example:
         %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
@@ -41,6 +41,7 @@ class Rope(Op):
     high = defaulted(FLOAT, 4.0)
     truncate = defaulted(BOOL, True)
     amplitude = defaulted(FLOAT, 1.0)
+    pairs = optional(INT)
 
     def verify(self, dim: Dims) -> None:
         width = dim.size("D")
@@ -53,6 +54,9 @@ class Rope(Op):
         if self.base <= 1 or self.factor <= 0 or self.amplitude <= 0:
             problem = f"base {self.base}, factor {self.factor}, amplitude {self.amplitude}"
             raise OpRuleError(op=self.label, problem=problem, fix="base must exceed 1, the others 0")
+        if self.pairs is not None and not 0 < self.pairs <= self.channels // 2:
+            problem = f"{self.pairs} pairs of {self.channels // 2} turn"
+            raise OpRuleError(op=self.label, problem=problem, fix=f"a number from 1 to {self.channels // 2}")
         if self.scaling in ("llama3", "yarn"):
             self._verify_scaling()
 
@@ -70,6 +74,8 @@ class Rope(Op):
 
         exponents = torch.arange(0, self.channels, 2, dtype=torch.int64).to(torch.float32) / self.channels
         plain = 1.0 / (self.base**exponents)
+        if self.pairs is not None:
+            plain[self.pairs :] = 0.0
         if self.scaling == "linear":
             return plain / self.factor
         if self.scaling == "llama3":

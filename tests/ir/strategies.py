@@ -154,6 +154,16 @@ def scale(m: Making) -> Sequence[Value]:
     return m.add("core.scale", _channels(m)[1], factor=m.draw(NUMBERS))
 
 
+@rule("core.gain")
+def gain(m: Making) -> Sequence[Value]:
+    shape = (B, T, *m.draw(st.lists(SMALL, min_size=1, max_size=2)))
+    dtype, x = "f32", m.input("f32", *shape)
+    by = [1 if m.draw(st.booleans()) else size for size in shape[m.draw(st.integers(0, len(shape) - 1)) :]]
+    if all(isinstance(size, int) for size in by) and m.draw(st.booleans()):
+        return m.add("core.gain", x, m.weight("bf16", *[size for size in by if isinstance(size, int)]))
+    return m.add("core.gain", x, m.input(dtype, *by))
+
+
 @rule("core.activation")
 def activation(m: Making) -> Sequence[Value]:
     return m.add("core.activation", _channels(m, m.size())[1], kind=m.draw(st.sampled_from(ACTIVATIONS)))
@@ -199,7 +209,7 @@ def rope(m: Making) -> Sequence[Value]:
         options |= {"scaling": m.draw(st.sampled_from(["linear", "llama3", "yarn"])), "factor": m.draw(POSITIVE)}
         low = m.draw(st.floats(0.1, 10))
         options |= {"original": m.draw(st.integers(1, 10**6)), "low": low, "high": low + m.draw(st.floats(0.1, 9))}
-        options |= {"truncate": m.draw(st.booleans())}
+        options |= {"truncate": m.draw(st.booleans()), "pairs": m.draw(st.none() | st.integers(1, half))}
     return m.add("pos.rope", x, m.input("i64", B, rows), **options)
 
 
@@ -277,7 +287,11 @@ def delta(m: Making) -> Sequence[Value]:
 def route(m: Making) -> Sequence[Value]:
     experts = m.size()
     chosen = m.draw(st.integers(1, experts))
-    return m.add("moe.route", _channels(m, experts)[1], chosen=chosen, normalize=m.draw(st.booleans()))
+    dtype, logits = _channels(m, experts)
+    tables = {name: m.weight(dtype, experts) for name in ("bias", "gain") if m.draw(st.booleans())}
+    score = m.draw(st.sampled_from(["softmax", "sigmoid"]))
+    options = {"normalize": m.draw(st.booleans()), "score": score, "scale": m.draw(NUMBERS)}
+    return m.add("moe.route", logits, **tables, chosen=chosen, **options)
 
 
 @rule("moe.experts")
@@ -287,8 +301,11 @@ def experts(m: Making) -> Sequence[Value]:
     chosen = m.draw(st.integers(1, count))
     x, shares = m.input(dtype, *leading, width), m.input(dtype, *leading, chosen)
     gate_up, down = m.weight(dtype, count, 2 * hidden, width), m.weight(dtype, count, width, hidden)
-    kind = m.draw(st.sampled_from(ACTIVATIONS))
-    return m.add("moe.experts", x, shares, m.input("i64", *leading, chosen), gate_up, down, activation=kind)
+    options: dict[str, object] = {"activation": m.draw(st.sampled_from(ACTIVATIONS))}
+    if m.draw(st.booleans()):
+        options |= {"gate_up_bias": m.weight(dtype, count, 2 * hidden), "down_bias": m.weight(dtype, count, width)}
+        options |= {"limit": m.draw(st.floats(1e-2, 100)), "shift": m.draw(st.floats(-9, 9))}
+    return m.add("moe.experts", x, shares, m.input("i64", *leading, chosen), gate_up, down, **options)
 
 
 SHAPES = st.lists(SMALL, min_size=1, max_size=3)
@@ -371,3 +388,29 @@ def refit(m: Making) -> Sequence[Value]:
     gram, cross = m.weight("f64", of, of), m.weight("f64", of, out)
     ridge = abs(m.draw(NUMBERS))
     return m.add("weight.refit", gram, cross, m.weight(m.draw(FLOAT_TYPES), out, of), ridge=ridge)
+
+
+@rule("weight.align")
+def align(m: Making) -> Sequence[Value]:
+    heads, half, new, old = m.size(), m.size(), m.size(), m.size()
+    width, dtype = 2 * half + m.size() - 1, m.draw(FLOAT_TYPES)
+    weight = m.weight(dtype, heads * width, *m.draw(st.lists(SMALL, max_size=1)))
+    gram, cross = m.weight("f64", new * width, new * width), m.weight("f64", new * width, old * width)
+    norm = {"norm": m.weight(dtype, width)} if m.draw(st.booleans()) else {}
+    groups = [tuple(m.draw(st.integers(0, count - 1)) for _ in range(heads)) for count in (old, new)]
+    layout = m.draw(st.sampled_from(["halves", "interleaved"]))
+    options = {"channels": 2 * half, "layout": layout, "offset": m.draw(NUMBERS), "ridge": abs(m.draw(NUMBERS))}
+    return m.add("weight.align", weight, gram, cross, **norm, own=groups[0], donor=groups[1], **options)
+
+
+@rule("weight.align")
+def align(m: Making) -> Sequence[Value]:
+    heads, pairs, passing = m.size(), m.size(), m.draw(st.integers(0, 2))
+    width = 2 * pairs + passing
+    own, donor = (m.draw(st.lists(st.integers(0, 2), min_size=heads, max_size=heads)) for _ in range(2))
+    gram, cross = m.weight("f64", 3 * width, 3 * width), m.weight("f64", 3 * width, 3 * width)
+    weight = m.weight(m.draw(FLOAT_TYPES), heads * width, *m.draw(st.sampled_from([(), (5,)])))
+    rest: dict[str, object] = {"norm": m.weight(m.draw(FLOAT_TYPES), width)} if m.draw(st.booleans()) else {}
+    rest |= {"layout": m.draw(st.sampled_from(["halves", "interleaved"])), "offset": m.draw(NUMBERS)}
+    rest |= {"ridge": abs(m.draw(NUMBERS)), "channels": 2 * pairs, "own": own, "donor": donor}
+    return m.add("weight.align", weight, gram, cross, **rest)

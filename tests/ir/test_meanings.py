@@ -79,6 +79,7 @@ FORMULAS = {
     "silu": lambda x: x * SIGMOID[x],
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "relu": lambda x: max(x, 0.0),
     "sigmoid": lambda x: SIGMOID[x],
     "softplus": lambda x: math.log1p(math.exp(x)),
@@ -198,6 +199,32 @@ def test_experts_against_a_loop() -> None:
                 gate, up = gate_up[e, :hidden] @ x[0, t], gate_up[e, hidden:] @ x[0, t]
                 y += scores[e] / whole * (down[e] @ (gate / (1 + torch.exp(-gate)) * up))
             assert close(found[0, t], y)
+
+
+def test_what_routing_and_experts_can_be_told() -> None:
+    x, logits, bias, gain = random(1, 2, 4), random(1, 2, 6, seed=1), random(6, seed=2), random(6, seed=3)
+    route = op_class("moe.route")
+    graph = Graph("g")
+    values = [graph.add_input("x", TensorType("f64", (B, T, 6)))]
+    tables = [graph.add_input(name, TensorType("f64", (6,))) for name in ("b", "g")]
+    options = {"chosen": 2, "normalize": True, "score": "sigmoid", "scale": 2.5}
+    op = route({"logits": values, "bias": tables[:1], "gain": tables[1:]}, options)
+    graph.add(op, ["w", "e"])
+    weights, experts = op.reference(run(), logits, bias, gain)
+    gate_up, down = random(6, 6, 4, seed=4), random(6, 4, 3, seed=5)
+    biases = random(6, 6, seed=6), random(6, 4, seed=7)
+    tensors = (x, weights, experts, gate_up, down, *biases)
+    found = compute("moe.experts", *tensors, activation="quick_gelu", limit=0.6, shift=1.0)
+    for t in range(2):
+        scores = [1 / (1 + math.exp(-float(z))) for z in logits[0, t]]
+        best = sorted(range(6), key=lambda e: -scores[e] - float(bias[e]))[:2]
+        y = torch.zeros(4, dtype=torch.float64)
+        for e in best:
+            both = gate_up[e] @ x[0, t] + biases[0][e]
+            gate, up = both[:3].clamp(max=0.6), both[3:].clamp(-0.6, 0.6)
+            out = down[e] @ (gate / (1 + torch.exp(-1.702 * gate)) * (up + 1)) + biases[1][e]
+            y += scores[e] / sum(scores[b] for b in best) * 2.5 * gain[e] * out
+        assert close(found[0, t], y)
 
 
 # -- weights

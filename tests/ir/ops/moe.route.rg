@@ -1,6 +1,9 @@
 graph @valid (%logits: bf16[B, T, 64]) {
+  %bias = weight.load : f32[64]
+  %gain = weight.load : bf16[64]
   %w, %e = moe.route %logits {chosen = 8, normalize = true} : bf16[B, T, 8], i64[B, T, 8]
-  return %w, %e
+  %u, %d = moe.route %logits, bias=%bias, gain=%gain {chosen = 8, score = "sigmoid", scale = 2.5} : bf16[B, T, 8], i64[B, T, 8]
+  return %w, %e, %u, %d
 }
 
 // -----

@@ -1,7 +1,8 @@
 graph @valid (%q: bf16[B, T, 8, 16], %pos: i64[B, T], %k: bf16[B, S@m, 2, 64], %rows: i64[B, S@m]) {
   %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
   %kr = pos.rope %k, %rows {base = 1e6, channels = 32, layout = "interleaved", scaling = "llama3", factor = 8.0, original = 8192} : bf16[B, S@m, 2, 64]
-  return %qr, %kr
+  %part = pos.rope %q, %pos {base = 10000.0, channels = 16, pairs = 2} : bf16[B, T, 8, 16]
+  return %qr, %kr, %part
 }
 
 // -----
@@ -43,3 +44,11 @@ graph @no_base (%q: bf16[B, T, 8, 16], %pos: i64[B, T]) {
   return %qr
 }
 // ERROR: error[RG034]: pos.rope: base 0.0, factor 1.0, amplitude 1.0
+
+// -----
+
+graph @more_pairs_than_there_are (%q: bf16[B, T, 8, 16], %pos: i64[B, T]) {
+  %qr = pos.rope %q, %pos {base = 10000.0, channels = 16, pairs = 9}
+  return %qr
+}
+// ERROR: error[RG034]: pos.rope: 9 pairs of 8 turn
