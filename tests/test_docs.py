@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft.cli.main import COMMANDS
+from regraft.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
@@ -32,3 +32,29 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_command_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f"regraft {name}" not in text] == []
+
+
+def shown() -> list[tuple[str, str]]:
+    """Return the commands of the README whose output stands there in full and is the same everywhere."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"((?:^    .*\n|^\n(?=    ))+)", text, re.MULTILINE)
+    found: list[tuple[str, str]] = []
+    for block in blocks:
+        lines = "\n".join(line[4:] for line in block.splitlines())
+        first, _, rest = lines.strip("\n").partition("\n")
+        if first.startswith(("$ regraft inspect", "$ regraft plan", "$ regraft passes")):
+            found.append((first.removeprefix("$ regraft "), rest.strip("\n")))
+    return found
+
+
+@pytest.mark.parametrize(("command", "output"), shown())
+def test_the_readme_shows_what_commands_print(
+    command: str, output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out.strip("\n") == output
+
+
+def test_the_readme_shows_several_outputs() -> None:
+    assert len(shown()) >= 2

@@ -71,7 +71,7 @@ def _parameters(facts: Facts) -> list[Block]:
 
 def _cache(facts: Facts) -> list[Block]:
     growing = sum(m.row_bytes * len(m.owners) for m in facts.memories if m.window is None)
-    facts_line = f"{size(growing)} a token that no window drops, {size(facts.fixed_bytes)} fixed"
+    facts_line = f"each further token adds {size(growing)}; {size(facts.fixed_bytes)} are held at any length"
     rows = [
         (context(n), size(held.bytes), size(held.bytes_without_windows), size(held.bytes_without_sharing))
         for n, held in facts.cache.items()
