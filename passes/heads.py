@@ -12,7 +12,7 @@ from regraft.ir.ops.core import Activation, Flatten, Linear, Mul, Norm, Scale, S
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Take
 from regraft.passes.rewrite import Editor
-from regraft.passes.sites import Output, Refusal, run_time_users
+from regraft.passes.sites import Output, Refusal
 
 
 @dataclass
@@ -54,7 +54,7 @@ def trace_gates(value: Value, output: Output) -> Cut | Refusal:
 
 def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
     """Walk up from ``value``; ``flat`` says that its heads are joined in the last axis. Return a reason to refuse."""
-    others = [user for user in run_time_users(value) if user is not reader]
+    others = [user for user in value.users if user is not reader]
     if others:
         return f"%{value.name} is read by {others[0].label} too"
     op = value.op

@@ -11,7 +11,7 @@ from regraft.ir.errors.recipe import RefitTargetError, UndecidedError
 from regraft.ir.files import write_atomic, writing
 from regraft.ir.graph import Graph
 from regraft.ir.memory import infer_windows
-from regraft.ir.ops.weight import Moment
+from regraft.ir.ops.weight import Moment, width
 from regraft.ir.text import print_graph
 from regraft.passes.base import Constraints, Measurements, Pass, Preserves, Report
 from regraft.passes.recipe import Recipe
@@ -172,12 +172,17 @@ def _step(
 
 
 def _check_targets(graph: Graph, original: Graph, step: Pass) -> None:
-    """Check that statistics of the original name edges that it has."""
+    """Check that statistics of the original name edges that it has, as wide as they are thought to be."""
     for op in graph.ops:
-        if isinstance(op, Moment):
-            for name in (op.source_a, op.source_b):
-                if name is not None and name not in original:
-                    raise RefitTargetError(owner=step.name, name=name, where=step.place("refit"))
+        if not isinstance(op, Moment):
+            continue
+        for name, wanted in ((op.source_a, op.rows), (op.source_b, op.columns)):
+            if name is None:
+                continue
+            found = width(original[name].tensor) if name in original else 0
+            if found != wanted:
+                reason = f"has {found} channels, not {wanted}," if found else "does not exist"
+                raise RefitTargetError(owner=step.name, name=name, reason=reason, where=step.place("refit"))
 
 
 def _dump(graph: Graph, folder: Path, number: int, name: str, header: str) -> None:

@@ -78,6 +78,18 @@ class Editor:
             suffix = "original"
         self.graph.rename(value, self.graph.fresh(f"{value.name}.{suffix}"))
 
+    def hoist(self, value: Value, before: Op) -> None:
+        """Move what makes a weight to before another op, unless it stands there already."""
+        ops, op = self.graph.ops, value.op
+        assert op is not None
+        assert op.weight_time, op
+        if ops.index(op) < ops.index(before):
+            return
+        for operand in op.operands:
+            self.hoist(operand, before)
+        ops.remove(op)
+        ops.insert(ops.index(before), op)
+
     def erase_unread(self, value: Value) -> None:
         """Remove the op that makes ``value`` if nobody reads its results, and then those that only it read."""
         op = value.op

@@ -19,6 +19,7 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend
+from regraft.passes.align import align_queries
 from regraft.passes.base import (
     BOOL,
     Constraints,
@@ -94,7 +95,8 @@ class ShareKV(Pass):
     """Let layers read an earlier layer's keys and values instead of their own.
 
     A reader's own keys and values are no longer made or kept, so its cache goes. Layer inputs differ, so their keys do
-    too, even under equal projections: with ``refit`` the reader's output projection is fitted to the original's
+    too, even under equal projections. With ``refit`` the reader's queries are turned towards the donor's keys, by a
+    complex factor for each head and rotary frequency, and then its output projection is fitted to the original's
     residual stream; without, nothing makes up for the change.
     """
 
@@ -109,7 +111,8 @@ class ShareKV(Pass):
     groups: int | None = optional_option(integer(2, 1024), "make groups of so many layers of one kind, in order")
     donor: Donor = option(DONOR, "nearest", "whose memory they read; nearest is the last earlier layer that fits")
     level: str = option(choice("raw"), "raw", "what is adapted to the reader; raw: nothing")
-    refit: bool = option(BOOL, True, "fit the reader's output projection in closed form")
+    refit: bool = option(BOOL, True, "fit the reader's queries and its output projection in closed form")
+    queries: bool = option(BOOL, True, "within a refit, turn the queries towards the donor's keys")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
     ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight")
 
@@ -121,7 +124,7 @@ class ShareKV(Pass):
     @property
     def needs_text(self) -> str:
         """The refit needs text."""
-        return "the output refit" if self.refit else ""
+        return "the refit" if self.refit else ""
 
     # -- decide
 
@@ -271,8 +274,11 @@ class _ReadDonor(Rule[Attend, _Site]):
         return output if isinstance(output, Refusal) else _Site(op, donor, output)
 
     def rewrite(self, site: _Site, edit: Editor) -> str:
-        edit.set_operand(site.attend, "memory", site.donor)
         done = f"reads %{site.donor.name}"
+        if self.options.refit and self.options.queries:
+            refusal = align_queries(edit, site.attend, site.donor, self.options.ridge)
+            done += f", queries as they were ({refusal.reason})" if refusal else ", queries turned to its keys"
+        edit.set_operand(site.attend, "memory", site.donor)
         if site.output is not None:
             refit_output(edit, site.output, self.options.target, self.options.ridge)
             done += f", output projection refitted ({self.options.target}, ridge {self.options.ridge:g})"

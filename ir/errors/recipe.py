@@ -170,11 +170,11 @@ class NoLegalDonorError(IllegalPassError):
 
 
 class RefitTargetError(IllegalPassError):
-    """A refit aims at an edge that the lifted graph does not have."""
+    """A refit needs an edge of the graph as lifted that an earlier pass has renamed or changed."""
 
     code = "RG120"
-    message = "{owner}: the refit aims at %{name}, which the graph as lifted does not have"
-    hint = "use refit: false, or let this pass come before the one that made %{name}"
+    message = "{owner}: the refit needs %{name} as lifted, which {reason} there"
+    hint = "use refit: false, or let this pass come before the one that changed %{name}"
 
 
 class UndecidedError(IllegalPassError):

@@ -390,6 +390,92 @@ class Refit(WeightOp):
 
         amount = self.ridge * gram.trace() / gram.shape[0]
         left = gram + amount * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        right = cross + amount * prior.double().T
         solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve
-        fitted = solve(left, cross + amount * prior.double().T)
+        try:
+            fitted = solve(left, right)
+        except RuntimeError:  # singular: statistics of silent channels, and no ridge
+            inverse: Callable[..., Tensor] = torch.linalg.pinv
+            fitted = inverse(left, hermitian=True) @ right
         return fitted.T.contiguous().to(prior.dtype)
+
+
+@op("weight.align")
+class Align(WeightOp):
+    """Turn the rows of a query projection towards other keys, by a complex factor for each head and rotary frequency.
+
+    ``gram`` is ``E[n nᵀ]`` of the keys that are read now and ``cross`` ``E[n oᵀ]`` of these and those read before, all
+    KV heads side by side, before rotation; ``donor`` and ``own`` are the KV heads that each query head reads and read.
+    A factor ``a`` minimises ``E|o - a n|² + λ|a - 1|²`` over a frequency's pair of channels as one complex number, with
+    ``λ = 2 * ridge * tr(gram) / K``. Queries take its conjugate, so that scores come as near to the old ones. Where the
+    query is normalised after the projection, ``norm`` is that norm's weight; the rows of a channel that it all but
+    silences change little. Channels that do not turn stay as they are.
+
+    Source: specs/passes_math.md, sections 1 (S3) and 5.
+
+    Example:
+        %q = weight.align %w, %gram, %cross {own = [0, 0], donor = [0, 0], channels = 16} : bf16[32, 64]
+    """
+
+    weight = operand("...", dtype="float")
+    gram = operand("K K", dtype="f64")
+    cross = operand("K J", dtype="f64")
+    norm = optional_operand("D", dtype="float")
+    out = result("...", dtype="weight")
+    own = attribute(INTS)
+    donor = attribute(INTS)
+    channels = attribute(INT)
+    layout = defaulted(STR, "halves", choices=("halves", "interleaved"))
+    offset = defaulted(FLOAT, 0.0)
+    ridge = defaulted(FLOAT, 1e-4)
+
+    def verify(self, dim: Dims) -> None:
+        heads, rows = len(self.donor), self.weight.tensor.sizes[0] if self.weight.tensor.sizes else 0
+        width = rows // heads if heads else 0
+        problem = fix = ""
+        if len(self.own) != heads or not heads or rows % heads:
+            problem, fix = f"{rows} rows, {len(self.own)} and {heads} heads", "list each query head in own and donor"
+        elif self.channels % 2 or not 0 < self.channels <= width:
+            problem, fix = f"{self.channels} channels of {width} turn", f"an even number from 2 to {width}"
+        elif self.norm is not None and dim["D"] != width:
+            problem, fix = f"a norm of {dim['D']} channels for heads of {width}", "norm is one head's"
+        elif not self._inside(dim, width):
+            problem, fix = "a head reads keys that the statistics do not hold", f"{width} channels a KV head"
+        elif self.ridge < 0:
+            problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
+        if problem:
+            raise OpRuleError(op=self.label, problem=problem, fix=fix)
+
+    def _inside(self, dim: Dims, width: int) -> bool:
+        sides = ((self.donor, dim.size("K")), (self.own, dim.size("J")))
+        return all(group >= 0 and (group + 1) * width <= size for groups, size in sides for group in groups)
+
+    def pairs(self) -> tuple[list[int], list[int]]:
+        """Return the channels of each frequency's pair: the real parts, and the imaginary ones."""
+        half = self.channels // 2
+        if self.layout == "halves":
+            return list(range(half)), list(range(half, 2 * half))
+        return list(range(0, 2 * half, 2)), list(range(1, 2 * half, 2))
+
+    def reference(self, run: Run, weight: Tensor, gram: Tensor, cross: Tensor, norm: Tensor | None = None) -> Tensor:
+        import torch
+
+        rows = weight.double().reshape(len(self.donor), weight.shape[0] // len(self.donor), -1)
+        width = rows.shape[1]
+        real, imaginary = (torch.tensor(side) for side in self.pairs())
+        new, old = (torch.tensor(groups)[:, None] * width for groups in (self.donor, self.own))
+        nr, ni, br, bi = new + real, new + imaginary, old + real, old + imaginary
+        amount = 2 * self.ridge * gram.trace() / gram.shape[0]
+        square = gram[nr, nr] + gram[ni, ni] + amount
+        silent = square <= 0
+        along = torch.where(silent, 1.0, (cross[nr, br] + cross[ni, bi] + amount) / square)[..., None]
+        across = torch.where(silent, 0.0, (cross[nr, bi] - cross[ni, br]) / square)[..., None]
+        gain = torch.ones(width, dtype=torch.float64) if norm is None else norm.double() + self.offset
+        # a channel that the norm all but silences cannot carry its pair's turn: it would only drown the others
+        least = 0.1 * gain.square().mean().sqrt()
+        back = torch.where(gain.abs() < least, gain / least.square(), 1 / gain)[:, None]
+        a, b = gain[real, None] * rows[:, real], gain[imaginary, None] * rows[:, imaginary]
+        turned = rows.clone()
+        turned[:, real] += (a * along + b * across - a) * back[real]
+        turned[:, imaginary] += (b * along - a * across - b) * back[imaginary]
+        return turned.reshape(weight.shape).to(weight.dtype)

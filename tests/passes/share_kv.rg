@@ -364,3 +364,35 @@ graph @bias (%x: f32[B, T, 12], %layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B
   return %layers.0.ctx, %layers.1.out
 }
 // ERROR: error[RG114]: share-kv: layer 1: the output projection core.linear %layers.1.y has a bias, which a refit does not fit
+
+// -----  queries turn towards the donor's keys; the query norm's weight moves up to where the fit reads it
+// RUN: share-kv{donor={1: 0}}
+
+graph @queries (%x: f32[B, T, 12], %pos: i64[B, T]) {
+  %layers.0.q = core.unflatten %x {parts = 3}
+  %layers.0.k_rope = pos.rope %layers.0.q, %pos {base = 10000.0, channels = 4}
+  %layers.0.memory = state.kv %layers.0.k_rope, %layers.0.q
+  %layers.0.ctx = attn.attend %layers.0.q, %layers.0.memory {scale = 0.5}
+  %layers.1.wq = weight.load : f32[12, 12]
+  %layers.1.bq = weight.load : f32[12]
+  %layers.1.q_proj = core.linear %x, %layers.1.wq, bias=%layers.1.bq
+  %layers.1.q = core.unflatten %layers.1.q_proj {parts = 3}
+  %layers.1.wn = weight.load : f32[4]
+  %layers.1.q_norm = core.norm %layers.1.q, weight=%layers.1.wn {eps = 1e-06}
+  %layers.1.q_rope = pos.rope %layers.1.q_norm, %pos {base = 10000.0, channels = 4}
+  %layers.1.k = core.unflatten %x {parts = 3}
+  %layers.1.k_rope = pos.rope %layers.1.k, %pos {base = 10000.0, channels = 4}
+  %layers.1.memory = state.kv %layers.1.k_rope, %layers.1.k
+  %layers.1.ctx = attn.attend %layers.1.q_rope, %layers.1.memory {scale = 0.5}
+  %layers.1.merged = core.flatten %layers.1.ctx
+  %layers.1.wo = weight.load : f32[12, 12]
+  %layers.1.y = core.linear %layers.1.merged, %layers.1.wo
+  %layers.1.out = core.add %x, %layers.1.y
+  return %layers.0.ctx, %layers.1.out
+}
+// CHECK: %wq.keys = weight.moment a=%x, b=%x : f64[12, 12]
+// CHECK: %wq.own_keys = weight.moment a=%x {source_b = "layers.*.k"} : f64[12, 12]
+// CHECK: %wn = weight.load : f32[4]
+// CHECK: %wq = weight.align %wq.original, %wq.keys, %wq.own_keys, norm=%wn {own = [0, 1, 2], donor = [0, 1, 2], channels = 4} : f32[12, 12]
+// CHECK: %bq = weight.align %bq.original, %wq.keys, %wq.own_keys, norm=%wn {own = [0, 1, 2], donor = [0, 1, 2], channels = 4} : f32[12]
+// CHECK: %q_proj = core.linear %x_2, %wq, bias=%bq : f32[B, T, 12]

@@ -62,7 +62,8 @@ def test_the_plan_as_data() -> None:
         "where": "layer 1",
         "layer": 1,
         "applied": True,
-        "text": "reads %layers.0.attn.memory, output projection refitted (drift, ridge 0.0001)",
+        "text": "reads %layers.0.attn.memory, queries turned to its keys, "
+        "output projection refitted (drift, ridge 0.0001)",
     }
     assert budget["layers"][0]["text"].startswith("keeps 12 of 16 query heads, decided at apply by output-error")
     assert found["disk_bytes"] > found["after"]["weight_bytes"] > 10**9

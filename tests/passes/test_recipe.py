@@ -82,6 +82,7 @@ def test_a_lock_is_a_recipe_and_keeps_its_records() -> None:
         "donor": {"1": 0},
         "level": "raw",
         "refit": True,
+        "queries": True,
         "target": "drift",
         "ridge": 1e-05,
     }
@@ -133,6 +134,7 @@ SHARE = st.builds(
     groups=st.none() | st.integers(2, 9),
     donor=st.just("nearest") | LAYER | st.dictionaries(LAYER, LAYER, max_size=3),
     refit=st.booleans(),
+    queries=st.booleans(),
     target=st.sampled_from(["drift", "original"]),
     ridge=RIDGE,
 )
@@ -216,7 +218,7 @@ ERRORS = [
         block("layer: 4..7"),
         "error[RG102]: share-kv: unknown key layer; did you mean layers?\n"
         "  --> recipe.yaml:4:7   layer: 4..7\n"
-        "  = help: legal keys: layers, groups, donor, level, refit, target, ridge",
+        "  = help: legal keys: layers, groups, donor, level, refit, queries, target, ridge",
     ),
     (
         block("refit: yes"),
@@ -316,7 +318,7 @@ def test_errors_to_the_letter(text: str, wanted: str) -> None:
             "share-kv{layers=4..7, refitt=true}",
             "error[RG102]: share-kv: unknown key refitt; did you mean refit?\n"
             "  --> pipeline:1:23   share-kv{layers=4..7, refitt=true}\n"
-            "  = help: legal keys: layers, groups, donor, level, refit, target, ridge",
+            "  = help: legal keys: layers, groups, donor, level, refit, queries, target, ridge",
         ),
         (
             "share-kv{layers=4..7",
@@ -380,7 +382,7 @@ def test_a_fitted_pass_without_text_is_refused() -> None:
     with pytest.raises(NoCalibrationError) as caught:
         recipe.check_calibration()
     assert str(caught.value) == (
-        "error[RG113]: share-kv needs calibration text for the output refit, and the recipe names none\n"
+        "error[RG113]: share-kv needs calibration text for the refit, and the recipe names none\n"
         "  --> recipe.yaml:3:5   - share-kv:\n"
         "  = help: add calibration: {text: sample.txt, tokens: 65536, seed: 0}; builtin:sample is the bundled one"
     )

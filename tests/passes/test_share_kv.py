@@ -29,14 +29,17 @@ def distance(a: Tensor, b: Tensor) -> float:
 def make_copies(model: Any) -> None:
     """Let layers 0 and 1 see the same stream, and make keys and values of it in the same way."""
     model.weight(0, "o_proj").zero_()
-    for name in ("norm", "k_proj", "v_proj"):
-        model.weight(1, name).copy_(model.weight(0, name))
+    for name, tensor in model.tensors.items():
+        if any(f"layers.1.{part}" in name for part in ("norm", "k_", "v_")):
+            tensor.copy_(model.tensors[name.replace("layers.1", "layers.0")])
 
 
-def test_a_copy_of_the_donor_reads_it_exactly(decoder: Any) -> None:
-    model = decoder()
+@pytest.mark.parametrize("fields", [{}, {"bias": True}, {"qk_norm": True}])
+@pytest.mark.parametrize("pipeline", [RAW, "share-kv{donor={1: 0}, ridge=1e-6}"])
+def test_a_copy_of_the_donor_reads_it_exactly(decoder: Any, fields: dict[str, Any], pipeline: str) -> None:
+    model = decoder(**fields)
     make_copies(model)
-    assert distance(model.logits(rewritten(model, RAW)), model.logits(model.graph)) < 1e-12
+    assert distance(model.logits(rewritten(model, pipeline)), model.logits(model.graph)) < 1e-11
 
 
 def test_any_other_layer_changes_and_the_refit_makes_up_for_a_part(decoder: Any) -> None:
@@ -57,6 +60,28 @@ def test_values_that_differ_by_a_linear_map_are_refitted_exactly(decoder: Any) -
     original = model.logits(model.graph)
     assert distance(model.logits(rewritten(model, RAW)), original) > 0.01
     assert distance(model.logits(rewritten(model, FITTED)), original) < 1e-8
+
+
+@pytest.mark.parametrize("fields", [{}, {"bias": True}, {"qk_norm": True}])
+def test_keys_that_differ_by_a_complex_factor_are_met_exactly(decoder: Any, fields: dict[str, Any]) -> None:
+    # S3: a factor for each KV head and frequency passes the rotation; queries take its conjugate
+    model = decoder(**fields)
+    make_copies(model)
+    turn, size = torch.randn(2, 2, 1, dtype=torch.float64), torch.rand(2, 2, 1, dtype=torch.float64) + 0.5
+    if fields.get("qk_norm"):
+        size = torch.ones_like(size)  # a norm lets only the phase through, and that only where its weight is flat
+        for side in "qk":
+            for layer in (0, 1):
+                model.weight(layer, f"{side}_norm").fill_(1.5)
+    for name in ("model.layers.1.k_proj.weight", "model.layers.1.k_proj.bias"):
+        if name in model.tensors:
+            key = model.tensors[name]
+            pairs = torch.complex(*key.reshape(2, 2, 2, -1).unbind(1)) * torch.polar(size, turn)
+            key.copy_(torch.stack((pairs.real, pairs.imag), 1).reshape(key.shape))
+    original = model.logits(model.graph)
+    assert distance(model.logits(rewritten(model, RAW)), original) > 0.01
+    assert distance(model.logits(rewritten(model, "share-kv{donor={1: 0}, queries=false}")), original) > 0.01
+    assert distance(model.logits(rewritten(model, "share-kv{donor={1: 0}, ridge=0}")), original) < 1e-8
 
 
 @pytest.mark.parametrize("target", ["drift", "original"])

@@ -1,0 +1,66 @@
+"""``weight.align``: scores against other keys, before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Run
+from regraft.ir.ops.weight import Align, Load
+
+
+def align(*inputs: Tensor, **attributes: Any) -> Tensor:
+    graph = Graph("g")
+    values = [graph.add(Load({}, {"dtype": "f64", "shape": tuple(t.shape)}), [f"v{i}"]) for i, t in enumerate(inputs)]
+    op = Align(dict(zip(("weight", "gram", "cross", "norm"), values, strict=False)), attributes)
+    graph.add(op, ["out"])
+    nothing = torch.zeros(0, 0)
+    found = op.reference(Run(nothing, nothing, None, lambda _: nothing), *inputs)
+    assert tuple(found.shape) == op.out.tensor.sizes
+    return found
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_aligned_queries_score_other_keys_as_the_old_ones(layout: str) -> None:
+    new = torch.view_as_complex(random(40, 2, 3, 2))  # 2 KV heads of 3 frequencies, and a channel that does not turn
+    factor = torch.view_as_complex(random(2, 3, 2, seed=1))
+    weight, x = random(4 * 7, 5, seed=2), random(5, seed=3)
+
+    def channels(keys: Tensor) -> Tensor:
+        parts = torch.view_as_real(keys)
+        flat = parts.flatten(-2) if layout == "interleaved" else parts.transpose(-1, -2).flatten(-2)
+        return torch.cat((flat, torch.ones_like(flat[..., :1])), -1)
+
+    keys, old = channels(new), channels(factor * new)
+    gram, cross = keys.flatten(1).T @ keys.flatten(1) / 40, keys.flatten(1).T @ old.flatten(1) / 40
+    groups = (1, 0, 0, 1)
+    attributes: dict[str, Any] = {"own": groups, "donor": groups, "channels": 6, "layout": layout, "ridge": 0.0}
+    found = align(weight, gram, cross, **attributes)
+    for head, group in enumerate(groups):
+        before, after = (w.view(4, 7, 5)[head] @ x for w in (weight, found))
+        assert close(keys[:, group] @ after, old[:, group] @ before)
+    norm = random(7, seed=4).abs() + 0.5
+    scaled = align(weight, gram, cross, norm, **attributes)
+    plain = align((weight.view(4, 7, 5) * norm[:, None]).reshape(28, 5), gram, cross, **attributes)
+    assert close(scaled.view(4, 7, 5) * norm[:, None], plain.view(4, 7, 5))
+
+
+def test_alignment_is_drawn_to_one_and_survives_silent_keys() -> None:
+    weight, gram, cross = random(8, 5), torch.eye(8, dtype=torch.float64), random(8, 8, seed=1)
+    attributes: dict[str, Any] = {"own": (0, 1), "donor": (0, 1), "channels": 4}
+    far, near = ((align(weight, gram, cross, **attributes, ridge=ridge) - weight).norm() for ridge in (1e-4, 1e4))
+    assert near < 1e-3 * far
+    nothing = torch.zeros(8, 8, dtype=torch.float64)
+    assert close(align(weight, nothing, nothing, **attributes), weight)
