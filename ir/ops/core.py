@@ -199,6 +199,8 @@ def activate(kind: str, x: Tensor) -> Tensor:
             return F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
         case "relu":
             return F.relu(x)
         case "sigmoid":
@@ -227,8 +229,6 @@ class Softcap(Op):
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         import torch
-        case "quick_gelu":
-            return x * torch.sigmoid(1.702 * x)
 
         return torch.tanh(x / self.cap) * self.cap
 
