@@ -19,6 +19,7 @@ from regraft.ir.errors.base import nearest
 from regraft.ir.errors.recipe import ChoiceError, OptionRangeError, OptionTypeError, RecipeError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
+from regraft.ir.ops.core import Linear
 from regraft.passes.located import Node, Place, Plain
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ Preserves = Literal["exact", "refit", "structural"]
 class Measurements(Protocol):
     """What a decision may ask of a model whose weights and calibration text are at hand."""
 
-    def moments(self, graph: Graph, edges: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``E[z zᵀ]``, float64 ``[channels, channels]``, of each run-time value of ``graph`` by name.
+    def projections(self, graph: Graph, linears: Sequence[Linear]) -> Iterator[tuple[Linear, Tensor, Tensor]]:
+        """Yield each linear op of ``graph`` with statistics of what it reads, and with its weight.
 
-        The expectation runs over the calibration text's tokens, the value flattened after the token axis. Values come
-        in the order of ``edges``; each is dropped before the next is asked for, so one is in memory at a time.
+        The statistic is ``E[z zᵀ]``, float64 ``[I, I]``, over the calibration text's tokens; the weight ``[O, I]`` is
+        evaluated, and fitted where an earlier pass says so. Ops come in the order given; where that is by depth, one
+        statistic is in memory at a time.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -319,31 +319,27 @@ class BudgetHeads(Pass):
         measurements: Measurements,
     ) -> dict[int, tuple[int, ...]]:
         """Return the heads that stay, by the score."""
-        outputs = {layer: cast("Output", output_of(attention.attend)) for layer, attention in found.items()}
-        chosen: dict[int, tuple[int, ...]] = {}
-
-        def choose(layer: int, pick: Callable[[Tensor, Shares], Iterable[int]]) -> None:
-            attention = found[layer]
-            rows = measurements.weight(graph, outputs[layer].linear.weight).double().T.contiguous()
-            shares = Shares(attention.attend.groups, attention.kv_heads, parts)
-            chosen[layer] = tuple(sorted(pick(rows, shares)))
-
+        outputs = {layer: cast("Output", output_of(attention.attend)).linear for layer, attention in found.items()}
+        shares = {
+            layer: Shares(attention.attend.groups, attention.kv_heads, parts) for layer, attention in found.items()
+        }
+        chosen: dict[int, list[int]] = {}
         if self.score == "weight-norm":
             for layer, attention in found.items():
                 values = measurements.weight(graph, self._value_weight(attention)).double()
-                groups, count = attention.attend.groups, counts[layer]
-                choose(layer, lambda o, s, v=values, g=groups, n=count: keep_largest(weight_norms(o, v, g), n, s))
-            return chosen
-        layer_at = {outputs[layer].merged.name: layer for layer in found}
-        for edge, c in measurements.moments(graph, list(layer_at)):
-            layer = layer_at[edge]
-            count = counts[layer]
-            if self.score == "output-error":
-                choose(layer, lambda o, s, c=c, n=count: eliminate(c, o, n, s, self.ridge))
-            else:
-                heads = found[layer].heads
-                choose(layer, lambda o, s, c=c, n=count, h=heads: keep_largest(activation_norms(c, o, h), n, s))
-        return chosen
+                rows = _rows(measurements.weight(graph, outputs[layer].weight))
+                scores = weight_norms(rows, values, attention.attend.groups)
+                chosen[layer] = keep_largest(scores, counts[layer], shares[layer])
+        else:
+            layer_at = {linear: layer for layer, linear in outputs.items()}
+            for linear, c, weight in measurements.projections(graph, list(layer_at)):
+                layer, rows = layer_at[linear], _rows(weight)
+                if self.score == "output-error":
+                    chosen[layer] = eliminate(c, rows, counts[layer], shares[layer], self.ridge)
+                else:
+                    scores = activation_norms(c, rows, found[layer].heads)
+                    chosen[layer] = keep_largest(scores, counts[layer], shares[layer])
+        return {layer: tuple(sorted(heads)) for layer, heads in chosen.items()}
 
     def _value_weight(self, attention: Attention) -> Value:
         """Return the projection that makes an attention's values."""
@@ -373,6 +369,11 @@ class BudgetHeads(Pass):
             for note in report.notes
         ]
         return Report(tuple(notes))
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """Return an output projection ``[M, Hq * Dv]`` as rows by head, in float64."""
+    return weight.double().T.contiguous()
 
 
 def _count(wanted: Count, heads: int, parts: int) -> int:

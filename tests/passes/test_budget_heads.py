@@ -19,6 +19,7 @@ from regraft.ir.errors.recipe import (
 )
 from regraft.ir.graph import Graph
 from regraft.passes.budget_heads import BudgetHeads
+from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
 from regraft.passes.measure import Measurements
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import parse_pipeline
@@ -184,3 +185,28 @@ def test_heads_go_evenly_over_devices(decoder: Any) -> None:
     first, second = step.keep[1]
     assert first in (0, 1)
     assert second in (2, 3)
+
+
+@pytest.mark.parametrize("score", ["output-error", "activation-norm", "weight-norm"])
+def test_choices_are_made_on_what_earlier_passes_fitted(decoder: Any, score: str) -> None:
+    model = decoder(layers=4)
+    first = 'share-kv{layers="1..2"}'
+    both = measured(model, f"{first},budget-heads{{heads=2, score={score}}}")
+    step = both.recipe.passes[1]
+    assert isinstance(step, BudgetHeads)
+    assert step.keep is not None
+    fitted = model.interpreter(rewritten(model, first))
+    edges = [f"layers.{layer}.attn.merged" for layer in range(4)]
+    found = fitted.run(model.tokens, edges=edges)
+    for layer in range(4):
+        z = found[edges[layer]].flatten(0, 1)
+        o = fitted.weights[f"model.layers.{layer}.o_proj.weight"].T.contiguous()
+        shares, c = Shares((0, 0, 1, 1), 2), z.T @ z / len(z)
+        if score == "output-error":
+            expected = eliminate(c, o, 2, shares, step.ridge)
+        elif score == "activation-norm":
+            expected = keep_largest(activation_norms(c, o, 4), 2, shares)
+        else:
+            values = model.weight({1: 0, 2: 0}.get(layer, layer), "v_proj")
+            expected = keep_largest(weight_norms(o, values, (0, 0, 1, 1)), 2, shares)
+        assert step.keep[layer] == tuple(expected)
