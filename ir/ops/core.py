@@ -127,34 +127,6 @@ class Mul(Op):
         return a * b
 
 
-@op("core.scale")
-class Scale(Op):
-    """Multiply by a constant.
-
-    Example:
-        %y = core.scale %x {factor = 0.5} : bf16[B, T, 64]
-    """
-
-    x = operand("...", dtype="float")
-    out = result("...", dtype="x")
-    factor = attribute(FLOAT)
-
-    def reference(self, run: Run, x: Tensor) -> Tensor:
-        return x * self.factor
-
-
-@op("core.activation")
-class Activation(Op):
-    """Apply an elementwise function.
-
-    Example:
-        %y = core.activation %x {kind = "silu"} : bf16[B, T, 192]
-    """
-
-    x = operand("...", dtype="float")
-    out = result("...", dtype="x")
-    kind = attribute(STR, choices=ACTIVATIONS)
-
 @op("core.gain")
 class Gain(Op):
     """Multiply by what is repeated along some axes: a weight of each channel, a gate of each head, one number for all.
@@ -182,6 +154,34 @@ class Gain(Op):
     def reference(self, run: Run, x: Tensor, by: Tensor) -> Tensor:
         return x * by
 
+
+@op("core.scale")
+class Scale(Op):
+    """Multiply by a constant.
+
+    Example:
+        %y = core.scale %x {factor = 0.5} : bf16[B, T, 64]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+    factor = attribute(FLOAT)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+@op("core.activation")
+class Activation(Op):
+    """Apply an elementwise function.
+
+    Example:
+        %y = core.activation %x {kind = "silu"} : bf16[B, T, 192]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+    kind = attribute(STR, choices=ACTIVATIONS)
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         return activate(self.kind, x)
