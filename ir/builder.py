@@ -9,7 +9,7 @@ from regraft.ir.dims import B, T
 from regraft.ir.graph import Graph, in_layer, layer_of, relative
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load
-from regraft.ir.types import TensorType
+from regraft.ir.types import MemoryType, TensorType, with_rows_of
 
 Body = Callable[["Builder", int, Sequence[Value]], Sequence[Value]]
 
@@ -101,6 +101,7 @@ class Builder:
             return outputs
         ops, was, outputs = first
         new: dict[Value, Value] = dict(zip(was, inputs, strict=True))
+        moved = {a.name: b.name for a, b in new.items() if isinstance(a.type, MemoryType)}
         for op in ops:
             if op.weight_time and layer_of(op.results[0].name) is None:
                 continue
@@ -109,6 +110,7 @@ class Builder:
                 if isinstance(value, str) and "layers." in value:  # a tensor's name in the checkpoint
                     twin.attributes[name] = in_layer(relative(value), number)
             names = [in_layer(relative(v.name), number) for v in op.results]
-            results = self.graph.add(twin, names, [v.type for v in op.results])
+            results = self.graph.add(twin, names, [with_rows_of(v.type, lambda m: moved.get(m, m)) for v in op.results])
             new.update(zip(op.results, results, strict=True))
+            moved.update((a.name, b.name) for a, b in zip(op.results, results, strict=True) if op.is_state)
         return [new.get(v, v) for v in outputs]

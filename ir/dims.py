@@ -33,6 +33,11 @@ class Sym:
         """Whether this is an axis that tokens lie along: ``T``, or the rows of a memory."""
         return self.text == "T" or self.text.startswith("S@")
 
+    @property
+    def memory(self) -> str | None:
+        """The memory whose rows these are, if that is what they are."""
+        return self.text[2:] if self.text.startswith("S@") else None
+
 
 Dim = int | Sym
 Sizes = Mapping[str, int]
@@ -40,7 +45,10 @@ Sizes = Mapping[str, int]
 B, T, S = Sym("B"), Sym("T"), Sym("S")
 
 _LONGEST = 200  # characters: keeps recursion over an expression shallow
-_MEMORY = re.compile(r"S@[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_MEMORY = re.compile(
+    r"S@[A-Za-z0-9_][A-Za-z0-9_.\-]*"
+    r"|S@(?:[A-Za-z0-9_][A-Za-z0-9_.\-]*\.)?layers\.\*\.[A-Za-z0-9_.\-]+"  # a memory of the layer itself, in a block
+)
 _PLAIN = re.compile(r"[0-9BTS+*/() \-]+")
 _OPERATORS: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
     ast.Add: ("+", lambda a, b: a + b),

@@ -19,7 +19,7 @@ from regraft.ir.errors.graph import (
     ValueNameError,
 )
 from regraft.ir.op import Op, Value
-from regraft.ir.types import MemoryType, Type
+from regraft.ir.types import MemoryType, Type, with_rows_of
 
 if TYPE_CHECKING:
     import networkx
@@ -201,9 +201,13 @@ class Graph:
         if name == value.name:
             return
         self._check_name(name)
-        del self._values[value.name]
+        old = value.name
+        del self._values[old]
         value.name = name
         self._values[name] = value
+        if isinstance(value.type, MemoryType):
+            for other in self._values.values():
+                other.type = with_rows_of(other.type, lambda memory: name if memory == old else memory)
 
     def erase(self, op: Op) -> None:
         """Remove an op that nobody reads.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from regraft.ir.graph import Graph, layer_of, relative
+from regraft.ir.graph import Graph, in_layer, layer_of, relative
 from regraft.ir.op import Op, Value
-from regraft.ir.types import MemoryType
+from regraft.ir.types import MemoryType, Type, with_rows_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Layer:
         value = value.replace("*", "**")
         return relative(value) if layer_of(value) == self.number else value
 
+    def local_type(self, type: Type) -> Type:
+        """Return a type with ``*`` for the layer's number in the memory, if it is this layer's, whose rows it has."""
+        return with_rows_of(type, lambda name: relative(name) if layer_of(name) == self.number else name)
+
 
 def absolute(local: str, layer: int) -> str:
     """Return the graph's name for a layer's local one."""
@@ -54,6 +58,11 @@ def absolute_attribute(value: object, layer: int) -> object:
     if not isinstance(value, str) or "*" not in value:
         return value
     return re.sub(r"\*\*?", lambda star: "*" if star[0] == "**" else str(layer), value)
+
+
+def absolute_type(type: Type, layer: int) -> Type:
+    """Return a type for ``layer``, given what `Layer.local_type` made of it."""
+    return with_rows_of(type, lambda name: in_layer(name, layer))
 
 
 @dataclass(frozen=True)
@@ -113,11 +122,11 @@ def _body(layer: Layer) -> object:
             op.opname,
             tuple((slot, tuple(place.get(v, local(v.name)) for v in vs)) for slot, vs in op.slots.items()),
             tuple(map(layer.local_attribute, op.attributes.values())),
-            tuple((local(v.name), v.type) for v in op.results),
+            tuple((local(v.name), layer.local_type(v.type)) for v in op.results),
         )
         for op in layer.ops
     )
-    return ops, tuple((v.type, v.is_weight) for v in layer.inputs)
+    return ops, tuple((layer.local_type(v.type), v.is_weight) for v in layer.inputs)
 
 
 def block_kinds(graph: Graph) -> list[Kind]:
@@ -137,6 +146,8 @@ def _name(layers: list[Layer], taken: set[str]) -> str:
     windows = {op.attributes["window"] for op in layers[0].ops if op.reads_memory and "window" in op.attributes}
     if windows:
         words.append("sliding" if any(windows) else "full")
+    if "state.delta" in opnames:
+        words.append("delta")
     if any(isinstance(v.type, MemoryType) for v in layers[0].inputs):
         words.append("reader")
     if "moe.experts" in opnames:

@@ -233,7 +233,7 @@ def operands(pattern: str, dtype: str = "") -> Operands:
 
 
 def memory(fields: str) -> Operand:
-    """Declare a memory operand by the fields of its rows."""
+    """Declare a memory operand by the fields of its rows; ``*`` takes any."""
     return Operand(fields, is_memory=True)
 
 
@@ -325,6 +325,7 @@ class Op:
     reads_run_time: ClassVar[bool] = False  # a weight-time op that takes statistics of run-time values
     reads_memory: ClassVar[bool] = False
     is_state: ClassVar[bool] = False
+    on_rows: ClassVar[bool] = False  # its operands run along the rows of a memory
 
     def __init__(self, slots: Mapping[str, Sequence[Value]], attributes: Mapping[str, object]) -> None:
         if strange := slots.keys() - {s.name for s in self.spec.slots}:
@@ -395,7 +396,7 @@ class Op:
     def types(self) -> tuple[Type, ...]:
         """Check the operands against the declaration and the op's own rule; return the results' types."""
         dims = self.bind()
-        if (self.is_state or self.reads_memory) and dims.letters.get("T", T) != T:
+        if (self.is_state or self.reads_memory) and not self.on_rows and dims.letters.get("T", T) != T:
             raise MemoryRowsError(op=self.label, found=dims["T"])
         self.verify(dims)
         return self.infer(dims)
@@ -575,6 +576,8 @@ def _match_letter(word: str, dim: Dim, dims: Dims) -> bool:
 
 
 def _match_memory(pattern: str, found: MemoryType, dims: Dims) -> bool:
+    if pattern == "*":
+        return True
     wanted = [each.split() for each in pattern.split(",")]
     if [w[0] for w in wanted] != [f.name for f in found.fields]:
         return False

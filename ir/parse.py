@@ -14,7 +14,7 @@ from regraft.ir.dims import Dim, parse_dim
 from regraft.ir.errors.base import RegraftError, nearest
 from regraft.ir.errors.graph import DuplicateValueError, GraphError, ResultTypeError, SyntaxRgError, UnknownValueError
 from regraft.ir.graph import Graph
-from regraft.ir.kinds import absolute, absolute_attribute
+from regraft.ir.kinds import absolute, absolute_attribute, absolute_type
 from regraft.ir.op import Op, Value, op_class
 from regraft.ir.types import ITEM_BITS, Field, MemoryType, TensorType, Type
 
@@ -258,7 +258,7 @@ class _Parser:
             name = token.text[1:]
             before = f"layers.{number - 1}.{name.removeprefix('-1.')}" if name.startswith("-1.") else name
             value = values[param] = self.value(graph, token, before)
-            if value.type != stated:
+            if value.type != absolute_type(stated, number):
                 expected = f"a value of type {stated} for %{param} of {block.token.text}"
                 raise self.wrong(expected, f"%{value.name} of type {value.type}", token)
 
@@ -320,8 +320,9 @@ class _Parser:
 
     def make(self, graph: Graph, line: _Line, layer: int | None, find: Callable[[Token], Value]) -> None:
         """Add the op of a line, within a layer's block if ``layer`` is its number."""
-        names, attributes = line.results, line.attributes
+        names, attributes, types = line.results, line.attributes, line.types
         if layer is not None:
+            types = [absolute_type(type, layer) for type in types]
             names = [absolute(name, layer) for name in names]
             attributes = {key: absolute_attribute(value, layer) for key, value in attributes.items()}
         with self.at_place(line.token):
@@ -333,9 +334,9 @@ class _Parser:
                     expected = f"{key} = {spell(typed[key])}, as the type says"
                     raise self.wrong(expected, spell(attributes[key]), line.token)
             results = graph.add(cls(slots, attributes | typed), names)
-            if line.types and len(line.types) != len(results):
-                raise self.wrong(f"{len(results)} types", str(len(line.types)), line.token)
-            for stated, value in zip(line.types, results, strict=False):
+            if types and len(types) != len(results):
+                raise self.wrong(f"{len(results)} types", str(len(types)), line.token)
+            for stated, value in zip(types, results, strict=False):
                 if stated != value.type:
                     raise ResultTypeError(op=line.opname, stated=stated, inferred=value.type, where=value.name)
 

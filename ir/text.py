@@ -24,6 +24,7 @@ from regraft.ir.attributes import spell
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import Kind, Layer, block_kinds, ranges, split_layers
 from regraft.ir.op import Op, Value
+from regraft.ir.types import Type
 
 Naming = Callable[[Value], str]
 
@@ -50,7 +51,10 @@ def print_graph(graph: Graph) -> str:
 
 
 def print_op(
-    op: Op, name: Naming = lambda v: v.name, attribute: Callable[[object], object] = lambda value: value
+    op: Op,
+    name: Naming = lambda v: v.name,
+    attribute: Callable[[object], object] = lambda value: value,
+    type: Callable[[Type], Type] = lambda type: type,
 ) -> str:
     """Return one op as a line of text."""
     parts: list[str] = []
@@ -64,7 +68,7 @@ def print_op(
     }
     results = ", ".join(f"%{name(v)}" for v in op.results)
     operands = f" {', '.join(parts)}" if parts else ""
-    types = ", ".join(str(v.type) for v in op.results)
+    types = ", ".join(str(type(v.type)) for v in op.results)
     return f"{results} = {op.opname}{operands}{_braced(stated)} : {types}"
 
 
@@ -77,12 +81,12 @@ def _braced(attributes: Mapping[str, object]) -> str:
 def _block(kind: Kind) -> list[str]:
     first = kind.layers[0]
     param = dict(zip(first.inputs, kind.params, strict=True))
-    inputs = ", ".join(f"%{param[v]}: {v.type}" for v in first.inputs)
+    inputs = ", ".join(f"%{param[v]}: {first.local_type(v.type)}" for v in first.inputs)
 
     def name(value: Value) -> str:
         return param.get(value) or first.local(value.name)
 
-    body = [f"    {print_op(op, name, first.local_attribute)}" for op in first.ops]
+    body = [f"    {print_op(op, name, first.local_attribute, first.local_type)}" for op in first.ops]
     return [f"  block @{kind.name}({inputs}) {{", *body, "  }"]
 
 

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from regraft.ir.dims import Dim, Sizes, Sym, evaluate
+from regraft.ir.dims import Dim, Sizes, Sym, evaluate, rows_of
 
 ITEM_BITS: dict[str, int] = {
     "f64": 64,
@@ -130,3 +131,14 @@ class MemoryType:
 
 
 Type = TensorType | MemoryType
+
+
+def with_rows_of(type: Type, named: Callable[[str], str]) -> Type:
+    """Return ``type`` along the rows of other memories: ``named`` gives the name in place of each."""
+    if not isinstance(type, TensorType):
+        return type
+    memories = [dim.memory if isinstance(dim, Sym) else None for dim in type.shape]
+    if not any(memories):
+        return type
+    shape = (rows_of(named(m)) if m else dim for m, dim in zip(memories, type.shape, strict=True))
+    return TensorType(type.dtype, tuple(shape))

@@ -1,5 +1,5 @@
 """The op families. Importing this package registers every op."""
 
-from regraft.ir.ops import attn, core, moe, pos, seq, weight
+from regraft.ir.ops import attn, core, index, memory, moe, pos, quantized, seq, weight
 
-__all__ = ["attn", "core", "moe", "pos", "seq", "weight"]
+__all__ = ["attn", "core", "index", "memory", "moe", "pos", "quantized", "seq", "weight"]

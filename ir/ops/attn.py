@@ -66,7 +66,8 @@ class Attend(Op):
     least.
 
     Scores are products times ``scale``, with ``softcap`` squashed to ``softcap * tanh(score / softcap)``. ``sink`` is a
-    further score of each query head, as it stands: it has a share of the softmax and no value.
+    further score of each query head, as it stands: it has a share of the softmax and no value. With ``chosen`` a query
+    sees only the rows of these numbers, counted among all rows of the memory; -1 is none.
 
     Example:
         %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
@@ -75,6 +76,7 @@ class Attend(Op):
     q = operand("B T Hq D", dtype="float")
     memory = memory("k Hkv D, v Hkv Dv")
     sink = optional_operand("Hq", dtype="float")
+    chosen = optional_operand("B T K", dtype="int")
     out = result("B T Hq Dv", dtype="q")
     scale = attribute(FLOAT)
     window = optional(INT)
@@ -91,6 +93,10 @@ class Attend(Op):
             raise WindowError(op=self.label, window=self.window or "all", kept=kept)
         if self.softcap is not None and self.softcap <= 0:
             raise OpRuleError(op=self.label, problem=f"softcap is {self.softcap}", fix="a cap must be positive")
+        if self.chosen is not None and kept is not None:
+            raise OpRuleError(
+                op=self.label, problem=f"rows chosen of a window of {kept}", fix="numbers count all of a memory's rows"
+            )
         if dtype != self.q.tensor.dtype:
             raise OpRuleError(
                 op=self.label, problem=f"{self.q.tensor.dtype} queries, {dtype} memory", fix="both need the same dtype"
@@ -115,10 +121,12 @@ class Attend(Op):
     def visible(self, at: Sizes) -> int:
         """Return the (query, row) pairs of one sequence at ``at``: ``T`` queries that end a context of ``S``."""
         first = at["S"] - at["T"] + 1
-        if self.window is None or self.window >= at["S"]:
-            return at["T"] * (first + at["S"]) // 2
-        whole = max(0, min(self.window - first, at["T"]))  # queries that see less than the window
-        return whole * (2 * first + whole - 1) // 2 + (at["T"] - whole) * self.window
+        limits = [at["S"]] if self.window is None else [at["S"], self.window]
+        if self.chosen is not None:
+            limits.append(evaluate(self.chosen.tensor.shape[2], at))
+        most = min(limits)
+        whole = max(0, min(most - first, at["T"]))  # queries that see less than the most
+        return whole * (2 * first + whole - 1) // 2 + (at["T"] - whole) * most
 
     def flops(self, at: Sizes) -> int:
         heads, width = (evaluate(d, at) for d in self.q.tensor.shape[2:])
@@ -127,7 +135,8 @@ class Attend(Op):
 
     def cost(self, at: Sizes) -> Cost:
         rows = at["S"] if self.window is None else min(at["S"], self.window + at["T"] - 1)
-        read = rows * self.memory.memory.row_bytes * at["B"]
+        kept = self.memory.op is None or self.memory.op.is_state  # else what is read is counted where it is read
+        read = rows * self.memory.memory.row_bytes * at["B"] if kept else 0
         return Cost(
             flops=self.flops(at),
             weights=self.weight_bytes(at),
@@ -135,13 +144,18 @@ class Attend(Op):
             activations=self.activation_bytes(at),
         )
 
-    def reference(self, run: Run, q: Tensor, rows: Rows, sink: Tensor | None = None) -> Tensor:
+    def reference(
+        self, run: Run, q: Tensor, rows: Rows, sink: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
         import torch
 
         distance = run.pos[:, :, None] - rows.pos[:, None, :]
         seen = (distance >= 0) & rows.valid[:, None, :]
         if self.window is not None:
             seen = seen & (distance < self.window)
+        if chosen is not None:
+            some = torch.zeros(*seen.shape[:2], seen.shape[2] + 1, dtype=torch.bool, device=seen.device)
+            seen = seen & some.scatter(2, chosen.long() + 1, True)[..., 1:]
         groups = torch.tensor(self.groups, device=q.device)
         k, v = (rows.fields[name].transpose(1, 2)[:, groups] for name in ("k", "v"))
         if sink is None and self.softcap is None:

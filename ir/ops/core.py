@@ -95,6 +95,34 @@ class Norm(Op):
         return (y * (run.wide(weight) + self.offset)).to(x.dtype)
 
 
+@op("core.layer_norm")
+class LayerNorm(Op):
+    """Subtract the mean of the last axis, divide by its standard deviation, multiply by a weight and add a bias.
+
+    Computed in float32 at least.
+
+    Example:
+        %h = core.layer_norm %x, %w, %b {eps = 1e-06} : bf16[B, T, 64]
+    """
+
+    x = operand("... M", dtype="float")
+    weight = operand("M", dtype="float")
+    bias = operand("M", dtype="float")
+    out = result("... M", dtype="x")
+    eps = attribute(FLOAT)
+
+    def verify(self, dim: Dims) -> None:
+        if self.eps <= 0:
+            raise OpRuleError(op=self.label, problem=f"eps is {self.eps}", fix="eps must be positive")
+
+    def reference(self, run: Run, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        import torch
+
+        wide = run.wide(x)
+        scale, shift = weight.to(wide.dtype), bias.to(wide.dtype)
+        return torch.nn.functional.layer_norm(wide, wide.shape[-1:], scale, shift, self.eps).to(x.dtype)
+
+
 @op("core.add")
 class Add(Op):
     """Add two tensors of the same shape.
@@ -316,6 +344,27 @@ class Unflatten(Op):
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.parts, -1))
+
+
+@op("core.repeat")
+class Repeat(Op):
+    """Give each of ``parts`` parts, such as heads, the same channels.
+
+    Example:
+        %k = core.repeat %x {parts = 8} : bf16[B, T, 8, 16]
+    """
+
+    x = operand("... I")
+    out = result()
+    parts = attribute(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        if self.parts < 1:
+            raise OpRuleError(op=self.label, problem=f"{self.parts} parts", fix="there is at least one part")
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1], self.parts, dim.size("I")),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x[..., None, :].expand(*x.shape[:-1], self.parts, x.shape[-1])
 
 
 @op("core.flatten")

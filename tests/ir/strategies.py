@@ -285,13 +285,16 @@ def delta(m: Making) -> Sequence[Value]:
 
 @rule("moe.route")
 def route(m: Making) -> Sequence[Value]:
-    experts = m.size()
-    chosen = m.draw(st.integers(1, experts))
-    dtype, logits = _channels(m, experts)
-    tables = {name: m.weight(dtype, experts) for name in ("bias", "gain") if m.draw(st.booleans())}
-    score = m.draw(st.sampled_from(["softmax", "sigmoid"]))
-    options = {"normalize": m.draw(st.booleans()), "score": score, "scale": m.draw(NUMBERS)}
-    return m.add("moe.route", logits, **tables, chosen=chosen, **options)
+    groups, size = m.size(), m.size()
+    kept, best = m.draw(st.integers(1, groups)), m.draw(st.integers(1, size))
+    options: dict[str, object] = {"chosen": m.draw(st.integers(1, kept * size)), "normalize": m.draw(st.booleans())}
+    if m.draw(st.booleans()):
+        options |= {"groups": groups, "kept": kept, "best": best, "scale": m.draw(NUMBERS)}
+        options |= {"score": m.draw(st.sampled_from(["softmax", "sigmoid"])), "eps": m.draw(st.floats(0, 1))}
+    for name in ("bias", "gain"):
+        if m.draw(st.booleans()):
+            options[name] = m.weight(m.draw(FLOAT_TYPES), groups * size)
+    return m.add("moe.route", _channels(m, groups * size)[1], **options)
 
 
 @rule("moe.experts")
@@ -403,14 +406,69 @@ def align(m: Making) -> Sequence[Value]:
     return m.add("weight.align", weight, gram, cross, **norm, own=groups[0], donor=groups[1], **options)
 
 
-@rule("weight.align")
-def align(m: Making) -> Sequence[Value]:
-    heads, pairs, passing = m.size(), m.size(), m.draw(st.integers(0, 2))
-    width = 2 * pairs + passing
-    own, donor = (m.draw(st.lists(st.integers(0, 2), min_size=heads, max_size=heads)) for _ in range(2))
-    gram, cross = m.weight("f64", 3 * width, 3 * width), m.weight("f64", 3 * width, 3 * width)
-    weight = m.weight(m.draw(FLOAT_TYPES), heads * width, *m.draw(st.sampled_from([(), (5,)])))
-    rest: dict[str, object] = {"norm": m.weight(m.draw(FLOAT_TYPES), width)} if m.draw(st.booleans()) else {}
-    rest |= {"layout": m.draw(st.sampled_from(["halves", "interleaved"])), "offset": m.draw(NUMBERS)}
-    rest |= {"ridge": abs(m.draw(NUMBERS)), "channels": 2 * pairs, "own": own, "donor": donor}
-    return m.add("weight.align", weight, gram, cross, **rest)
+def _rows(m: Making, dtype: str, width: int) -> Value:
+    return m.add("state.rows", m.input(dtype, B, T, width))[0]
+
+
+@rule("state.rows")
+def state_rows(m: Making) -> Sequence[Value]:
+    return m.add("state.rows", m.input(m.draw(FLOAT_TYPES), B, T, m.size()), window=m.draw(WINDOWS))
+
+
+@rule("mem.read")
+def read(m: Making) -> Sequence[Value]:
+    dtype = m.draw(FLOAT_TYPES)
+    if m.draw(st.booleans()):
+        return m.add("mem.read", _rows(m, dtype, m.size()))
+    kept = _memory(m, m.size(), m.size(), m.size(), dtype, m.draw(WINDOWS))
+    return m.add("mem.read", kept, field=m.draw(st.sampled_from(["k", "v"])))
+
+
+@rule("mem.pos")
+def row_positions(m: Making) -> Sequence[Value]:
+    return m.add("mem.pos", _rows(m, m.draw(FLOAT_TYPES), m.size()))
+
+
+@rule("mem.view")
+def view(m: Making) -> Sequence[Value]:
+    heads, kept = m.size(), _rows(m, m.draw(FLOAT_TYPES), m.size())
+    (rows,) = m.add("mem.read", kept)
+    k, v = (m.add("core.repeat", rows, parts=heads)[0] for _ in range(2))
+    return m.add("mem.view", kept, k, v)
+
+
+@rule("seq.index")
+def index(m: Making) -> Sequence[Value]:
+    heads, width, dtype = m.size(), m.size(), m.draw(FLOAT_TYPES)
+    q, weight = m.input(dtype, B, T, heads, width), m.input(dtype, B, T, heads)
+    return m.add("seq.index", q, weight, _rows(m, dtype, width), scale=m.draw(NUMBERS), chosen=m.size())
+
+
+@rule("core.layer_norm")
+def layer_norm(m: Making) -> Sequence[Value]:
+    width = m.size()
+    dtype, x = _channels(m, width)
+    return m.add("core.layer_norm", x, m.weight(dtype, width), m.weight(dtype, width), eps=m.draw(POSITIVE))
+
+
+@rule("core.repeat")
+def repeat(m: Making) -> Sequence[Value]:
+    return m.add("core.repeat", _channels(m, m.size())[1], parts=m.size())
+
+
+@rule("weight.dequantize")
+def dequantize(m: Making) -> Sequence[Value]:
+    block, blocks = (m.size(), m.size()), (m.size(), m.size())
+    sizes = [side * count - m.draw(st.integers(0, side - 1)) for side, count in zip(block, blocks, strict=True)]
+    leading = m.draw(st.lists(SMALL, max_size=1))
+    packed = m.weight(m.draw(st.sampled_from(["f8e4m3", "i8", "bf16"])), *leading, *sizes)
+    scales = m.weight(m.draw(FLOAT_TYPES), *leading, *blocks)
+    return m.add("weight.dequantize", packed, scales, block=block, dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("weight.slice_each")
+def slice_each(m: Making) -> Sequence[Value]:
+    parts, rows = m.size(), m.size()
+    start = m.draw(st.integers(0, rows - 1))
+    x = m.weight(m.draw(FLOAT_TYPES), parts * rows, *m.draw(st.lists(SMALL, max_size=2)))
+    return m.add("weight.slice_each", x, parts=parts, start=start, stop=m.draw(st.integers(start + 1, rows)))

@@ -1,0 +1,70 @@
+"""``seq.index``: choosing, for each query, the rows that attention may look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import FLOAT, INT
+from regraft.ir.dims import Sizes, evaluate
+from regraft.ir.errors.graph import OpRuleError
+from regraft.ir.op import Cost, Dims, Op, attribute, memory, op, operand, result
+from regraft.ir.types import TensorType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Rows, Run
+
+
+@op("seq.index")
+class Index(Op):
+    """Score a memory's rows for each query with a few light heads, and give the numbers of the best ``chosen``.
+
+    The score of a row is ``Σ_h weight[h] * relu(scale * q[h] · row)``, in float32 at least; a query sees the rows at
+    positions ``s <= p``. Where it sees fewer than ``chosen``, the rest is -1. Of equal scores the earlier row is
+    chosen, so that any split of a sequence into calls chooses the same. Source: specs/mla.md, section 8.
+
+    Example:
+        %i = seq.index %q, %w, %m {scale = 0.25, chosen = 8} : i64[B, T, 8]
+    """
+
+    q = operand("B T Hi Di", dtype="float")
+    weight = operand("B T Hi", dtype="q")
+    memory = memory("x Di")
+    out = result()
+    scale = attribute(FLOAT)
+    chosen = attribute(INT)
+    reads_memory = True
+
+    def verify(self, dim: Dims) -> None:
+        kept, dtype = self.memory.memory, self.q.tensor.dtype
+        if self.chosen < 1:
+            raise OpRuleError(op=self.label, problem=f"{self.chosen} rows chosen", fix="choose at least one row")
+        if kept.window is not None or kept.fixed is not None:
+            raise OpRuleError(op=self.label, problem="the memory forgets rows", fix="an index is over all tokens")
+        if kept.dtype != dtype:
+            raise OpRuleError(
+                op=self.label, problem=f"{dtype} queries, {kept.dtype} memory", fix="both need the same dtype"
+            )
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("i64", (*self.q.tensor.shape[:2], self.chosen)),)
+
+    def cost(self, at: Sizes) -> Cost:
+        heads, width = (evaluate(d, at) for d in self.q.tensor.shape[2:])
+        pairs = at["T"] * (2 * at["S"] - at["T"] + 1) // 2
+        return Cost(
+            flops=2 * at["B"] * heads * width * pairs,
+            cache_read=self.memory.memory.rows(at["S"]) * self.memory.memory.row_bytes * at["B"],
+            activations=self.activation_bytes(at),
+        )
+
+    def reference(self, run: Run, q: Tensor, weight: Tensor, rows: Rows) -> Tensor:
+        import torch
+
+        products = torch.einsum("bthd,bsd->bths", run.wide(q), run.wide(rows.fields["x"])) * self.scale
+        scores = torch.einsum("bth,bths->bts", run.wide(weight), products.relu())
+        seen = (rows.pos[:, None, :] <= run.pos[:, :, None]) & rows.valid[:, None, :]
+        best = torch.sort(scores.masked_fill(~seen, -torch.inf), dim=-1, descending=True, stable=True)
+        numbers = torch.where(best.values == -torch.inf, -1, best.indices)[..., : self.chosen]
+        return torch.nn.functional.pad(numbers, (0, self.chosen - numbers.shape[-1]), value=-1)

@@ -1,0 +1,132 @@
+"""``state.rows`` and ``mem``: memories of any rows a token, and tensors along a memory's rows.
+
+What is kept need not be what is attended to: a latent is kept, its rows are read back, mapped token by token to keys
+and values, and attended to as a memory in its own right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import INT, STR
+from regraft.ir.dims import B, Sizes, rows_of
+from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
+from regraft.ir.op import Cost, Dims, Op, defaulted, memory, op, operand, optional, result
+from regraft.ir.ops.attn import State
+from regraft.ir.types import Field, MemoryType, TensorType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Rows, Run
+
+
+@op("state.rows")
+class StateRows(State):
+    """Keep a row of every token, or of the last ``window``: a latent, an index key.
+
+    Example:
+        %m = state.rows %x : memory<bf16; x [576]>
+    """
+
+    x = operand("B T M", dtype="float")
+    out = result()
+    window = optional(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        if self.window is not None and self.window < 1:
+            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window keeps at least one row")
+        return (MemoryType(self.x.tensor.dtype, (Field("x", (dim.size("M"),)),), self.window),)
+
+    def reference(self, run: Run, x: Tensor) -> Rows:
+        return run.extend(self.out, {"x": x})
+
+
+class MemoryOp(Op):
+    """An op over what a memory shows: the rows kept, then this call's."""
+
+    reads_memory = True
+    on_rows = True
+
+    def verify(self, dim: Dims) -> None:
+        source = self.slots["memory"][0]
+        if source.memory.fixed is not None or (source.op is not None and not source.op.is_state):
+            raise OpRuleError(op=self.label, problem=f"%{source.name} keeps no row of each token", fix="read a state")
+
+
+@op("mem.read")
+class ReadRows(MemoryOp):
+    """Give the rows of a memory as a tensor, for ops that work token by token.
+
+    Example:
+        %rows = mem.read %m : bf16[B, S@m, 576]
+    """
+
+    memory = memory("*")
+    out = result()
+    field = defaulted(STR, "x")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        kept = self.memory.memory
+        shape = next((each.shape for each in kept.fields if each.name == self.field), None)
+        if shape is None:
+            fix = f"one of {', '.join(each.name for each in kept.fields)}"
+            raise OpRuleError(op=self.label, problem=f"rows have no field {self.field!r}", fix=fix)
+        return (TensorType(kept.dtype, (B, rows_of(self.memory.name), *shape)),)
+
+    def cost(self, at: Sizes) -> Cost:
+        return Cost(cache_read=self.out.tensor.nbytes(at), activations=self.activation_bytes(at))
+
+    def reference(self, run: Run, rows: Rows) -> Tensor:
+        return rows.fields[self.field]
+
+
+@op("mem.pos")
+class RowPositions(MemoryOp):
+    """Give the positions of a memory's rows, for what depends on where a row stands.
+
+    Example:
+        %pos = mem.pos %m : i64[B, S@m]
+    """
+
+    memory = memory("*")
+    out = result()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("i64", (B, rows_of(self.memory.name))),)
+
+    def reference(self, run: Run, rows: Rows) -> Tensor:
+        return rows.pos
+
+
+@op("mem.view")
+class ViewRows(MemoryOp):
+    """Make keys and values along a memory's rows a memory that can be attended to. It is no state: nothing is kept.
+
+    Example:
+        %kv = mem.view %m, %k, %v : memory<bf16; k [16, 192], v [16, 128]>
+    """
+
+    memory = memory("*")
+    k = operand("B T Hkv D", dtype="float")
+    v = operand("B T Hkv Dv", dtype="k")
+    out = result()
+
+    def verify(self, dim: Dims) -> None:
+        super().verify(dim)
+        rows = rows_of(self.memory.name)
+        if dim["T"] != rows:
+            raise MemoryRuleError(op=self.label, first=rows, second=dim["T"])
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        heads = dim.size("Hkv")
+        fields = Field("k", (heads, dim.size("D"))), Field("v", (heads, dim.size("Dv")))
+        return (MemoryType(self.k.tensor.dtype, fields, self.memory.memory.window),)
+
+    def cost(self, at: Sizes) -> Cost:
+        return Cost()
+
+    def reference(self, run: Run, rows: Rows, k: Tensor, v: Tensor) -> Rows:
+        from regraft.ir.interpret import Rows
+
+        return Rows({"k": k, "v": v}, rows.pos, rows.valid)

@@ -1,0 +1,80 @@
+"""``weight`` ops over tensors as checkpoints pack them: quantised blocks, and heads that are interleaved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import INT, INTS, STR
+from regraft.ir.errors.graph import OpRuleError
+from regraft.ir.op import Dims, attribute, op, operand, result
+from regraft.ir.ops.weight import WeightOp
+from regraft.ir.source import torch_dtype
+from regraft.ir.types import FLOATS as FLOAT_TYPES
+from regraft.ir.types import TensorType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Run
+
+
+@op("weight.dequantize")
+class Dequantize(WeightOp):
+    """Multiply each block of the last two axes by its scale; blocks at the edges may be smaller.
+
+    Example:
+        %w = weight.dequantize %packed, %scales {block = [128, 128], dtype = "bf16"} : bf16[1536, 7168]
+    """
+
+    x = operand("... O I")
+    scale = operand("... P J", dtype="float")
+    out = result()
+    block = attribute(INTS)
+    dtype = attribute(STR, choices=FLOAT_TYPES)
+
+    def verify(self, dim: Dims) -> None:
+        if len(self.block) != 2 or min(self.block) < 1:
+            raise OpRuleError(op=self.label, problem=f"block {list(self.block)}", fix="rows and columns of a block")
+        sizes = dim.size("O"), dim.size("I")
+        blocks = tuple(-(-size // side) for size, side in zip(sizes, self.block, strict=True))
+        if blocks != (dim["P"], dim["J"]):
+            problem = f"{self.scale.tensor} scales for {self.x.tensor} in blocks of {list(self.block)}"
+            raise OpRuleError(op=self.label, problem=problem, fix=f"{blocks[0]} by {blocks[1]} scales")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType(self.dtype, self.x.tensor.shape),)
+
+    def reference(self, run: Run, x: Tensor, scale: Tensor) -> Tensor:
+        rows, columns = x.shape[-2:]
+        wide = scale.float().repeat_interleave(self.block[0], -2).repeat_interleave(self.block[1], -1)
+        return (x.float() * wide[..., :rows, :columns]).to(torch_dtype(self.dtype))
+
+
+@op("weight.slice_each")
+class SliceEach(WeightOp):
+    """Take the rows from ``start`` up to ``stop`` of each of ``parts`` equal parts of the first axis, such as heads.
+
+    Example:
+        %uk = weight.slice_each %kv {parts = 16, start = 0, stop = 128} : bf16[2048, 512]
+    """
+
+    x = operand("...")
+    out = result()
+    parts = attribute(INT)
+    start = attribute(INT)
+    stop = attribute(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        sizes = self.x.tensor.sizes
+        if not sizes or self.parts < 1 or sizes[0] % self.parts:
+            raise OpRuleError(
+                op=self.label, problem=f"{self.x.tensor} in {self.parts} parts", fix="parts must divide the first axis"
+            )
+        rows = sizes[0] // self.parts
+        if not 0 <= self.start < self.stop <= rows:
+            problem = f"rows {self.start} to {self.stop} of {rows}"
+            raise OpRuleError(op=self.label, problem=problem, fix=f"0 <= start < stop <= {rows}")
+        return (self.x.tensor.with_shape(self.parts * (self.stop - self.start), *sizes[1:]),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x.unflatten(0, (self.parts, -1))[:, self.start : self.stop].flatten(0, 1)
