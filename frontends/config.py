@@ -77,6 +77,21 @@ class Given:
         return text.count("\n", 0, place) + 1
 
 
+def text_config(given: Given) -> Given:
+    """Return the config of the text decoder in a multimodal one; what both say stands in the inner one.
+
+    Raises:
+        KeyTypeError: ``text_config`` is no object.
+    """
+    if not isinstance(given.values["text_config"], dict):
+        found = show(given.values["text_config"])
+        raise KeyTypeError(key="text_config", found=found, expected="an object", where=given.where("text_config"))
+    inner = given.nested("text_config")
+    common = ("tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config")
+    outer = {name: given.values[name] for name in common if name in given.values}
+    return Given({**outer, **inner.values}, inner.path, inner.prefix)
+
+
 class Key(Generic[T]):
     """A key that a family reads.
 
@@ -230,6 +245,13 @@ def optional_integer(
 def number(default: float, *, low: float = 0.0, high: float = math.inf, names: Sequence[str] = ()) -> Key[float]:
     """Declare a finite number; an integer is one too."""
     return Key("a number", _float, default, low=low, high=high, names=names)
+
+
+def optional_number(
+    default: float | None, *, low: float = 1e-9, high: float = math.inf, names: Sequence[str] = ()
+) -> Key[float | None]:
+    """Declare a finite number that may be null."""
+    return Key[float | None]("a number or null", _float, default, null=(None,), low=low, high=high, names=names)
 
 
 def boolean(default: bool, *, names: Sequence[str] = ()) -> Key[bool]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from regraft.frontends.blocks import Attention, Block, ModelBuilder, RMSNorm
 from regraft.frontends.config import (
+    INERT,
     MAX_CONTEXT,
     MAX_HEAD_WIDTH,
     MAX_HEADS,
@@ -23,13 +25,15 @@ from regraft.frontends.config import (
     number,
     optional_integer,
     table,
+    text_config,
     token_ids,
 )
 from regraft.frontends.rope import Rope, read_rope
+from regraft.frontends.tensors import Tensors
 from regraft.ir.builder import Builder
 from regraft.ir.memory import infer_windows
 from regraft.ir.op import Value
-from regraft.ir.ops.core import Embed, Linear
+from regraft.ir.ops.core import Embed, Linear, Scale, Softcap
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -56,8 +60,17 @@ class Decoder(Config):
 
     model_types: ClassVar[Sequence[str]]
     architectures: ClassVar[Sequence[str]]
-    prefix: ClassVar[str] = "model"
+    prefixes: ClassVar[Sequence[str]] = ("model",)  # what tensors' names start with; the last one in multimodal files
+    towers: ClassVar[Mapping[str, tuple[str, str]]] = {}  # what is left out: its tensors' prefix, its key, its name
+    wrapper: ClassVar[Sequence[str]] = ()  # keys beside text_config
+    rope_inert: ClassVar[Sequence[str]] = ()
     theta: ClassVar[float] = 10000.0
+    embedding: ClassVar[str] = "embed_tokens.weight"
+    last_norm: ClassVar[str] = "norm"
+    head: ClassVar[str] = "lm_head.weight"
+    embedding_scale: float = 1.0  # multiplies the embedding's rows, rounded to their element type
+    logit_scale: float = 1.0  # multiplies the logits
+    logit_cap: float = 0.0  # bounds them; 0 for not
 
     vocab_size = integer(32000, high=MAX_VOCABULARY)
     hidden_size = integer(4096)
@@ -80,6 +93,15 @@ class Decoder(Config):
     add_cross_attention = fixed(False)
     cross_attention_hidden_size = fixed(None)
     pruned_heads = fixed({})
+
+    def __init__(self, given: Given, allow: Iterable[str] = (), *, strict: bool = True) -> None:
+        self.outer = given if self.towers and "text_config" in given.values else None
+        super().__init__(given if self.outer is None else text_config(given), allow, strict=strict)
+        self.prefix = self.prefixes[-1 if self.outer else 0]
+        known = INERT.union(self.wrapper, type(self).keys(), (key for key, _ in self.towers.values()))
+        for name, value in self.outer.values.items() if self.outer else ():
+            if name not in known and name != "text_config" and value is not None:
+                self.stranger(given, name, [*self.wrapper, "text_config"])
 
     def check(self) -> None:
         """Check that heads, widths and the rope's keys agree."""
@@ -128,9 +150,30 @@ class Decoder(Config):
             theta=self.rope_theta or self.theta,
             context=self.max_position_embeddings,
             width=self.head_width,
+            allow=self.allow.union(f"{self.rope_keys().prefix}{name}" for name in self.rope_inert),
+            unknown=self,
+            partial=self.rotary_part,
+        )
+
+    def rope_of(self, layer_type: str, *, width: int = 0, theta: float = 0.0) -> Rope:
+        """Return how a type of layers turns, where the rope's keys stand by type; ``theta`` if they do not give it."""
+        given = self.rope_keys()
+        if isinstance(given.values.get(layer_type), dict):
+            given = given.nested(layer_type)
+        return read_rope(
+            given,
+            theta=self.rope_theta or theta or self.theta,
+            context=self.max_position_embeddings,
+            width=width or self.head_width,
             allow=self.allow,
             unknown=self,
+            partial=self.rotary_part,
         )
+
+    @property
+    def rotary_part(self) -> float | None:
+        """The part of a head's channels that turns where the rope's keys do not say; None where all must."""
+        return None
 
     def rope_keys(self) -> Given:
         """Return the rope's own keys, under whatever name they stand."""
@@ -183,33 +226,74 @@ class Decoder(Config):
             **facts,
         }
         tokens, pos = b.tokens()
-        embedding, head = f"{self.prefix}.embed_tokens.weight", "lm_head.weight"
+        embedding, head = self.embedding_name, self.head
         if tied and b.tensors.has(embedding) is False and b.tensors.has(head):
             embedding = head
-        x = b(Embed, "embed", tokens, b.weight(embedding, self.vocab_size, self.hidden_size))
+        x = self.embed(b, tokens, b.weight(embedding, self.vocab_size, self.hidden_size))
         x = self.layers(b, x, pos)
-        x = self.norm.build(b, "norm", x, f"{self.prefix}.norm")
+        x = self.norm.build(b, "norm", x, f"{self.prefix}.{self.last_norm}")
         weight = b.weight(embedding if tied else head, self.vocab_size, self.hidden_size)
-        graph.set_outputs([b(Linear, "logits", x, weight)])
+        graph.set_outputs([self.logits(b, x, weight)])
         infer_windows(graph)
+
+    @property
+    def embedding_name(self) -> str:
+        """The embedding table's name in the checkpoint."""
+        return f"{self.prefix}.{self.embedding}"
+
+    def embed(self, b: ModelBuilder, tokens: Value, table: Value) -> Value:
+        """Return the stream before the layers."""
+        if self.embedding_scale == 1.0:
+            return b(Embed, "embed", tokens, table)
+        factor = rounded(self.embedding_scale, table.tensor.dtype)
+        return b(Scale, "embed", b(Embed, "rows", tokens, table), factor=factor)
+
+    def logits(self, b: ModelBuilder, x: Value, weight: Value) -> Value:
+        """Return the logits of the normed last stream."""
+        scaled, capped = self.logit_scale != 1.0, self.logit_cap > 0
+        y = b(Linear, "head" if scaled or capped else "logits", x, weight)
+        if scaled:
+            y = b(Scale, "scaled" if capped else "logits", y, factor=self.logit_scale)
+        return b(Softcap, "logits", y, cap=self.logit_cap) if capped else y
 
     def layers(self, b: ModelBuilder, x: Value, pos: Value) -> Value:
         """Add the layers, each kind built once, and return the stream after the last."""
         for layer in range(self.num_hidden_layers):
             block = self.block(layer)
-            (x,) = b.layer(layer, (block, b.tensors.layer(layer)), [x], self._body(block, pos))
+            inputs = [x, *self.layer_inputs(b, layer)]
+            (x,) = b.layer(layer, (block, b.tensors.layer(layer)), inputs, self._body(block, pos))
         return x
+
+    def layer_inputs(self, b: ModelBuilder, layer: int) -> Sequence[Value]:
+        """Return what a layer is given beside the stream; its block's ``build`` takes it after the module's name."""
+        return ()
 
     def _body(self, block: Block, pos: Value) -> Body:
         def body(b: Builder, layer: int, inputs: Sequence[Value]) -> Sequence[Value]:
             assert isinstance(b, ModelBuilder)
-            return [block.build(b, inputs[0], pos, f"{self.prefix}.layers.{layer}")]
+            return [block.build(b, inputs[0], pos, f"{self.prefix}.layers.{layer}", *inputs[1:])]
 
         return body
 
+    def locate(self, tensors: Tensors) -> None:
+        """Note under which name the model stands in a checkpoint."""
+        found = (prefix for prefix in self.prefixes if tensors.has(f"{prefix}.{self.embedding}"))
+        self.prefix = next(found, self.prefix)
+
+    def left_out(self, tensors: Iterable[str]) -> str | None:
+        """Return a line that says what the config or the names of its tensors have beside the text decoder."""
+        keys = {**(self.outer.values if self.outer else {}), **self.given.values}
+        names = [name for name in tensors if name.startswith(tuple(self.towers))]
+        parts = [
+            words
+            for prefix, (key, words) in self.towers.items()
+            if keys.get(key) or any(name.startswith(prefix) for name in names)
+        ]
+        return f"left out: {' and '.join(parts)}; the text decoder is lifted" if parts else None
+
     def inert_tensor(self, name: str) -> bool:
         """Return whether a checkpoint may hold a tensor of this name though the model does not read it."""
-        return _INERT_TENSORS.search(name) is not None
+        return _INERT_TENSORS.search(name) is not None or name.startswith(tuple(self.towers))
 
     # -- the small twin
 
@@ -235,7 +319,11 @@ class Decoder(Config):
             plain = self.head_dim * heads == self.hidden_size
             small["head_dim"] = 16 if plain else 24
         config = {name: value for name, value in self.given.values.items() if name != "torch_dtype"}
-        return config | small | self._twin_rope() | self.per_layer(layers)
+        config |= small | self._twin_rope() | self.per_layer(layers)
+        if self.outer is None:
+            return config
+        gone = {"text_config", *(key for key, _ in self.towers.values())}
+        return {name: value for name, value in self.outer.values.items() if name not in gone} | {"text_config": config}
 
     def twin_layers(self) -> list[int]:
         """Return the layers that the twin keeps: the first two of each kind, in order."""
@@ -251,7 +339,30 @@ class Decoder(Config):
     def _twin_rope(self) -> dict[str, object]:
         """Return the rope's keys with an original context so short that scaling shows."""
         given = self.rope_keys()
+        key = given.prefix.rstrip(".").rpartition(".")[2]
+        by_type: dict[str, object] = {
+            name: _shortened(keys) for name, keys in given.values.items() if isinstance(keys, dict)
+        }
+        if by_type:
+            return {key: {**given.values, **by_type}}
         if "original_max_position_embeddings" not in given.values and self.rope.original is None:
             return {}
-        key = given.prefix.rstrip(".")
         return {key: {**given.values, "original_max_position_embeddings": 64}}
+
+
+def _shortened(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a rope's keys with a short original context where they give one."""
+    name = "original_max_position_embeddings"
+    return {**keys, name: 64} if name in keys else dict(keys)
+
+
+def rounded(value: float, dtype: str) -> float:
+    """Return a number as an element type has it: to nearest, ties to even."""
+    if dtype == "f64":
+        return value
+    if dtype == "f16":
+        return struct.unpack("e", struct.pack("e", value))[0]
+    (bits,) = struct.unpack("I", struct.pack("f", value))
+    if dtype == "bf16":
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return struct.unpack("f", struct.pack("I", bits))[0]

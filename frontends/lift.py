@@ -26,7 +26,6 @@ from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorInfo
 
 REGRAFT = "regraft"  # the model_type of a folder that no other program can load
-HEAD = "lm_head.weight"
 _BLOCK = 1 << 20
 _MAX_GRAPH = 64 << 20  # bytes of graph.rg: depth is folded, so a real one has kilobytes
 _NOT_IN_NAMES = re.compile(r"[^\w.\-]+")
@@ -74,7 +73,10 @@ def lift(folder: ModelFolder, allow_keys: Iterable[str] = (), strict: bool = Tru
     config = family_of(given)(given, allow_keys, strict=strict)
     warnings += [f"{error.text} (--allow-key {error.fields['key']})" for error in config.unknown]
     checkpoint = _checkpoint(folder, strict, warnings)
+    if line := config.left_out(checkpoint.names() if checkpoint else ()):
+        warnings.append(line)
     tensors = Stored(checkpoint, config.dtype) if checkpoint else Declared(config.dtype)
+    config.locate(tensors)
     tied = config.tie_word_embeddings and not (checkpoint and _untied(config, checkpoint, tensors, warnings))
     graph = lift_config(config, tensors, _name(folder.name), tied=tied, facts=_facts(folder))
     if checkpoint is not None:
@@ -92,6 +94,7 @@ def lift_config(
 ) -> Graph:
     """Return the graph of a config that was read, over ``tensors``."""
     graph = Graph(name)
+    config.locate(tensors)
     tied = config.tie_word_embeddings if tied is None else tied
     config.build(ModelBuilder(graph, tensors), name, tied=tied, facts=facts or {})
     return graph
@@ -154,7 +157,7 @@ def _check(graph: Graph, checkpoint: Checkpoint, config: Decoder, strict: bool, 
         if isinstance(op, LoadEach):
             _same_dtype(op, checkpoint)
     if graph.meta["tied"]:
-        known.add(HEAD)
+        known.add(config.head)
     strangers = [name for name in checkpoint.names() if name not in known and not config.inert_tensor(name)]
     if not strangers:
         return
@@ -176,11 +179,11 @@ def _same_dtype(op: LoadEach, checkpoint: Checkpoint) -> None:
 
 def _untied(config: Decoder, checkpoint: Checkpoint, tensors: Tensors, warnings: list[str]) -> bool:
     """Return whether a checkpoint holds a head of its own though the config ties it, as transformers decides it."""
-    embedding = f"{config.prefix}.embed_tokens.weight"
-    if not (tensors.has(HEAD) and tensors.has(embedding)) or _equal(checkpoint, HEAD, embedding):
+    embedding, head = config.embedding_name, config.head
+    if not (tensors.has(head) and tensors.has(embedding)) or _equal(checkpoint, head, embedding):
         return False
     warnings.append(
-        f"tie_word_embeddings is true, and the checkpoint's {HEAD} differs from {embedding}: it is used, untied"
+        f"tie_word_embeddings is true, and the checkpoint's {head} differs from {embedding}: it is used, untied"
     )
     return True
 

@@ -10,9 +10,10 @@ from typing import ClassVar
 from regraft.frontends.config import MAX_CONTEXT, Config, Given, boolean, choice, number, optional_integer
 
 _THETA = 1e12  # the largest base that makes sense
-_TYPES = ("default", "linear", "llama3", "yarn")
+_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
 _READ = {  # what each type reads beside its base
     "default": (),
+    "proportional": (),
     "linear": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     "yarn": (
@@ -43,6 +44,7 @@ class Rope:
     high: float = 4.0
     truncate: bool = True
     amplitude: float = 1.0
+    pairs: int | None = None
 
     @property
     def attributes(self) -> Mapping[str, object]:
@@ -57,7 +59,7 @@ class _Table(Config):
 
     rope_type = choice("default", {name: name for name in _TYPES}, names=("type",))
     rope_theta = number(0.0, low=1.0, high=_THETA)
-    partial_rotary_factor = number(1.0, low=0.0, high=1.0)
+    partial_rotary_factor = number(0.0, low=1e-6, high=1.0)
     factor = number(0.0, low=1.0, high=1e6)
     original_max_position_embeddings = optional_integer(None, high=MAX_CONTEXT)
     low_freq_factor = number(0.0, low=1e-6, high=1e6)
@@ -105,7 +107,7 @@ def read_rope(
     width: int,
     allow: Iterable[str],
     unknown: Config,
-    partial: bool = False,
+    partial: float | None = None,
 ) -> Rope:
     """Return how heads rotate.
 
@@ -116,15 +118,17 @@ def read_rope(
         width: Channels of a head.
         allow: Keys to accept unread.
         unknown: The config that refuses or notes unknown keys.
-        partial: Whether the family can rotate a part of the channels.
+        partial: The part of the channels that rotates where the keys do not say; None for a family that rotates all.
 
     Raises:
         ConfigError: A value is not supported or does not fit the others.
     """
     table = _Table(given, allow, strict=unknown.strict)
     unknown.unknown += table.unknown
-    channels = int(width * table.partial_rotary_factor)
-    if channels != width and not partial:
+    if table.rope_type == "proportional":
+        return Rope(table.rope_theta or theta, width, pairs=int((table.partial_rotary_factor or 1.0) * width // 2))
+    channels = int(width * (table.partial_rotary_factor or partial or 1.0))
+    if channels != width and partial is None:
         raise table.unsupported("partial_rotary_factor", "1.0")
     base = table.rope_theta or theta
     if table.rope_type == "default":
