@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
     from regraft.views.table import Block
 
 Progress = Callable[[int, int, str], None]
 
 BAR_AFTER = 2.0  # seconds: shorter work shows no bar
+DESCRIPTION = 40  # characters of what is being done, the last ones
 
 
 @dataclass
@@ -109,27 +112,25 @@ def _plain(value: Any) -> Any:
 
 
 class _Bar:
-    """A progress bar on stderr, made when it is due."""
+    """A progress bar on stderr, made when it is due: one line, whatever the work's parts are called."""
 
     def __init__(self, colour: bool) -> None:
         self._colour = colour
         self._began = time.monotonic()
-        self._bar: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._bar: RichProgress | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
         if self._bar is None and time.monotonic() - self._began < BAR_AFTER:
             return
         bar = self._bar or self._start()
-        if what not in self._tasks:
-            self._tasks[what] = bar.add_task(what, total=total)
-        bar.update(self._tasks[what], completed=done, total=total)
+        bar.update(bar.task_ids[0], completed=done, total=total, description=what[-DESCRIPTION:])
 
-    def _start(self) -> Any:
+    def _start(self) -> RichProgress:
         from rich.console import Console
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(console=Console(stderr=True, no_color=not self._colour), transient=True)
+        self._bar.add_task("", total=None)
         self._bar.start()
         return self._bar
 
