@@ -29,6 +29,7 @@ class Class:
     name: str
     doc: tuple[str, ...]
     keeps: str
+    takes: str
     setup: tuple[str, ...]
     signature: str
     lines: tuple[str, ...]
@@ -158,10 +159,20 @@ class TorchTarget:
             name=self.classes[kind.name],
             doc=self._doc(kind),
             keeps=_keeps(self.wiring.memories(kind)),
+            takes=self._takes(kind),
             setup=tuple(self._setup(written.body, self.wiring.index[kind.layers[0].number], kind.layers[0])),
             signature=_signature("forward", arguments, gives),
             lines=tuple(written.body.lines),
         )
+
+    def _takes(self, kind: Kind) -> str:
+        """Return the table of the arguments' forms."""
+        written, layer = self.blocks[kind.name], kind.layers[0]
+        types = [layer.inputs[feed.place].type for feed in written.feeds]
+        forms = [str(len(type.fields)) if isinstance(type, MemoryType) else "0" for type in types]
+        forms += ["2" if name in self.shared.ropes.values() else "View" for name in written.body.used]
+        forms += [str(len(op.results[0].memory.fields)) for op in written.body.pasts]
+        return f"({', '.join(forms)}{',' if len(forms) == 1 else ''})"
 
     def _doc(self, kind: Kind) -> tuple[str, ...]:
         layer = kind.layers[0]
@@ -359,9 +370,10 @@ class TorchTarget:
             header=[(key, comment(text)) for key, text in self.header],
             title=comment(self.title),
             helpers={name: sorted(flags) for name, flags in self.shared.helpers.items()},
-            scalings={key[2] for key in self.shared.ropes},
+            scalings={key[3] for key in self.shared.ropes},
             turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),
-            ropes=[(name, _angles(key), key[-1]) for key, name in self.shared.ropes.items()],
+            ropes=[(name, _angles(key), _turn(key), key[-1]) for key, name in self.shared.ropes.items()],
+            rotaries={_turn(key) for key in self.shared.ropes},
             views=[(name, kept, window) for (kept, window), name in self.shared.views.items()],
             windowed=any(window is not None for window in kept) or any(w is not None for _, w in self.shared.views),
             narrower=any(kept != window for kept, window in self.shared.views),
@@ -421,7 +433,7 @@ def _head_list(heads: tuple[int, ...]) -> str:
 
 def _angles(key: tuple[object, ...]) -> str:
     """Return the expression of a rotation's angles, given its parameters."""
-    base, channels, scaling, *scaled, _ = key
+    base, channels, _, scaling, *scaled, _ = key
     plain = f"frequencies({base!r}, {channels!r})"
     match scaling:
         case "linear":
@@ -434,6 +446,11 @@ def _angles(key: tuple[object, ...]) -> str:
             return f"yarn({plain}, {base!r}, {factor!r}, {original!r}, {low!r}, {high!r}, {truncate!r})"
         case _:
             return plain
+
+
+def _turn(key: tuple[object, ...]) -> str:
+    """Return the function that makes cosine and sine in a rotation's layout."""
+    return "rotary" if key[2] == "halves" else "rotary_pairs"
 
 
 def _signature(name: str, arguments: list[str], gives: str) -> str:
