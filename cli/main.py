@@ -72,9 +72,8 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Commands, epilog=EPILOG, params=loudness(), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="regraft", message="%(prog)s %(version)s")
-@loudness
 @click.pass_context
 def regraft(ctx: click.Context, quiet: bool, verbose: int, no_color: bool) -> None:
     """Lift a language model into a graph, rewrite graph and weights, emit programs that run alone."""

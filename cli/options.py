@@ -45,14 +45,13 @@ class Sizes(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys(Size().convert(part, param, ctx) for part in str(value).split(",")))
 
 
-def loudness(command: F) -> F:
-    """Add ``-q``, ``-v`` and ``--no-color``, which stand before or after the command's name."""
-    options = (
-        click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
-        click.option("-v", "--verbose", count=True, help="Say what is done."),
-        click.option("--no-color", is_flag=True, help="No colour; so does NO_COLOR in the environment."),
-    )
-    return functools.reduce(lambda made, option: option(made), reversed(options), command)
+def loudness() -> list[click.Parameter]:
+    """Return ``-q``, ``-v`` and ``--no-color``, which stand before or after the command's name."""
+    return [
+        click.Option(["-q", "--quiet"], is_flag=True, help="Only results and errors."),
+        click.Option(["-v", "--verbose"], count=True, help="Say what is done."),
+        click.Option(["--no-color"], is_flag=True, help="No colour; so does NO_COLOR in the environment."),
+    ]
 
 
 def command(name: str, *, report: bool = True, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
@@ -67,10 +66,11 @@ def command(name: str, *, report: bool = True, **settings: Any) -> Callable[[Cal
             session.hush_libraries()
             function(session, **rest)
 
-        wrapped = loudness(run)
+        made = click.command(name, context_settings={"help_option_names": ["-h", "--help"]}, **settings)(run)
         if report:
-            wrapped = click.option("--json", is_flag=True, help="JSON on stdout, with a schema field.")(wrapped)
-        return click.command(name, context_settings={"help_option_names": ["-h", "--help"]}, **settings)(wrapped)
+            made.params.append(click.Option(["--json"], is_flag=True, help="JSON on stdout, with a schema field."))
+        made.params += loudness()
+        return made
 
     return declare
 
