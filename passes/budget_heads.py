@@ -27,6 +27,7 @@ from regraft.passes.base import (
     BOOL,
     Constraints,
     Measurements,
+    Note,
     OptionKind,
     Pass,
     Preserves,
@@ -361,13 +362,16 @@ class BudgetHeads(Pass):
         edit = Editor(graph)
         found = attentions(graph)
         memories = {found[layer].memory: layer for layer in self.keep}
-        dropped: dict[int | None, str] = {
-            layer: drop_unread_kv_heads(graph, edit, memory) for memory, layer in memories.items()
-        }
-        notes = [
-            replace(note, text=f"{note.text}; {dropped[note.layer]}") if dropped.get(note.layer) else note
-            for note in report.notes
-        ]
+        dropped = {layer: drop_unread_kv_heads(graph, edit, memory) for memory, layer in memories.items()}
+
+        def completed(note: Note) -> Note:
+            if not note.applied or note.layer is None:
+                return note
+            head_map = "" if self.assumed or found[note.layer].attend.head_map is None else "head map explicit"
+            extra = [each for each in (head_map, dropped.get(note.layer)) if each]
+            return replace(note, text="; ".join([note.text, *extra]))
+
+        notes = [completed(note) for note in report.notes]
         return Report(tuple(notes))
 
 
@@ -435,8 +439,6 @@ class _CutHeads(Rule[Attend, _Site]):
         done = f"keeps query heads {ranges(sorted(order))} of {heads}"
         if self.options.assumed:
             done = f"keeps {len(order)} of {heads} query heads, decided at apply by {self.options.score}"
-        elif head_map is not None:
-            done += ", head map explicit"
         return f"{done}, {fitted}" if fitted else done
 
     def _cut_output(self, site: _Site, heads: int, edit: Editor) -> str:

@@ -55,6 +55,17 @@ def test_silent_heads_are_found_and_cut_exactly(decoder: Any, fields: dict[str, 
     assert cache_bytes(result.graph, 24) == cache_bytes(model.graph, 24)
 
 
+def test_reports_say_what_became_of_each_layer(decoder: Any) -> None:
+    result = run_pipeline(
+        decoder().graph, parse_pipeline("budget-heads{keep={0: [0, 1, 3], 1: [2, 3], 2: [0, 3]}, refit=false}")
+    )
+    assert [str(note) for note in result.steps[0].report.notes] == [
+        "layer 0: keeps query heads 0..1, 3 of 4; head map explicit",
+        "layer 1: keeps query heads 2..3 of 4; KV head 0 of %layers.1.attn.memory dropped",
+        "layer 2: keeps query heads 0, 3 of 4",
+    ]
+
+
 def test_a_group_without_heads_takes_its_keys_and_values_along(decoder: Any) -> None:
     model = decoder()
     silence(model, 1, 0, 1)

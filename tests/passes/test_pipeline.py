@@ -48,6 +48,20 @@ def test_a_recipe_on_every_family(name: str) -> None:
     assert {2 * heads for heads in cut} == whole
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_refits_on_every_family(name: str) -> None:
+    graph = lift(f"builtin:{name}").graph
+    result = run_pipeline(graph, parse_pipeline("share-kv{groups=2},budget-heads{heads=0.75}"), assume=True)
+    share, budget = result.steps
+    assert {note.text.partition(",")[2].strip() for note in share.report.applied} == {
+        "queries turned to its keys, output projection refitted (drift, ridge 0.0001)"
+    }
+    assert len(share.report.applied) == graph.layer_count() // 2
+    assert len(budget.report.applied) == graph.layer_count()
+    assert not budget.report.refused
+    assert parse_graph(print_graph(result.graph)).equals(result.graph)
+
+
 def test_the_plan_as_data() -> None:
     graph = lift("builtin:Qwen3-0.6B").graph
     recipe = parse_pipeline("share-kv{groups=4},budget-heads{heads=12},calibration{text=builtin:sample, tokens=4096}")
