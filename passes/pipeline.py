@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -159,6 +160,7 @@ def _step(
         by, option = decided.open_choice
         raise UndecidedError(owner=step.name, by=by, option=option, where=step.place())
     explicit = decided.assume(work) if decided.needs_data else decided
+    given = {op for op in work.ops if isinstance(op, Moment)}  # of a graph that was fitted before: their graph is gone
     try:
         report = explicit.rewrite(work)
         work.drop_dead()
@@ -167,15 +169,13 @@ def _step(
     except RegraftError as error:
         error.notes.append(f"broken by: {place}")
         raise
-    _check_targets(work, original, step)
+    _check_targets([op for op in work.ops if isinstance(op, Moment) and op not in given], original, step)
     return decided, report
 
 
-def _check_targets(graph: Graph, original: Graph, step: Pass) -> None:
-    """Check that statistics of the original name edges that it has, as wide as they are thought to be."""
-    for op in graph.ops:
-        if not isinstance(op, Moment):
-            continue
+def _check_targets(moments: Sequence[Moment], original: Graph, step: Pass) -> None:
+    """Check that new statistics of the original name edges that it has, as wide as they are thought to be."""
+    for op in moments:
         for name, wanted in ((op.source_a, op.rows), (op.source_b, op.columns)):
             if name is None:
                 continue
