@@ -1,0 +1,58 @@
+"""`verify`: equal things pass, changed ones fail, and no model folder's code is run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from regraft.api import build, twin
+from regraft.ir.errors.program import IncomparableError, NotAPackageError
+from regraft.programs import is_package, load_program
+from regraft.verifying import verify
+
+
+@pytest.fixture
+def package(tiny: Path, tmp_path: Path) -> Path:
+    return build(tiny, tmp_path / "pkg")
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen3", "tiny-llama"])
+def test_the_shipped_models_equal_transformers(tiny: Path, name: str) -> None:
+    report = verify(tiny.parent / name, against="transformers")
+    assert report.passed
+    assert [check.name for check in report.checks[-2:]] == ["prefill = transformers", "decode = transformers"]
+
+
+def test_a_package_equals_its_model(tiny: Path, package: Path) -> None:
+    report = verify(package, against=tiny)
+    assert report.passed
+    assert len(report.checks) == 6
+
+
+def test_a_package_whose_weights_changed_differs(tiny: Path, package: Path) -> None:
+    weights = load_file(package / "model.safetensors")
+    name = next(name for name in weights if "down_proj" in name)
+    weights[name] *= 1.01
+    save_file(weights, package / "model.safetensors")
+    report = verify(package, against=tiny)
+    assert not report.passed
+    assert {check.name: check.passed for check in report.checks}["one token at a time = prefill"]
+
+
+def test_another_vocabulary_cannot_be_compared(tiny: Path, tmp_path: Path) -> None:
+    twin("builtin:Llama-3.2-1B", tmp_path / "twin")
+    with pytest.raises(IncomparableError, match="1024"):
+        verify(tiny, against=tmp_path / "twin")
+
+
+def test_code_in_a_model_folder_is_not_run(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    (folder / "model.py").write_text("raise SystemExit('this ran')\n")
+    assert not is_package(folder)
+    assert verify(folder).passed
+    with pytest.raises(NotAPackageError):
+        load_program(folder)
