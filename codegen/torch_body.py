@@ -16,10 +16,11 @@ _LONGEST = 64  # characters of an expression that is written into another one
 
 # Names that the emitted file gives to other things, and those of the function around the layers.
 _GLOBALS = """
-    annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View rms_norm
-    rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide frequencies llama3 yarn rotary rotary_pairs rotate rotate_pairs bias
-    view keep by_head attend route route_normalized mix_experts gelu_tanh last_rows new_memories Cache Model load KINDS
-    self
+    annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View
+    rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide frequencies llama3 yarn rotary
+    rotary_pairs rotate rotate_pairs bias view keep by_head attend route route_normalized mix_experts gelu_tanh
+    attend_by_scores softmax route_by quick_gelu
+    last_rows new_memories Cache Model load KINDS self
 """
 _RUN = "tokens pos memory start count pasts context alone dtype last i layer"
 GLOBALS = frozenset(_GLOBALS.split())
@@ -49,7 +50,7 @@ class Shared:
     def rope(self, op: Rope) -> str:
         """Return the name of a rotation's cosine and sine; rotations with equal parameters share them."""
         scaled = (op.factor, op.original, op.low, op.high, op.truncate) if op.scaling != "none" else ()
-        key = (op.base, op.channels, op.layout, op.scaling, *scaled, op.amplitude)
+        key = (op.base, op.channels, op.layout, op.scaling, *scaled, op.pairs, op.amplitude)
         if key not in self.ropes:
             self.ropes[key] = self._names.give(key, "rope")
         return self.ropes[key]

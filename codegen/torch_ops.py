@@ -16,6 +16,7 @@ from regraft.ir.ops.core import (
     Concat,
     Embed,
     Flatten,
+    Gain,
     Linear,
     Mul,
     Norm,
@@ -112,6 +113,10 @@ def _mul(op: Mul, at: Scope) -> Code:
     return Code(f"{at.of(op.a).within(PRODUCT)} * {at.of(op.b).within(ATOM)}", PRODUCT)
 
 
+def _gain(op: Gain, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(PRODUCT)} * {at.of(op.by).within(ATOM)}", PRODUCT)
+
+
 def _scale(op: Scale, at: Scope) -> Code:
     return Code(f"{at.of(op.x).within(PRODUCT)} * {literal(op.factor)}", PRODUCT)
 
@@ -128,6 +133,8 @@ ACTIVATIONS: Mapping[str, str] = {
 
 
 def _activation(op: Activation, at: Scope) -> Code:
+    if op.kind == "quick_gelu":
+        return Code(f"{at.helper('quick_gelu')}({at.of(op.x).text})")
     return Code(ACTIVATIONS[op.kind].format(at.of(op.x).text))
 
 
@@ -183,20 +190,47 @@ def _attend(op: Attend, at: Scope) -> Code:
     if op.head_map is not None:
         memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
     view = at.view(op.memory.memory.window, op.window)
+    if op.sink is not None or op.softcap is not None:
+        more = ([] if op.sink is None else [f"sink={at.of(op.sink).text}"]) + (
+            [] if op.softcap is None else [f"cap={literal(op.softcap)}"]
+        )
+        values = [at.of(op.q).text, memory, view, literal(op.scale), *more]
+        return Code(f"{at.helper('attend_by_scores')}({', '.join(values)})")
     return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
 
 
 def _route(op: Route, at: Scope) -> Code:
+    plain = op.bias is None and op.gain is None and op.score == "softmax" and op.scale == 1.0 and not op.eps
+    if not plain or op.groups > 1:
+        return _route_by(op, at)
     name = at.helper("route_normalized" if op.normalize else "route")
     return Code(f"{name}({at.of(op.logits).text}, {op.chosen})")
+
+
+def _route_by(op: Route, at: Scope) -> Code:
+    if op.groups > 1:
+        raise MissingEmitterError(target="torch", op=f"{op.label} over groups of experts", where=op.scope)
+    scores = "torch.sigmoid" if op.score == "sigmoid" else at.helper("softmax")
+    values = [at.of(op.logits).text, literal(op.chosen), scores, literal(op.normalize)]
+    values += [f"bias={at.of(op.bias).text}"] if op.bias is not None else []
+    values += [f"gain={at.of(op.gain).text}"] if op.gain is not None else []
+    values += [f"scale={literal(op.scale)}"] if op.scale != 1.0 else []
+    values += [f"eps={literal(op.eps)}"] if op.eps else []
+    return Code(f"{at.helper('route_by')}({', '.join(values)})")
 
 
 def _experts(op: Experts, at: Scope) -> Code:
     values = [op.x, op.weights, op.chosen, op.gate_up, op.down]
     function = {"silu": "F.silu", "gelu": "F.gelu", "relu": "F.relu", "softplus": "F.softplus"}.get(op.activation)
     if function is None:
-        function = at.helper("gelu_tanh") if op.activation == "gelu_tanh" else f"torch.{op.activation}"
-    return Code(f"{at.helper('mix_experts')}({', '.join(at.of(v).text for v in values)}, {function})")
+        own = op.activation in ("gelu_tanh", "quick_gelu")
+        function = at.helper(op.activation) if own else f"torch.{op.activation}"
+    arguments = [*(at.of(v).text for v in values), function]
+    biases = {"gate_up_bias": op.gate_up_bias, "down_bias": op.down_bias}
+    more = [f"{name}={at.of(bias).text}" for name, bias in biases.items() if bias is not None]
+    more += [f"limit={literal(op.limit)}"] if op.limit is not None else []
+    more += [f"shift={literal(op.shift)}"] if op.shift else []
+    return Code(f"{at.helper('mix_experts', *(['told'] if more else []))}({', '.join(arguments + more)})")
 
 
 EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
@@ -207,6 +241,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Embed: _embed,
     Experts: _experts,
     Flatten: _flatten,
+    Gain: _gain,
     KV: _kv,
     Linear: _linear,
     Mul: _mul,
@@ -222,7 +257,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
 # What is written onto its operand's expression, or into its user's, where it is the only use: one line for one thought.
 CHAINS = (Unflatten, Flatten, Slice)
 TERMS = (Linear, Activation, Experts)
-INTO_TERMS = (Add, Mul, Activation)
+INTO_TERMS = (Add, Mul, Gain, Activation)
 
 
 def absorbs(user: Op, made: Op) -> bool:

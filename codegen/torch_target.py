@@ -5,17 +5,20 @@ Every choice is made here; the templates hold the code that does not depend on t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
 from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
-from regraft.codegen.wiring import STREAM, WEIGHT, Feed, Place, Wiring, run_time
+from regraft.codegen.torch_ops import ATOM
+from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, run_time
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.core import Slice
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import FLOATS, MemoryType, TensorType
 
@@ -228,11 +231,14 @@ class TorchTarget:
                 names.alias(value, value.name)
             else:
                 names.alias(value, "(pos < (start + count)[:, None])")
-        stacks = list(self.wiring.stacks())
+        self.each_names = {name: names.give(("each", name), *suffixes(name)) for name in self.wiring.each}
+        spread = {op for values in self.wiring.each.values() if _pieces(values) for op in self._only_pieces(values)}
+        stacks = [item for item in self.wiring.stacks() if not isinstance(item, Op) or item not in spread]
         after = _last_mixing(stacks)
         for place, item in enumerate(stacks):
             if isinstance(item, Op):
-                body.write(item, self._needed(item, stacks[place + 1 :]))
+                beyond = stacks[after + 1 :] if after is not None and place <= after else []
+                body.write(item, self._needed(item, stacks[place + 1 :], beyond))
             else:
                 self._stack(body, item)
             if place == after:
@@ -242,11 +248,31 @@ class TorchTarget:
         body.assign("", f"return {body.of(self.graph.outputs[0]).text}")
         return body
 
-    def _needed(self, op: Op, later: list[Op | list[Layer]]) -> set[Value]:
-        """Return which of an op's results are needed by name."""
+    def _needed(self, op: Op, later: Sequence[Op | list[Layer]], beyond: Sequence[Op | list[Layer]]) -> set[Value]:
+        """Return which of an op's results are needed by name: by layers, as results, or ``beyond`` the last mixing."""
         outside = {v for item in later if not isinstance(item, Op) for layer in item for v in layer.inputs}
-        first_after = {v for v in op.results if v in self.graph.outputs}
-        return (outside & set(op.results)) | first_after
+        outside |= {v for item in beyond if isinstance(item, Op) for v in item.operands}
+        return {v for v in op.results if v in outside or v in self.graph.outputs}
+
+    def _only_pieces(self, values: dict[int, Value]) -> list[Op]:
+        """Return the ops of those values that no layer takes by name."""
+        named = {
+            v for kind in self.wiring.kinds for f in self.wiring.feeds[kind.name] if f.how == GLOBAL for v in [f.value]
+        }
+        return [v.op for v in values.values() if v.op is not None and v not in named and v not in self.graph.outputs]
+
+    def _spread(self, body: Body) -> None:
+        """Write the tables of what each layer is given of its own."""
+        for name, values in self.wiring.each.items():
+            table = self.each_names[name]
+            if any(line.startswith(f"{table} = ") for line in body.lines):
+                continue
+            pieces = _pieces(values)
+            if pieces is not None:
+                source, width = pieces
+                body.assign(table, f"{body.of(source).within(ATOM)}.split({width}, -1)", f"%{name}.*, by layer")
+            else:
+                body.assign(table, f"{{{', '.join(f'{i}: {body.of(v).text}' for i, v in values.items())}}}")
 
     def _stream_names(self, names: Namespace) -> dict[str, str]:
         given: dict[str, str] = {}
@@ -271,6 +297,7 @@ class TorchTarget:
 
     def _stack(self, body: Body, layers: list[Layer]) -> None:
         """Write the loop over a run of layers."""
+        self._spread(body)
         for value, name in self._entering(layers[0]).items():
             if body.of(value).text != self.stream_names[name]:
                 body.assign(self.stream_names[name], body.of(value).text)
@@ -315,6 +342,8 @@ class TorchTarget:
             match feed.how:
                 case "stream":
                     passed.append(self.stream_names[feed.local])
+                case "each":
+                    passed.append(f"{self.each_names[feed.local]}[i]")
                 case "kept":
                     key = literal(kind.params[feed.place])
                     passed.append(f"{self.kept_names[feed.local]}[self.reads[i][{key}]]")
@@ -410,6 +439,17 @@ def _last_mixing(stacks: list[Op | list[Layer]]) -> int | None:
     return mixing[-1] if mixing else None
 
 
+def _pieces(values: dict[int, Value]) -> tuple[Value, int] | None:
+    """Return the value and the width of which the values are consecutive pieces, each of its layer's place."""
+    found: set[tuple[Value, int]] = set()
+    for place, value in values.items():
+        op = value.op
+        if not isinstance(op, Slice) or op.start != place * (op.stop - op.start):
+            return None
+        found.add((op.x, op.stop - op.start))
+    return found.pop() if len(found) == 1 else None
+
+
 def _keeps(states: list[Op]) -> str:
     """Return the table of what is kept: for each memory its window and its fields' shapes."""
     rows = [
@@ -433,8 +473,10 @@ def _head_list(heads: tuple[int, ...]) -> str:
 
 def _angles(key: tuple[object, ...]) -> str:
     """Return the expression of a rotation's angles, given its parameters."""
-    base, channels, _, scaling, *scaled, _ = key
+    base, channels, _, scaling, *scaled, pairs, _ = key
     plain = f"frequencies({base!r}, {channels!r})"
+    if isinstance(pairs, int) and isinstance(channels, int):  # the others do not turn
+        plain = f"F.pad({plain}[:{pairs}], (0, {channels // 2 - pairs}))"
     match scaling:
         case "linear":
             return f"{plain} / {scaled[0]!r}"

@@ -14,7 +14,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Embed, Linear
 from regraft.ir.types import TensorType
 
-GLOBAL, STREAM, KEPT, WEIGHT = "global", "stream", "kept", "weight"
+GLOBAL, STREAM, KEPT, WEIGHT, EACH = "global", "stream", "kept", "weight", "each"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Feed:
     """Where the layers of a kind take one of their inputs from.
 
     ``how`` is GLOBAL (the same value for all, made outside of layers), STREAM (the ``local`` result of the layer
-    before), KEPT (the ``local`` result of some earlier layer, by a table) or WEIGHT (a parameter of another module).
+    before), KEPT (the ``local`` result of some earlier layer, by a table), WEIGHT (a parameter of another module) or
+    EACH (for every layer its own value, made outside of layers; ``local`` is what they are called together).
     """
 
     how: str
@@ -75,6 +76,7 @@ class Wiring:
         self.kinds = block_kinds(graph)
         self.kind_of = {layer.number: kind for kind in self.kinds for layer in kind.layers}
         self._maker = {v: layer for layer in self.layers for op in layer.ops for v in op.results}
+        self.each: dict[str, dict[int, Value]] = {}
         self.feeds = {kind.name: [self._feed(kind, place) for place in self._inputs(kind)] for kind in self.kinds}
         self.streams: dict[str, None] = {}
         self.kept: dict[str, None] = {}
@@ -142,6 +144,8 @@ class Wiring:
             return Feed(WEIGHT, place, first)
         if len(set(values)) == 1 and made[0] is None:
             return Feed(GLOBAL, place, first)
+        if not any(made) and not any(self._starts_run(layer) for layer in kind.layers[1:]):
+            return Feed(EACH, place, first, self._together(kind, values))
         locals = {m[1] for m in made if m is not None}
         if len(locals) != 1:
             raise self._unwired(kind, place)
@@ -158,6 +162,15 @@ class Wiring:
             return False
         made = self.made_in(value)
         return self._starts_run(layer) if made is None else made[0] == self.index[layer.number] - 1
+
+    def _together(self, kind: Kind, values: list[Value]) -> str:
+        """Return what values made outside of layers are called together, and note which layer takes which."""
+        stem = values[0].name.rpartition(".")[0] or "given"
+        mine = {self.index[layer.number]: value for layer, value in zip(kind.layers, values, strict=True)}
+        while self.each.get(stem, {}).keys() & mine.keys():
+            stem += "_more"
+        self.each.setdefault(stem, {}).update(mine)
+        return stem
 
     def _starts_run(self, layer: Layer) -> bool:
         at = self._at[layer.number]
