@@ -296,7 +296,7 @@ class MoE:
         if not self.shared_gate:
             return y
         logit = b.linear("shared_logit", x, f"{module}.shared_expert_gate", 1)
-        return b(Gain, "shared_gated", y, b(Activation, "shared_gate", logit, kind="sigmoid"))
+        return b(Gain, "shared_gated", y, b(Activation, "shared_share", logit, kind="sigmoid"))
 
     def _weights(self, b: ModelBuilder, module: str, model: int) -> tuple[Value, Value]:
         """Return ``gate_up [E, 2F, M]`` and ``down [E, M, F]``, stacked where the checkpoint has single experts."""

@@ -15,7 +15,7 @@ from regraft.frontends.folder import CONFIG
 from regraft.frontends.lift import expected_tensors, lift_config
 from regraft.frontends.tensors import Declared
 from regraft.ir.files import OutputFolder
-from regraft.ir.graph import Graph
+from regraft.ir.graph import Graph, layer_of
 from regraft.ir.header import build_header
 from regraft.ir.ops.core import Embed, Norm
 from regraft.ir.sink import SINGLE
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[float32]
 
-_GAIN = 1.5  # of every map: attention then prefers some tokens, and logits spread by more than one
+_HEAD_GAIN = 1.5  # logits then spread by more than one
 
 
 def twin_config(config: Mapping[str, Any], path: str = CONFIG, allow_keys: Iterable[str] = ()) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def write_twin(
     small = twin_config(config, path, allow)
     given = Given(small, path)
     graph = lift_config(family_of(given)(given, allow), Declared("f32", published=True))
-    tensors = random_tensors(graph, seed)
+    tensors = random_tensors(graph, seed, family_of(given).twin_gain)
     infos = [TensorInfo(name, "f32", array.shape) for name, array in tensors.items()]
     data = b"".join([build_header(infos), *(array.tobytes() for array in tensors.values())])
     with OutputFolder(out, f"twin {seed} {zlib.crc32(data)}") as folder:
@@ -77,8 +77,14 @@ def write_twin(
         return folder.commit()
 
 
-def random_tensors(graph: Graph, seed: int) -> dict[str, Array]:
-    """Return a value for every tensor that a graph loads, as far from special values as training leaves them."""
+def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Array]:
+    """Return a value for every tensor that a graph loads, as far from special values as training leaves them.
+
+    Args:
+        graph: The graph.
+        seed: Chooses the values.
+        gain: What a map within the layers does to a stream's spread: attention then prefers some tokens.
+    """
     import numpy
 
     norms = {op.weight.name: op.offset for op in graph.ops if isinstance(op, Norm) and op.weight is not None}
@@ -93,7 +99,8 @@ def random_tensors(graph: Graph, seed: int) -> dict[str, Array]:
         elif len(info.shape) == 1:
             values = 0.5 * noise
         else:
-            values = _GAIN * math.sqrt(3 / info.shape[-1]) * noise
+            inner = layer_of(info.name) is not None
+            values = (gain if inner else _HEAD_GAIN) * math.sqrt(3 / info.shape[-1]) * noise
         return values.astype(numpy.float32)
 
     return {info.name: fill(info) for info in expected_tensors(graph)}
