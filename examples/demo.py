@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from regraft import api
 from regraft.benching import Workload, bench
 from regraft.cli.main import main as regraft
@@ -25,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL, RECIPE, HELD_OUT = "examples/tiny-qwen3", "examples/demo.yaml", "examples/text/heldout.txt"
 WORK = Path("runs/demo")
 CONTEXT = 512
+ROUNDS = 3  # of the two programs in turn, so that what else the machine does hits both
 PROMPT = "def read_lines(path):\n    "
 
 
@@ -42,7 +45,10 @@ def comparison(before: Path, after: Path, changed: Path) -> str:
     facts = [api.inspect(model, (CONTEXT,), device=None) for model in (MODEL, changed)]
     quality = api.evaluate(after, HELD_OUT, against=MODEL, tokens=16384, context=CONTEXT, probes=api.Probes(()))
     work = Workload(prompt=128, new=128)
-    speeds = [bench(package, work, dtype="float32") for package in (before, after)]
+    rounds = [[bench(package, work, dtype="float32") for package in (before, after)] for _ in range(ROUNDS)]
+    prefill, decode = (
+        [max(getattr(each[i], kind).measured for each in rounds) for i in (0, 1)] for kind in ("prefill", "decode")
+    )
     assert quality.base_perplexity is not None
     assert quality.kl_mean is not None
     rows: list[tuple[str, str, str, str]] = []
@@ -55,8 +61,8 @@ def comparison(before: Path, after: Path, changed: Path) -> str:
     row(f"one decode step at {CONTEXT}", [each.decode[CONTEXT].flops for each in facts], flops)
     row("perplexity, held-out text", [quality.base_perplexity, quality.perplexity], "{:.2f}".format)
     rows.append(("KL to the original, nats a token", "0", f"{quality.kl_mean:.3f}", ""))
-    row("prefill, tokens/s (float32)", [each.prefill.measured for each in speeds], "{:,.0f}".format)
-    row("decode, tokens/s (float32)", [each.decode.measured for each in speeds], "{:,.0f}".format)
+    row(f"prefill, tokens/s, best of {ROUNDS}", prefill, "{:,.0f}".format)
+    row(f"decode, tokens/s, best of {ROUNDS}", decode, "{:,.0f}".format)
     title = f"{Path(MODEL).name}, before and after {Path(RECIPE).name}"
     return plain([Heading(title, 1), table(("", "before", "after", "change"), rows)])
 
@@ -64,6 +70,7 @@ def comparison(before: Path, after: Path, changed: Path) -> str:
 def main() -> None:
     """Walk the road."""
     began = time.monotonic()
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second thread, and lose when a core is shared
     os.chdir(ROOT)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
