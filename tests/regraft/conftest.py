@@ -27,8 +27,16 @@ def heldout() -> Path:
     return ROOT / "examples" / "text" / "heldout.txt"
 
 
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of the calibration text, quick to read."""
+    path = tmp_path_factory.mktemp("text") / "part.txt"
+    path.write_text(CALIBRATION.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+    return path
+
+
 @pytest.fixture
-def fitted() -> str:
+def fitted(text: Path) -> str:
     """A recipe with fits, small enough to be quick."""
-    text = f'calibration{{text="{CALIBRATION}", tokens=2048, seed=0, context=128}}'
-    return f'share-kv{{layers="5..7", donor=4}},{text}'
+    section = f'calibration{{text="{text}", tokens=2048, seed=0, context=128}}'
+    return f'share-kv{{layers="5..7", donor=4}},{section}'
