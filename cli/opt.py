@@ -20,13 +20,12 @@ def opt(session: Session, model: str, pipeline: str, out: str | None) -> None:
     """
     from pathlib import Path
 
+    from regraft import api
     from regraft.ir.files import write_atomic
     from regraft.ir.text import print_graph
-    from regraft.model import lift
-    from regraft.passes.pipeline import run_pipeline
     from regraft.passes.recipe import parse_pipeline
 
-    result = run_pipeline(lift(model, strict=False).graph, parse_pipeline(pipeline, "--pipeline"), None)
+    result = api.opt(model, parse_pipeline(pipeline, "--pipeline"))
     for step in result.steps:
         for note in step.report.notes:
             session.detail(f"{step.name}: {note}")

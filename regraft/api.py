@@ -14,10 +14,12 @@ from pathlib import Path
 
 from regraft.applying import ApplyReport, apply, calibration_windows, read_recipe
 from regraft.evaluating import evaluate
+from regraft.ir.graph import Graph
 from regraft.model import Model, lift
 from regraft.passes.measure import Measurements
+from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.plan import Plan
-from regraft.passes.recipe import Recipe
+from regraft.passes.recipe import Recipe, parse_pipeline
 from regraft.quality import EvalReport, Probes, Progress
 from regraft.verifying import VerifyReport, verify
 from regraft.views.facts import Facts
@@ -36,6 +38,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "lift",
+    "opt",
     "plan",
     "twin",
     "verify",
@@ -89,6 +92,22 @@ def plan(
             tokens = calibration_windows(subject, steps.calibration, base).tokens[:rows]
         measurements = Measurements(subject.graph, subject.require_source(), tokens, progress)
     return make_plan(subject.graph, steps, measurements)
+
+
+def opt(model: str | Path | Model | Graph, pipeline: str | Recipe) -> PipelineResult:
+    """Return what a pipeline makes of a graph, graph to graph: no weight is read, and fits stay expressions.
+
+    Args:
+        model: As in `lift`, or a graph, which stays as it is.
+        pipeline: ``share-kv{layers="4..7"},dce``; empty for none.
+
+    Raises:
+        IllegalPassError: The graph does not allow what a pass asks for.
+        UndecidedError: A choice needs data.
+    """
+    graph = model if isinstance(model, Graph) else lift(model, strict=False).graph
+    steps = pipeline if isinstance(pipeline, Recipe) else parse_pipeline(pipeline)
+    return run_pipeline(graph, steps)
 
 
 def build(
