@@ -1,0 +1,77 @@
+"""A block kind in words, read off its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.ir.kinds import Kind
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.core import Activation, Linear, Mul, Norm
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.memory import ViewRows
+from regraft.ir.ops.moe import Experts, Route
+from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.seq import Conv, Delta
+
+
+def describe(kind: Kind) -> str:
+    """Return what a block kind is made of: how it mixes tokens, then what it does with each."""
+    ops = kind.layers[0].ops
+    parts = [_attention(op, ops) for op in ops if isinstance(op, Attend)]
+    parts += [_delta(op) for op in ops if isinstance(op, Delta)]
+    parts += [f"causal convolution over {op.weight.tensor.sizes[-1]} tokens" for op in ops if isinstance(op, Conv)]
+    parts += [_experts(op, ops) for op in ops if isinstance(op, Experts)]
+    parts += [f"MLP {op.out.tensor.shape[-1]}, {op.kind}" for op in ops if isinstance(op, Activation) and _gates(op)]
+    return "; ".join(parts) or ", ".join(sorted({op.opname for op in ops}))
+
+
+def _attention(op: Attend, ops: Sequence[Op]) -> str:
+    heads, width = op.q.tensor.shape[2:]
+    kept = op.memory.memory
+    words = [f"{heads} query heads of {width} over {kept.fields[0].shape[0]} KV heads"]
+    view = op.memory.op
+    if isinstance(view, ViewRows):
+        words[0] += f" made from rows of {view.memory.memory.row_elements}"
+    index = op.chosen.op if op.chosen is not None else None
+    if isinstance(index, Index):
+        words.append(f"the {index.chosen:,} tokens that an index of {index.q.tensor.shape[2]} heads chooses")
+    else:
+        words.append("all tokens" if op.window is None else f"window {op.window:,}")
+    if op.head_map is not None:
+        words.append("head map")
+    if op.memory.op not in ops:
+        words.append("reads another layer's memory")
+    if any(isinstance(each, Norm) and len(each.out.tensor.shape) == 4 for each in ops):
+        words.append("q/k norm")
+    words += [
+        name for name, present in (("sinks", op.sink is not None), ("softcap", op.softcap is not None)) if present
+    ]
+    ropes = {each.base: each.scaling for each in ops if isinstance(each, Rope)}
+    words += [f"rope base {base:,.0f}{'' if scaling == 'none' else f' {scaling}'}" for base, scaling in ropes.items()]
+    return ", ".join(words)
+
+
+def _delta(op: Delta) -> str:
+    heads, keys, values = op.matrix.memory.fields[0].shape
+    return f"gated delta rule, {heads} heads of {keys} × {values}"
+
+
+def _experts(op: Experts, ops: Sequence[Op]) -> str:
+    chosen = next((each.chosen for each in ops if isinstance(each, Route)), 0)
+    count, _, width = op.down.tensor.shape
+    return f"{count} experts of {width}, {chosen} a token, {op.activation}"
+
+
+def _gates(op: Activation) -> bool:
+    """Whether an activation is a gated MLP's: its result times one linear map of the stream goes into another."""
+    return _is_linear(op.x) and any(
+        isinstance(user, Mul)
+        and any(_is_linear(value) for value in user.operands if value is not op.out)
+        and any(isinstance(reader, Linear) for reader in user.out.users)
+        for user in op.out.users
+    )
+
+
+def _is_linear(value: Value) -> bool:
+    return isinstance(value.op, Linear)
