@@ -23,4 +23,3 @@ def build(session: Session, model: str, out: str, target: str, allow_keys: tuple
     with session.progress() as progress:
         path = api.build(api.lift(model, allow_keys=allow_keys), out, target=target, progress=progress)
     session.data(str(path))
-    session.detail("built")

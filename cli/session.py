@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ class Session:
     json: bool = False
     markdown: bool = False
     resume: str = "nothing half-written is left behind; run the command again"
-    began: float = field(default_factory=time.monotonic)
 
     def set(self, quiet: bool, verbose: int, no_color: bool) -> None:
         """Take what the options say; what was said before the command's name holds too."""
@@ -79,7 +78,7 @@ class Session:
     def detail(self, text: str) -> None:
         """Tell more, with ``-v``."""
         if self.verbose:
-            sys.stderr.write(f"{text} ({time.monotonic() - self.began:.1f} s)\n")
+            sys.stderr.write(text + "\n")
 
     def warn(self, text: str) -> None:
         """Print a warning, unless quiet."""
