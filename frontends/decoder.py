@@ -69,9 +69,6 @@ class Decoder(Config):
     embedding: ClassVar[str] = "embed_tokens.weight"
     last_norm: ClassVar[str] = "norm"
     head: ClassVar[str] = "lm_head.weight"
-    embedding_scale: float = 1.0  # multiplies the embedding's rows, rounded to their element type
-    logit_scale: float = 1.0  # multiplies the logits
-    logit_cap: float = 0.0  # bounds them; 0 for not
 
     vocab_size = integer(32000, high=MAX_VOCABULARY)
     hidden_size = integer(4096)
@@ -197,6 +194,13 @@ class Decoder(Config):
             out_bias=out_bias,
         )
 
+    def check_types(self, types: tuple[str, ...] | None, key: str = "layer_types") -> None:
+        """Check that a list has an entry for each layer."""
+        if types is not None and len(types) != self.num_hidden_layers:
+            raise self.disagree(
+                key, f"{key} has {len(types)} entries for {self.num_hidden_layers} layers", "one entry a layer"
+            )
+
     def block(self, layer: int) -> Block:
         """Return what layer ``layer`` is; equal layers give equal values."""
         raise NotImplementedError
@@ -241,6 +245,21 @@ class Decoder(Config):
     def embedding_name(self) -> str:
         """The embedding table's name in the checkpoint."""
         return f"{self.prefix}.{self.embedding}"
+
+    @property
+    def embedding_scale(self) -> float:
+        """What multiplies the embedding's rows, rounded to their element type."""
+        return 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        """What multiplies the logits."""
+        return 1.0
+
+    @property
+    def logit_cap(self) -> float:
+        """What bounds the logits, 0 where nothing does."""
+        return 0.0
 
     def embed(self, b: ModelBuilder, tokens: Value, table: Value) -> Value:
         """Return the stream before the layers."""
@@ -319,12 +338,13 @@ class Decoder(Config):
         if self.head_dim is not None:
             plain = self.head_dim * heads == self.hidden_size
             small["head_dim"] = 16 if plain else 24
-        config = {name: value for name, value in self.given.values.items() if name != "torch_dtype"}
+        config: dict[str, object] = {n: value for n, value in self.given.values.items() if n != "torch_dtype"}
         config |= small | self._twin_rope() | self.per_layer(layers)
         if self.outer is None:
             return config
         gone = {"text_config", *(key for key, _ in self.towers.values())}
-        return {name: value for name, value in self.outer.values.items() if name not in gone} | {"text_config": config}
+        outer: dict[str, object] = {name: value for name, value in self.outer.values.items() if name not in gone}
+        return outer | {"text_config": config}
 
     def twin_layers(self) -> list[int]:
         """Return the layers that the twin keeps: the first two of each kind, in order."""

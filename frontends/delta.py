@@ -53,7 +53,7 @@ class DeltaNet:
     eps: float
     activation: str
     packed: bool
-    module: ClassVar[str] = "linear_attn"
+    module: str = "linear_attn"
 
     def build(self, b: ModelBuilder, x: Value, pos: Value, module: str) -> Value:
         """Return its output ``[B, T, M]`` for normed ``x [B, T, M]``."""

@@ -17,7 +17,10 @@ from regraft.frontends.tensors import Declared
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.header import build_header
-from regraft.ir.ops.core import Embed, Norm
+from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.core import Add, Embed, Gain, LayerNorm, Norm
+from regraft.ir.ops.moe import Route
+from regraft.ir.ops.pos import Rope
 from regraft.ir.sink import SINGLE
 from regraft.ir.source import TensorInfo
 
@@ -88,12 +91,16 @@ def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Arra
     import numpy
 
     norms = {op.weight.name: op.offset for op in graph.ops if isinstance(op, Norm) and op.weight is not None}
+    norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Gain)}
+    norms |= {op.gain.name: 0.0 for op in graph.ops if isinstance(op, Route) and op.gain is not None}
+    norms |= {op.weight.name: 0.0 for op in graph.ops if isinstance(op, LayerNorm)}
+    calm = _calm_norms(graph)
     tables = {op.table.name for op in graph.ops if isinstance(op, Embed)}
 
     def fill(info: TensorInfo) -> Array:
         noise = numpy.random.default_rng([seed, zlib.crc32(info.name.encode())]).random(info.shape) * 2 - 1
         if info.name in norms:
-            values = 1 - norms[info.name] + 0.3 * noise
+            values = (1 + 0.3 * noise) * calm.get(info.name, 1.0) - norms[info.name]
         elif info.name in tables:
             values = math.sqrt(3) / 4 * noise
         elif len(info.shape) == 1:
@@ -104,6 +111,28 @@ def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Arra
         return values.astype(numpy.float32)
 
     return {info.name: fill(info) for info in expected_tensors(graph)}
+
+
+def _calm_norms(graph: Graph) -> dict[str, float]:
+    """Return factors that keep rounding errors from growing where norms alone decide how much a branch counts.
+
+    These are the norms of queries and keys whose scores are not divided by the root of a head's width, and those of
+    what is added to the stream.
+    """
+    factors: dict[str, float] = {}
+    for op in graph.ops:
+        if isinstance(op, Norm) and op.weight is not None and any(isinstance(user, Add) for user in op.out.users):
+            factors[op.weight.name] = 0.5
+        if not isinstance(op, Attend):
+            continue
+        made = op.memory.op
+        for value in (op.q, made.k) if isinstance(made, KV) else (op.q,):
+            source = value.op.x.op if isinstance(value.op, Rope) else value.op
+            if isinstance(source, Norm) and source.weight is not None:
+                width = op.q.tensor.shape[-1]
+                assert isinstance(width, int)
+                factors[source.weight.name] = min(1.0, (op.scale * width**0.5) ** -0.5)
+    return factors
 
 
 def golden_tensors(graph: Graph, *, zero_centred: bool = False) -> dict[str, Array]:

@@ -1,0 +1,272 @@
+"""Gemma 4: published configs, golden tiny models, twins against transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.frontends.family import read_config
+from regraft.frontends.folder import open_model
+from regraft.frontends.lift import expected_tensors, lift, lift_config
+from regraft.frontends.tensors import Declared
+from regraft.frontends.twin import twin_config, write_twin
+from regraft.ir.cost import cache_bytes, parameters
+from regraft.ir.errors.checkpoint import UnknownTensorError
+from regraft.ir.errors.config import ConfigError
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Interpreter
+from regraft.ir.kinds import block_kinds
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.core import Embed, Gain, Norm, Scale, Softcap
+from regraft.ir.ops.moe import Route
+from regraft.ir.ops.pos import Rope
+from regraft.ir.source import TensorSource
+from tests.frontends.agreement import Pair, check_text, pair, shift_of
+
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parent.parent / "data" / "gemma4_golden.json").read_text(encoding="utf-8")
+)
+CONFIGS = list(GOLDEN["variants"])
+TINY = GOLDEN["tiny_reference_models"]["models"]
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return dict(open_model(f"builtin:{name}").config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counts_are_exact(name: str) -> None:
+    graph = lift(open_model(f"builtin:{name}")).graph
+    golden = GOLDEN["variants"][name]
+    scalars = golden["layers"]["num_hidden_layers"]  # the golden counts leave out the layers' scalars
+    found = parameters(graph)
+    assert found.total - scalars == golden["params"]["text_total"]
+    assert found.active - scalars == (golden["params"]["active_per_token"] or golden["params"]["text_total"])
+    for context, expected in golden["kv_cache_bytes_bf16_batch1"].items():
+        assert cache_bytes(graph, int(context)) == expected["windowed_with_sharing"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_are_those_of_the_golden_file(name: str) -> None:
+    config, golden = read_config(config_of(name)), GOLDEN["variants"][name]["layers"]
+    graph = lift_config(config, Declared("bf16"))
+    sources = [int(op.memory.name.split(".")[1]) for op in graph.ops if isinstance(op, Attend)]
+    assert sources == golden["kv_source_layer"]
+    made = {int(memory.name.split(".")[1]): memory.memory for memory in graph.memories()}
+    assert sorted(made) == list(range(golden["num_own_kv_layers"]))
+    for layer, kept in made.items():
+        assert kept.field("k").shape == (golden["num_kv_heads"][layer], golden["head_dim"][layer])
+        assert kept.window == (
+            None if layer in golden["full_attention_layers"] else GOLDEN["variants"][name]["sliding_window"]
+        )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_text_reads_back_and_left_out_parts_are_said(name: str) -> None:
+    lifted = lift(open_model(f"builtin:{name}"))
+    check_text(lifted.graph)
+    kinds = [kind.name for kind in block_kinds(lifted.graph)]
+    shared = ["sliding_reader", "full_reader"] if "E" in name else []
+    assert kinds == (["sliding_moe", "full_moe"] if "A4B" in name else ["sliding", "full", *shared])
+    (line,) = lifted.warnings
+    assert "vision tower" in line
+    assert ("audio tower" in line) == ("-E" in name)
+
+
+def test_rotary_tables_and_constants() -> None:
+    ropes = {op.channels: op for op in lift(open_model("builtin:gemma-4-E2B")).graph.ops if isinstance(op, Rope)}
+    for width, key in ((256, "sliding_head_dim_256"), (512, "full_head_dim_512")):
+        golden, found = GOLDEN["rope"][key], ropes[width].frequencies()
+        assert len(found) == golden["length"]
+        assert int((found != 0).sum()) == golden["nonzero"]
+        for index, expected in golden["inv_freq_at"].items():
+            assert float(found[int(index)]) == pytest.approx(expected, rel=1e-6, abs=0)
+    for name, expected in GOLDEN["constants"]["embed_scale_bf16"].items():
+        scale = next(op for op in lift(open_model(f"builtin:{name}")).graph.ops if isinstance(op, Scale))
+        assert scale.factor == expected
+        wide = lift_config(read_config({**config_of(name), "dtype": "float32"}), Declared("f32"))
+        scale = next(op for op in wide.ops if isinstance(op, Scale))
+        assert scale.factor == pytest.approx(GOLDEN["constants"]["embed_scale_fp32"][name], rel=1e-12)
+
+
+def golden_weights(graph: Graph) -> dict[str, Tensor]:
+    """Return the weights that specs/gemma4.md, section 12, gives its tiny models."""
+    infos = {info.name: info.shape for info in expected_tensors(graph)}
+    ranks = {name: rank for rank, name in enumerate(sorted(infos))}
+    return {name: torch.from_numpy(_values(name, ranks[name], shape)) for name, shape in infos.items()}
+
+
+def _values(name: str, rank: int, shape: tuple[int, ...]) -> Any:
+    u = numpy.uint64
+    with numpy.errstate(over="ignore"):
+        z = numpy.arange(1, math.prod(shape) + 1, dtype=u) * u(0x9E3779B97F4A7C15)
+        z += u((rank + 1) * 0xD1B54A32D192ED03 % 2**64)
+        z = (z ^ z >> u(30)) * u(0xBF58476D1CE4E5B9)
+        z = (z ^ z >> u(27)) * u(0x94D049BB133111EB)
+        z ^= z >> u(31)
+    v = 2 * ((z >> u(40)).astype(numpy.float64) / 2**24) - 1
+    if name.endswith(("q_norm.weight", "k_norm.weight")) or (name.startswith("model.layers.") and "post_" in name):
+        v = 0.5 * (1 + 0.3 * v)
+    elif "layernorm" in name or name.endswith(("norm.weight", "router.scale", "per_expert_scale", "layer_scalar")):
+        v = 1 + 0.3 * v
+    else:
+        v = v * math.sqrt(3 / shape[-1])
+    return v.astype(numpy.float32).reshape(shape)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_golden_tiny_models(name: str) -> None:
+    golden = TINY[name]
+    graph = lift_config(read_config({**golden["text_config"], "model_type": "gemma4_text"}), Declared("f32"))
+    weights = golden_weights(graph)
+    assert len(weights) == golden["num_tensors"]
+    for tensor, values in golden["weight_probe"].items():
+        assert weights[tensor].flatten()[:3].tolist() == pytest.approx(values, abs=1e-7)
+    tokens, expected = torch.tensor([golden["input_ids"]]), torch.tensor(golden["logits"])
+    interpreter = Interpreter(graph, TensorSource(weights))
+    torch.testing.assert_close(interpreter(tokens)[0], expected, rtol=0, atol=2e-5)
+    cache = interpreter.new_cache()
+    steps = torch.cat([interpreter(tokens[:, i : i + 1], cache) for i in range(tokens.shape[1])], 1)
+    torch.testing.assert_close(steps[0], expected, rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(config_of(request.param), tmp_path_factory.mktemp("gemma"))
+
+
+def test_twins_agree_with_transformers(twin: Pair) -> None:
+    assert twin.logits.std() >= 1
+    check_text(twin.graph)
+    twin.check_all(twin.interpreter)
+
+
+def test_emitted_twins_agree_with_transformers(twin: Pair) -> None:
+    twin.check_all(twin.program)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_twins_have_every_kind_and_are_their_own_twins(name: str) -> None:
+    small = twin_config(config_of(name))
+    whole = lift_config(read_config(config_of(name)), Declared("bf16"))
+    graph = lift_config(read_config(small), Declared("f32", published=True))
+    assert parameters(graph).total < 400_000
+    assert [kind.name for kind in block_kinds(graph)] == [kind.name for kind in block_kinds(whole)]
+    assert twin_config(small) == small
+
+
+WRONG: dict[str, tuple[str, type[Any], dict[str, Any]]] = {
+    "a wider window": ("gemma-4-31B", Attend, {"window": 9}),
+    "a narrower window": ("gemma-4-31B", Attend, {"window": 7}),
+    "scores divided by the root of the width": ("gemma-4-31B", Attend, {"scale": 0.25}),
+    "another base": ("gemma-4-31B", Rope, {"base": 1e5}),
+    "more pairs turn": ("gemma-4-31B", Rope, {"pairs": 16}),
+    "norms centred on zero": ("gemma-4-31B", Norm, {"offset": 1.0}),
+    "no softcap": ("gemma-4-31B", Softcap, {"cap": 1e6}),
+    "no scale of the embedding": ("gemma-4-E2B", Scale, {"factor": 1.0}),
+    "one expert fewer": ("gemma-4-26B-A4B", Route, {"chosen": 2}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_single_wrong_choice_shows_on_the_twin(wrong: str) -> None:
+    name, kind, attributes = WRONG[wrong]
+    assert shift_of(config_of(name), {kind: attributes}) > 1e-3
+
+
+@pytest.mark.parametrize("op", [Gain, Route])
+def test_layer_scalars_and_gains_of_experts_count(op: type[Any]) -> None:
+    graph = lift_config(read_config(twin_config(config_of("gemma-4-26B-A4B"))), Declared("f32"))
+    weights = golden_weights(graph)
+    tokens = torch.arange(24)[None]
+    right = Interpreter(graph, TensorSource(weights))(tokens)
+    for each in graph.ops:
+        if isinstance(each, op):
+            (value,) = each.slots["by" if isinstance(each, Gain) else "gain"]
+            weights[value.name] = torch.ones_like(weights[value.name])
+    assert (Interpreter(graph, TensorSource(weights))(tokens) - right).abs().max() > 1e-3
+
+
+def test_each_layer_has_its_own_embedding() -> None:
+    graph = lift_config(read_config(twin_config(config_of("gemma-4-E2B"))), Declared("f32"))
+    slices = {v.name: v for v in graph.values.values() if v.name.startswith("ple.of_") and v.name[-1].isdecimal()}
+    assert len(slices) == 8
+    assert all(len(v.users) == 1 for v in slices.values())
+    assert sum(isinstance(op, Embed) for op in graph.ops) == 2
+
+
+def test_dead_and_foreign_tensors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_twin(config_of("gemma-4-E2B"), tmp_path / "twin")
+    tensors = load_file(folder / "model.safetensors")
+    last = "model.layers.7.self_attn."
+    for name, shape in ({"k_proj.weight": (32, 64), "v_proj.weight": (32, 64), "k_norm.weight": (32,)}).items():
+        tensors[last + name] = torch.ones(shape)
+    tensors["model.vision_tower.patch.weight"] = torch.ones(2, 2)
+    published = {name.replace("model.layers", "model.language_model.layers"): t for name, t in tensors.items()}
+    for name in (
+        "embed_tokens",
+        "embed_tokens_per_layer",
+        "per_layer_model_projection",
+        "per_layer_projection_norm",
+        "norm",
+    ):
+        published[f"model.language_model.{name}.weight"] = published.pop(f"model.{name}.weight")
+    save_file(published, folder / "model.safetensors")
+    lifted = lift(open_model(folder))
+    assert lifted.warnings == ("left out: the vision tower; the text decoder is lifted",)
+    tokens = torch.arange(12)[None]
+    found = Interpreter(lifted.graph, open_model(folder).require_checkpoint())(tokens)
+    assert found.shape == (1, 12, 128)
+    published["model.language_model.layers.0.self_attn.k_bias"] = torch.ones(2)
+    save_file(published, folder / "model.safetensors")
+    with pytest.raises(UnknownTensorError):
+        lift(open_model(folder))
+
+
+def test_both_forms_of_the_config_give_the_same_graph() -> None:
+    config = config_of("gemma-4-31B")["text_config"]
+    entry = {"head_dim": config["global_head_dim"], "num_key_value_heads": config["num_global_key_value_heads"]}
+    mapped = {key: value for key, value in config.items() if "global" not in key}
+    mapped["per_layer_config"] = {f"{i:02}": entry for i in range(60) if config["layer_types"][i] == "full_attention"}
+    first, second = (lift_config(read_config(each), Declared("bf16")) for each in (config, mapped))
+    assert first.equals(second)
+    without = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
+    assert lift_config(read_config(without), Declared("bf16")).equals(first)
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "layer_types has": {"layer_types": ["full_attention"]},
+    "num_kv_shared_layers": {"num_kv_shared_layers": 30},
+    "calls for it": {"enable_moe_block": True},
+    "experts a token": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 5,
+        "moe_intermediate_size": 8,
+    },
+    "use_bidirectional_attention": {"use_bidirectional_attention": "all"},
+    "per_layer_config": {"per_layer_config": {"99": {"head_dim": 8}}},
+    "per_layer_config is": {"per_layer_config": {"5": {"width": 8}}},
+    "query heads": {"per_layer_config": {"5": {"num_key_value_heads": 3}}},
+    "attention_bias": {"attention_bias": True},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_named(message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(" is", "")):
+        read_config({"model_type": "gemma4_text", **BAD[message]})
+
+
+def test_an_unknown_key_beside_the_text_config_is_named() -> None:
+    with pytest.raises(ConfigError, match="vision_sort"):
+        read_config({**config_of("gemma-4-E2B"), "vision_sort": 1})
