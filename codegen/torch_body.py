@@ -20,7 +20,7 @@ _GLOBALS = """
     rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide frequencies llama3 yarn rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head attend route route_normalized mix_experts gelu_tanh
     attend_by_scores softmax route_by quick_gelu
-    last_rows new_memories Cache Model load KINDS self
+    with_tail log_decay delta_rule delta_chunk Fixed start count last_rows new_memories Cache Model load KINDS self
 """
 _RUN = "tokens pos memory start count pasts context alone dtype last i layer"
 GLOBALS = frozenset(_GLOBALS.split())
@@ -69,6 +69,11 @@ class Shared:
         return [*GLOBALS, *self.ropes.values(), *self.views.values()]
 
 
+def kept(op: Op) -> Value:
+    """Return the memory that a state op makes."""
+    return next(v for v in op.results if isinstance(v.type, MemoryType))
+
+
 class Body:
     """The statements of a forward, and what they need from around it.
 
@@ -92,7 +97,7 @@ class Body:
         self.shared, self.places, self.owner, self.local, self.names = shared, places, owner, local, names
         self.lines: list[str] = []
         self.pasts: dict[Op, str] = {}
-        self.used: dict[str, None] = {}  # rotations and views, in order of first use
+        self.used: dict[str, None] = {}  # rotations, views and facts of the call, in order of first use
         self.buffers: dict[tuple[int, ...], str] = {}
         self._pending: dict[Value, Code] = {}
 
@@ -134,9 +139,13 @@ class Body:
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls."""
         if op not in self.pasts:
-            stem = self.local(op.results[0].name)
+            stem = self.local(kept(op).name)
             self.pasts[op] = self.names.give(("past", op), "past" if not self.pasts else f"past_{stem}")
         return self.pasts[op]
+
+    def call(self, name: str) -> str:
+        """Return the variable of a fact of the call."""
+        return self._use(name)
 
     def head_map(self, heads: tuple[int, ...]) -> str:
         """Return the buffer that holds the key/value head of each query head."""
@@ -163,8 +172,9 @@ class Body:
             if result not in kept and len(code.text) <= _LONGEST and self._one_user_absorbs(op):
                 self._pending[result] = code
                 return
-        names = [self.names.give(v, *suffixes(self.local(v.name))) for v in op.results]
-        told = ", ".join(_told(v, self.local) for v in op.results)
+        results = [v for v in op.results if v.users or v in kept or not isinstance(v.type, MemoryType)] or op.results
+        names = [self.names.give(v, *suffixes(self.local(v.name))) for v in results]
+        told = ", ".join(_told(v, self.local) for v in results)
         self.assign(", ".join(names), code.text, told)
 
     def _one_user_absorbs(self, op: Op) -> bool:

@@ -27,6 +27,7 @@ from regraft.ir.ops.core import (
 )
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.seq import Conv, Decay, Delta, Shift, Tail
 
 SUM, PRODUCT, ATOM = 1, 2, 3
 
@@ -67,6 +68,10 @@ class Scope(Protocol):
 
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls."""
+        ...
+
+    def call(self, name: str) -> str:
+        """Return the variable of a fact of the call: ``start`` and ``count``, the tokens before it and of it [B]."""
         ...
 
     def head_map(self, heads: tuple[int, ...]) -> str:
@@ -199,6 +204,42 @@ def _attend(op: Attend, at: Scope) -> Code:
     return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
 
 
+def _tail(op: Tail, at: Scope) -> Code:
+    arguments = [at.past(op), at.of(op.x).text, literal(op.rows), at.call("count")]
+    if op.initial is not None:
+        arguments += [at.call("start"), at.of(op.initial).text]
+    return Code(f"{at.helper('with_tail', *(['initial'] if op.initial is not None else []))}({', '.join(arguments)})")
+
+
+def _conv(op: Conv, at: Scope) -> Code:
+    rows, taps = _kept_rows(op.memory), op.weight.tensor.sizes[2]
+    x = at.of(op.memory).within(ATOM) + (f"[:, {rows - taps + 1}:]" if rows >= taps else "")
+    arguments = [f"{x}.transpose(1, 2)", at.of(op.weight).text]
+    arguments += [at.of(op.bias).text] if op.bias is not None else []
+    arguments += [f"groups={op.groups}"] if op.groups > 1 else []
+    return Code(f"F.conv1d({', '.join(arguments)}).transpose(1, 2)")
+
+
+def _shift(op: Shift, at: Scope) -> Code:
+    rows = _kept_rows(op.memory)
+    return Code(f"{at.of(op.memory).within(ATOM)}[:, {rows - 1 or ''}:-1]")
+
+
+def _kept_rows(tail: Value) -> int:
+    rows = tail.memory.fixed
+    assert rows is not None
+    return rows
+
+
+def _decay(op: Decay, at: Scope) -> Code:
+    return Code(f"{at.helper('log_decay')}({', '.join(at.of(v).text for v in (op.a, op.a_log, op.dt_bias))})")
+
+
+def _delta(op: Delta, at: Scope) -> Code:
+    values = [at.of(v).text for v in (op.q, op.k, op.v, op.g, op.beta)]
+    return Code(f"{at.helper('delta_rule')}({', '.join([at.past(op), *values, at.call('count')])})")
+
+
 def _route(op: Route, at: Scope) -> Code:
     plain = op.bias is None and op.gain is None and op.score == "softmax" and op.scale == 1.0 and not op.eps
     if not plain or op.groups > 1:
@@ -238,6 +279,9 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Add: _add,
     Attend: _attend,
     Concat: _concat,
+    Conv: _conv,
+    Decay: _decay,
+    Delta: _delta,
     Embed: _embed,
     Experts: _experts,
     Flatten: _flatten,
@@ -249,8 +293,10 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Rope: _rope,
     Route: _route,
     Scale: _scale,
+    Shift: _shift,
     Slice: _slice,
     Softcap: _softcap,
+    Tail: _tail,
     Unflatten: _unflatten,
 }
 

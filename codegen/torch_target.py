@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
-from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
+from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared, kept
 from regraft.codegen.torch_ops import ATOM
 from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, run_time
 from regraft.ir.errors.codegen import WiringError
@@ -20,6 +20,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Slice
 from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.seq import Delta
 from regraft.ir.types import FLOATS, MemoryType, TensorType
 
 INDENT = "        "
@@ -31,7 +32,7 @@ class Class:
 
     name: str
     doc: tuple[str, ...]
-    keeps: str
+    keeps: tuple[str, ...]
     takes: str
     setup: tuple[str, ...]
     signature: str
@@ -112,10 +113,16 @@ class TorchTarget:
             names.give(value, *suffixes(name))
         for op in run_time(layer.ops):
             body.write(op, set(kept))
-        arguments += [(name, "Rope" if name in self.shared.ropes.values() else "View") for name in body.used]
+        arguments += [(name, self._form(name)) for name in body.used]
         arguments += [(name, "Memory | None") for name in body.pasts.values()]
         self._give_back(body, kind, results, arguments)
         return _Written(body, arguments, feeds, results)
+
+    def _form(self, name: str) -> str:
+        """Return the type of what a block is given of the call."""
+        if name in self.shared.ropes.values():
+            return "Rope"
+        return "View" if name in self.shared.views.values() else "Tensor"
 
     def _only_turns(self, layer: Layer, value: Value) -> bool:
         """Return whether a layer reads a value only to rotate by it; it is given cosine and sine instead."""
@@ -161,7 +168,7 @@ class TorchTarget:
         return Class(
             name=self.classes[kind.name],
             doc=self._doc(kind),
-            keeps=_keeps(self.wiring.memories(kind)),
+            keeps=tuple(_keeps_lines(self.wiring.memories(kind))),
             takes=self._takes(kind),
             setup=tuple(self._setup(written.body, self.wiring.index[kind.layers[0].number], kind.layers[0])),
             signature=_signature("forward", arguments, gives),
@@ -173,8 +180,9 @@ class TorchTarget:
         written, layer = self.blocks[kind.name], kind.layers[0]
         types = [layer.inputs[feed.place].type for feed in written.feeds]
         forms = [str(len(type.fields)) if isinstance(type, MemoryType) else "0" for type in types]
-        forms += ["2" if name in self.shared.ropes.values() else "View" for name in written.body.used]
-        forms += [str(len(op.results[0].memory.fields)) for op in written.body.pasts]
+        sizes = {"Rope": "2", "View": "View", "Tensor": "0"}
+        forms += [sizes[self._form(name)] for name in written.body.used]
+        forms += [str(len(kept(op).memory.fields)) for op in written.body.pasts]
         return f"({', '.join(forms)}{',' if len(forms) == 1 else ''})"
 
     def _doc(self, kind: Kind) -> tuple[str, ...]:
@@ -185,6 +193,8 @@ class TorchTarget:
             sight = "all tokens" if op.window is None else f"the last {op.window} tokens"
             own = op.memory.op in layer.ops
             facts.append(f"attends to {sight}" + ("" if own else " in the memory of an earlier layer"))
+        if any(isinstance(op, Delta) for op in layer.ops):
+            facts.append("mixes tokens by the delta rule")
         if any(op.opname == "moe.experts" for op in layer.ops):
             facts.append("chooses among experts")
         which = ranges(kind.numbers)
@@ -408,6 +418,7 @@ class TorchTarget:
             narrower=any(kept != window for kept, window in self.shared.views),
             blocks=[self._class(kind) for kind in self.wiring.kinds],
             keeps=_keeps(own),
+            fixed=any(memory.memory.fixed for memory in self.graph.memories()),
             setup=self._setup(model, None, None),
             lines=model.lines,
             reads=bool(self.wiring.kept) and any(map(self._reads, self.wiring.layers)),
@@ -452,11 +463,25 @@ def _pieces(values: dict[int, Value]) -> tuple[Value, int] | None:
 
 def _keeps(states: list[Op]) -> str:
     """Return the table of what is kept: for each memory its window and its fields' shapes."""
-    rows = [
-        f"({literal(op.results[0].memory.window)}, {', '.join(literal(f.shape) for f in op.results[0].memory.fields)})"
-        for op in states
-    ]
+    rows = [f"({_rows(op)}, {', '.join(literal(f.shape) for f in kept(op).memory.fields)})" for op in states]
     return f"({', '.join(rows)}{',' if len(rows) == 1 else ''})"
+
+
+def _keeps_lines(states: list[Op]) -> list[str]:
+    """Return a class's statement of what is kept, broken as the formatter does."""
+    table, told = _keeps(states), "  # of each memory: its window, and the shape of each field"
+    line = f"keeps = {table}{told}"
+    if len(line) + 4 <= WIDTH:
+        return [line]
+    return [f"keeps = ({told}", *(f"    {_keeps([op])[1:-2]}," for op in states), ")"]
+
+
+def _rows(op: Op) -> str:
+    """Return how many rows a memory keeps, as the table of what is kept has it."""
+    memory = kept(op).memory
+    if memory.fixed is None:
+        return literal(memory.window)
+    return f"Fixed({memory.fixed}, wide=True)" if isinstance(op, Delta) else f"Fixed({memory.fixed})"
 
 
 def _head_list(heads: tuple[int, ...]) -> str:

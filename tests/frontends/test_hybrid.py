@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from regraft.codegen.package import emit
 from regraft.frontends.family import read_config
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift, lift_config
@@ -29,6 +30,7 @@ from regraft.ir.ops.seq import Conv, Decay
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
 from regraft.ir.text import print_graph
+from regraft.programs import load_program
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "data" / "relatives_golden.json").read_text(encoding="utf-8")
@@ -155,6 +157,37 @@ def test_a_ragged_batch_gives_what_its_rows_give(twin: Twin) -> None:
     found = twin.interpreter(following, cache)
     twin.check(found[0], twin.logits[0, 60:65])
     twin.check(found[1], twin.logits[1, 23:28])
+
+
+@pytest.fixture(scope="module")
+def program(twin: Twin) -> Any:
+    """The emitted program, in float32."""
+    package = emit(twin.graph, twin.source, twin.folder.parent / "package", target="torch")
+    return load_program(package, dtype="float32")
+
+
+def test_the_program_agrees_with_the_interpreter(twin: Twin, program: Any) -> None:
+    expected = twin.interpreter(TOKENS)
+    with torch.no_grad():
+        twin.check(program(TOKENS), expected)
+    for sizes in ([LENGTH], [1, 7, LENGTH - 8], [64, *[1] * (LENGTH - 64)]):
+        cache = program.new_cache(2, LENGTH)
+        twin.check(torch.cat([program(part, cache) for part in TOKENS.split(sizes, 1)], 1), expected)
+
+
+def test_the_programs_rows_go_on_where_they_stand(twin: Twin, program: Any) -> None:
+    expected, cache = twin.interpreter(TOKENS), program.new_cache(2, LENGTH)
+    done = [0, 0]
+    for lengths in ([0, 3], [1, 0], [0, 1], [40, 23], [5, 9]):
+        rows = [TOKENS[row, done[row] : done[row] + max(lengths)] for row in range(2)]
+        found = program(torch.stack(rows), cache, torch.tensor(lengths))
+        for row, count in enumerate(lengths):
+            twin.check(found[row, :count], expected[row, done[row] : done[row] + count])
+            done[row] += count
+
+
+def test_the_programs_cache_holds_what_is_predicted(twin: Twin, program: Any) -> None:
+    assert program.new_cache(2, 50).nbytes == cache_bytes(twin.graph, 50, batch=2)
 
 
 WRONG: dict[str, tuple[type[Any], str, dict[str, Any]]] = {
