@@ -25,23 +25,32 @@ PACKAGES = (
 )
 
 
-def write_reproducer(error: BaseException, arguments: Sequence[str]) -> str:
-    """Write command, versions and traceback into a new file in the temporary folder and return its path."""
+def reproducer(error: BaseException, arguments: Sequence[str]) -> str:
+    """Return command, versions and traceback."""
     from regraft import __version__
 
-    lines = [
-        f"command: {shlex.join(['regraft', *arguments])}",
-        f"folder: {os.getcwd()}",
-        f"regraft: {__version__}",
-        f"python: {sys.version.split()[0]} on {platform.platform()}",
-        *(f"{name}: {package_version(name) or 'not installed'}" for name in PACKAGES),
-        "",
-        "".join(traceback.format_exception(error)),
-    ]
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="regraft-crash-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.write("\n".join(lines))
+    return "\n".join(
+        (
+            f"command: {shlex.join(['regraft', *arguments])}",
+            f"folder: {os.getcwd()}",
+            f"regraft: {__version__}",
+            f"python: {sys.version.split()[0]} on {platform.platform()}",
+            *(f"{name}: {package_version(name) or 'not installed'}" for name in PACKAGES),
+            "",
+            "".join(traceback.format_exception(error)),
+        )
+    )
+
+
+def write_reproducer(text: str) -> str | None:
+    """Write a reproducer into a new file in the temporary folder and return its path, or None where that fails."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="regraft-crash-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+    except OSError:
+        return None
     return file.name
 
 

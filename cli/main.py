@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from click.formatting import HelpFormatter
@@ -101,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _abandon_stdout()
         code = 141  # as a program that the signal ended
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         coded = _coded(error, given, session)
         sys.stdout.flush()
         sys.stderr.write(f"{coded}\n")
@@ -127,13 +125,22 @@ def _coded(error: BaseException, given: list[str], session: Session) -> RegraftE
         return error
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return InterruptedRunError(how=session.resume)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_memory(error):
         return MemoryFullError(problem=str(error) or "an allocation failed")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(path=error.filename or "the output", needed="more than is free", free="none")
-    from regraft.cli.crash import write_reproducer
+    from regraft.cli.crash import reproducer, write_reproducer
 
-    return InternalError(problem=f"{type(error).__name__}: {error}", file=write_reproducer(error, given))
+    text = reproducer(error, given)
+    file = write_reproducer(text)
+    notes = [] if file else text.splitlines()
+    return InternalError(problem=f"{type(error).__name__}: {error}", file=file or "these notes", notes=notes)
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch says so with an error of its own on a GPU, with a plain one on the CPU."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _abandon_stdout() -> None:
@@ -144,8 +151,3 @@ def _abandon_stdout() -> None:
             stream.flush()
         except BrokenPipeError:
             os.dup2(nowhere, stream.fileno())
-
-
-def command_line(arguments: Sequence[Any]) -> str:
-    """Return ``regraft`` with ``arguments`` as a line for a shell."""
-    return shlex.join(["regraft", *map(str, arguments)])

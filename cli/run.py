@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from regraft.cli.options import Size, command
@@ -22,13 +24,15 @@ from regraft.cli.session import Session
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: as stored.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the decoding step first.")
 @click.pass_context
-def run(ctx: click.Context, session: Session, package: str, prompts: tuple[str, ...], **options: object) -> None:
+def run(ctx: click.Context, session: Session, package: str, prompts: tuple[str, ...], **options: Any) -> None:
     """Generate text after PROMPT with the package PKG, streaming; several prompts are generated together.
 
     Runs the package's own generate.py, which also runs without regraft. A MODEL is no package: build one first.
     """
     from regraft.generating import run_generate
+    from regraft.machine import check_device
 
+    check_device(options["device"])
     compiled = ["--compile"] if options.pop("compiled") else []
     given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
     ctx.exit(run_generate(package, [*given, *compiled, "--", *prompts]))

@@ -70,11 +70,6 @@ class Session:
         """Print a result."""
         sys.stdout.write(text + "\n")
 
-    def say(self, text: str) -> None:
-        """Tell what happened, unless quiet."""
-        if not self.quiet:
-            sys.stderr.write(text + "\n")
-
     def detail(self, text: str) -> None:
         """Tell more, with ``-v``."""
         if self.verbose:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.ir.cost import cost
 from regraft.ir.graph import Graph
 from regraft.ir.parse import parse_graph
+from regraft.machine import check_device
 from regraft.programs import load_program
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ def bench(
 
     Raises:
         NotAPackageError: The folder is no package.
+        DeviceMissingError: Torch does not have the device.
     """
     import torch
 
     batch, prompt, new = work.batch, work.prompt, work.new
+    check_device(device)
     model = load_program(package, device, dtype)
     if compiled:
         model.compile()

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from regraft.ir.errors.usage import DeviceMissingError
+
 PACKAGES = (
     "torch",
     "triton",
@@ -83,6 +85,20 @@ def machine() -> Machine:
         gpus=gpus,
         features=_features(packages, compiler, gpus),
     )
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on the device called ``name``.
+
+    Raises:
+        DeviceMissingError: It cannot.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):  # torch raises either, by the kind of device
+        raise DeviceMissingError(name=name) from None
 
 
 def _features(packages: dict[str, str | None], compiler: str | None, gpus: tuple[Gpu, ...]) -> tuple[Feature, ...]:

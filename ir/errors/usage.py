@@ -55,3 +55,12 @@ class ProgramFailedError(RegraftError):
     exit_code = 1
     message = "{program} failed: {problem}"
     hint = "run it alone, with python, to see where; or build the package again"
+
+
+class DeviceMissingError(RegraftError):
+    """A program is to run on a device that torch does not have here."""
+
+    code = "RG606"
+    exit_code = 2
+    message = "torch has no device {name} here"
+    hint = "cpu is always there; regraft doctor shows what else this machine has"

@@ -163,6 +163,10 @@ def test_run_takes_no_model(model: Path, package: Path, tmp_path: Path, capsys: 
     assert main(["run", str(model), "w1"]) == 2
     assert capsys.readouterr().err.startswith("error[RG551]")
     assert main(["run", str(package), "w1", "--temperature", "-1"]) == 2
+    capsys.readouterr()
+    for command in (["run", str(package), "w1"], ["bench", str(package)]):
+        assert main([*command, "--device", "tpu:3"]) == 2
+        assert capsys.readouterr().err.startswith("error[RG606]: torch has no device tpu:3")
 
 
 def test_a_program_that_fails_says_so(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

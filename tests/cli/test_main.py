@@ -120,11 +120,20 @@ def test_a_bug_leaves_a_reproducer(
     assert "Traceback" in text
 
 
+def test_a_bug_on_a_full_disk_is_told_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert run_failing(KeyError("gone"), monkeypatch) == 70
+    assert "note: command: regraft -v inspect" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "error[RG601]: interrupted"),
         (MemoryError(), 7, "error[RG604]: not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 7, "error[RG604]: not enough memory"),
         (OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors"), 7, "error[RG403]"),
     ],
 )
