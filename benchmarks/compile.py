@@ -2,9 +2,9 @@
 
     python benchmarks/compile.py [PAIRS] [--layers 30]
 
-Each measurement is a fresh process with an empty cache folder, compiling in that process alone, so that all of its work is
-counted: its own CPU time and that of the C++ compiler, from the first call of torch.compile to the second step's end.
-``floor`` is what compiling ``x + 1`` costs there, loading the compiler and probing the processor: both others include it.
+Each measurement is a fresh process with an empty cache folder, compiling in that process alone, so that all of its work
+counts: its own CPU time and that of the C++ compiler, from the first call of torch.compile to the second step's end.
+``floor`` is what compiling ``x + 1`` costs there, loading the compiler and probing the processor; both include it.
 Writes benchmarks/results/compile.json.
 """
 
@@ -19,12 +19,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "compile.json"
 BAR = 0.35
+CAPACITY = 512
 SHAPE = {
     "vocab_size": 1024,
     "hidden_size": 128,
@@ -47,32 +50,52 @@ def child(which: str, folder: Path) -> float:
     import torch
 
     torch.set_num_threads(1)
-    token, capacity = torch.zeros(1, 1, dtype=torch.int64), 512
     with torch.no_grad():
-        if which == "floor":
-            step: Any = lambda: torch.compile(lambda x: x + 1)(torch.ones(8))  # noqa: E731
-        elif which == "emitted":
-            from regraft.programs import load_program
-
-            ours = load_program(folder / "package", dtype="float32")
-            cache = ours.new_cache(1, capacity)
-            ours(token.expand(1, 8), cache)
-            step = lambda: ours(token, cache)  # noqa: E731
-        else:
-            from transformers import AutoModelForCausalLM, StaticCache
-
-            theirs: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-            static = StaticCache(config=theirs.config, max_cache_len=capacity)
-            theirs(token.expand(1, 8), past_key_values=static)
-            step = lambda: compiled(input_ids=token, past_key_values=static)  # noqa: E731
+        start = {"floor": floor, "emitted": emitted, "transformers": transformers}[which](folder)
         began = cpu_seconds()
-        if which == "emitted":
-            ours.compile()
-        elif which == "transformers":
-            compiled: Any = torch.compile(theirs.forward, dynamic=False)
+        step = start()
         step()
         step()
         return cpu_seconds() - began
+
+
+Start = Callable[[], Callable[[], Any]]  # compiles a program, and gives its step
+
+
+def floor(folder: Path) -> Start:
+    """Return the least that there is to compile."""
+    import torch
+
+    ones = torch.ones(8)
+    return lambda: partial(torch.compile(lambda x: x + 1), ones)
+
+
+def emitted(folder: Path) -> Start:
+    """Return the emitted program's step."""
+    import torch
+
+    from regraft.programs import load_program
+
+    model = load_program(folder / "package", dtype="float32")
+    token, cache = torch.zeros(1, 1, dtype=torch.int64), model.new_cache(1, CAPACITY)
+    model(token.expand(1, 8), cache)
+
+    def start() -> Callable[[], Any]:
+        model.compile()
+        return lambda: model(token, cache)
+
+    return start
+
+
+def transformers(folder: Path) -> Start:
+    """Return the step of the original implementation, compiled whole, with its static cache."""
+    import torch
+    from transformers import AutoModelForCausalLM, StaticCache
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    token, cache = torch.zeros(1, 1, dtype=torch.int64), StaticCache(config=model.config, max_cache_len=CAPACITY)
+    model(token.expand(1, 8), past_key_values=cache)
+    return lambda: partial(torch.compile(model.forward, dynamic=False), input_ids=token, past_key_values=cache)
 
 
 def measure(which: str, folder: Path) -> float:

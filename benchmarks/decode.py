@@ -2,9 +2,9 @@
 
     python benchmarks/decode.py [tiny|100m ...] [--threads 1] [--rounds 15]
 
-Four programs decode the same tokens with the same weights, in turn, eight tokens each a round: the emitted one compiled and
-not, transformers eager with its growing cache, and transformers compiled with its static cache. Each ratio is the median
-over the rounds. Writes benchmarks/results/decode.json.
+Four programs decode the same tokens with the same weights, in turn, eight tokens each a round: the emitted one compiled
+and not, transformers eager with its growing cache, and transformers compiled with its static cache. Each ratio is the
+median over the rounds. Writes benchmarks/results/decode.json.
 """
 
 from __future__ import annotations
@@ -136,9 +136,8 @@ def main() -> int:
             for each, rate in found[name]["tokens_per_s"].items():
                 print(f"{name:5} {each:24} {rate:9.1f} tokens/s")
             for other, bar in BARS[name].items():
-                print(
-                    f"{name:5} emitted over transformers {other:9} {found[name]['emitted_over'][other]:6.2f}   bar {bar}"
-                )
+                ratio = found[name]["emitted_over"][other]
+                print(f"{name:5} emitted over transformers {other:9} {ratio:6.2f}   bar {bar}")
     machine = {"machine": platform.machine(), "threads": given.threads, "torch": torch.__version__}
     before = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.is_file() else {}
     RESULTS.parent.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ class MissingEmitterError(RegraftError):
     code = "RG561"
     exit_code = 3
     message = "target {target} has no code for {op}"
-    hint = "targets are listed by `regraft build --help`; an op is added in codegen/, one entry in its target's map"
+    hint = "targets are listed by `regraft build --help`; an op is added in codegen/, in its target's map"
 
 
 class UnknownTargetError(RegraftError):
