@@ -40,7 +40,7 @@ def _memories(facts: Facts) -> list[Block]:
         (
             layers_text(memory.owners),
             memory.row,
-            "all" if memory.window is None else f"last {memory.window:,}",
+            _kept(memory),
             f"{size(memory.row_bytes)}",
             _readers(memory),
         )
@@ -50,6 +50,12 @@ def _memories(facts: Facts) -> list[Block]:
         Heading("Memories"),
         table(("of layers", "a row holds", "rows kept", "a row", "read by"), rows, numbers=False),
     ]
+
+
+def _kept(memory: MemoryFacts) -> str:
+    if memory.fixed is not None:
+        return f"{memory.fixed}, at any length"
+    return "all" if memory.window is None else f"last {memory.window:,}"
 
 
 def _readers(memory: MemoryFacts) -> str:
@@ -70,7 +76,7 @@ def _parameters(facts: Facts) -> list[Block]:
 
 
 def _cache(facts: Facts) -> list[Block]:
-    growing = sum(m.row_bytes * len(m.owners) for m in facts.memories if m.window is None)
+    growing = sum(m.row_bytes * len(m.owners) for m in facts.memories if m.window is None and m.fixed is None)
     facts_line = f"each further token adds {size(growing)}; {size(facts.fixed_bytes)} are held at any length"
     rows = [
         (context(n), size(held.bytes), size(held.bytes_without_windows), size(held.bytes_without_sharing))

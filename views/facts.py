@@ -9,15 +9,14 @@ from typing import Any
 from regraft.ir.cost import cost, parameters
 from regraft.ir.graph import Graph, layer_of, relative
 from regraft.ir.hardware import Device, device
-from regraft.ir.kinds import Kind, block_kinds, ranges
+from regraft.ir.kinds import block_kinds, ranges
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.attn import Attend
-from regraft.ir.ops.core import Activation, Embed, Linear, Norm
-from regraft.ir.ops.moe import Experts, Route
-from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.core import Embed
 from regraft.ir.types import FLOATS
+from regraft.views.describe import describe
 
 SCHEMA = "regraft.inspect/1"
+RUNS = 6  # of layers that a line spells out
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,15 @@ class KindFacts:
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """Memories that are alike: what a row holds, which layers own one, and which layers read that of another."""
+    """Memories that are alike: what a row holds, which layers own one, and which layers read that of another.
+
+    ``window`` is how many rows are kept at most, None for all; ``fixed`` how many are held whatever the length.
+    """
 
     row: str
     row_bytes: int
     window: int | None
+    fixed: int | None
     owners: tuple[int, ...]
     readers: tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -224,7 +227,8 @@ def _memory_facts(memories: Sequence[Value]) -> list[MemoryFacts]:
             MemoryFacts(
                 row=", ".join(f"{f.name} {' × '.join(map(str, f.shape))}" for f in kept.fields),
                 row_bytes=kept.row_bytes,
-                window=kept.window or kept.fixed,
+                window=kept.window,
+                fixed=kept.fixed,
                 owners=tuple(layer_of(m.name) or 0 for m in group),
                 readers=tuple((layer_of(m.name) or 0, tuple(layers)) for m, layers in shared.items() if layers),
             )
@@ -232,49 +236,9 @@ def _memory_facts(memories: Sequence[Value]) -> list[MemoryFacts]:
     return found
 
 
-def describe(kind: Kind) -> str:
-    """Return in words what a block kind is made of, read off its ops."""
-    ops = kind.layers[0].ops
-    parts = [_attention(op, ops) for op in ops if isinstance(op, Attend)]
-    experts = [op for op in ops if isinstance(op, Experts)]
-    parts += [_experts(op, ops) for op in experts]
-    parts += [_mlp(op) for op in ops if isinstance(op, Activation) and not _inside(op, experts)]
-    return "; ".join(part for part in parts if part) or ", ".join(sorted({op.opname for op in ops}))
-
-
-def _inside(op: Op, experts: Sequence[Op]) -> bool:
-    return any(op.scope == other.scope for other in experts)
-
-
-def _attention(op: Attend, ops: Sequence[Op]) -> str:
-    heads, width = op.q.tensor.shape[2:]
-    kept = op.memory.memory
-    words = [f"{heads} query heads of {width} over {kept.fields[0].shape[0]} KV heads"]
-    words.append("all tokens" if op.window is None else f"window {op.window}")
-    if op.head_map is not None:
-        words.append("head map")
-    if op.memory.op not in ops:
-        words.append("reads another layer's memory")
-    if any(isinstance(each, Norm) and len(each.out.tensor.shape) == 4 for each in ops):
-        words.append("q/k norm")
-    ropes = {each.base: each.scaling for each in ops if isinstance(each, Rope)}
-    words += [
-        f"rope base {base:,.0f}" + (f" {scaling}" if scaling != "none" else "") for base, scaling in ropes.items()
-    ]
-    return ", ".join(words)
-
-
-def _experts(op: Experts, ops: Sequence[Op]) -> str:
-    chosen = next((each.chosen for each in ops if isinstance(each, Route)), 0)
-    count, _, width = op.down.tensor.shape
-    return f"{count} experts of {width}, {chosen} a token, {op.activation}"
-
-
-def _mlp(op: Activation) -> str:
-    gated = isinstance(op.x.op, Linear)
-    return f"MLP {op.out.tensor.shape[-1]}, {op.kind}" if gated else ""
-
-
 def layers_text(numbers: Sequence[int]) -> str:
-    """Return layer numbers as text: ``0..3, 5``."""
-    return ranges(sorted(numbers))
+    """Return layer numbers as text, ``0..3, 5``; of many runs the first two, the last and how many there are."""
+    parts = ranges(sorted(numbers)).split(", ")
+    if len(parts) <= RUNS:
+        return ", ".join(parts)
+    return f"{parts[0]}, {parts[1]}, ..., {parts[-1]} ({len(numbers)})"

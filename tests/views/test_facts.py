@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from regraft.frontends.folder import open_model
+from regraft.frontends.lift import lift
 from regraft.ir.errors.usage import UnknownDeviceError
 from regraft.ir.graph import Graph
 from regraft.views.card import card
-from regraft.views.facts import facts
+from regraft.views.facts import facts, layers_text
 from regraft.views.table import markdown, plain
 
 ROW = 2 * 2 * 8 * 2  # bytes: keys and values, 2 heads of 8, bf16
@@ -86,3 +88,27 @@ def test_markdown_tables_have_as_many_cells_in_every_row(tiny: Graph) -> None:
     assert len(tables) == 5
     for lines in tables:
         assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "Qwen3-Next-80B-A3B",
+            ["gated delta rule, 32 heads of 128 × 128", "convolution over 4 tokens", "512 experts of 512"],
+        ),
+        ("Qwen3-30B-A3B", ["q/k norm", "128 experts of 768, 8 a token, silu"]),
+        ("Llama-3.1-8B", ["rope base 500,000 llama3", "MLP 14336, silu"]),
+    ],
+)
+def test_kinds_are_described_by_what_is_in_them(name: str, words: list[str]) -> None:
+    found = facts(lift(open_model(f"builtin:{name}"), strict=False).graph, (64,))
+    text = "\n".join(kind.words for kind in found.kinds)
+    assert [each for each in words if each not in text] == []
+    assert "MLP 32, sigmoid" not in text
+
+
+def test_many_runs_of_layers_are_counted() -> None:
+    assert layers_text(range(4)) == "0..3"
+    assert layers_text([0, 2, 4]) == "0, 2, 4"
+    assert layers_text(range(0, 40, 2)) == "0, 2, ..., 38 (20)"
