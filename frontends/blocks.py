@@ -6,6 +6,7 @@ builder's scope. Weights are named by the module that holds them, ``model.layers
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,10 @@ from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Activation, Add, Flatten, Gain, Linear, Mul, Norm, Scale, Softcap, Unflatten
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope as RopeOp
-from regraft.ir.ops.weight import ConcatWeight, LoadEach, SliceWeight
+from regraft.ir.ops.quantized import Dequantize
+from regraft.ir.ops.weight import ConcatWeight, Load, LoadEach, SliceWeight
+
+_SCALE = "_scale_inv"  # what the name of a tensor's scales ends with
 
 
 class ModelBuilder(Builder):
@@ -32,10 +36,33 @@ class ModelBuilder(Builder):
     def __init__(self, graph: Graph, tensors: Tensors) -> None:
         super().__init__(graph, tensors.dtype(""))
         self.tensors = tensors
+        self.block: tuple[int, int] | None = None  # rows and columns that share a scale, in a quantised checkpoint
 
     def weight(self, tensor: str, *shape: int, dtype: str | None = None) -> Value:
-        """Return the checkpoint's tensor of that name, in the element type that it has there."""
+        """Return the checkpoint's tensor of that name, in the element type that it has there, or dequantised."""
+        if self._scaled(tensor) and tensor not in self.graph:
+            block, scales = self._scales(shape)
+            packed = self._load(Load, f"{tensor}_packed", "f8e4m3", shape, tensor=tensor)
+            scale = self._load(Load, f"{tensor}{_SCALE}", "f32", scales, tensor=None)
+            return self._dequantized(tensor, packed, scale, block)
         return super().weight(tensor, *shape, dtype=dtype or self.tensors.dtype(tensor))
+
+    def _scaled(self, tensor: str) -> bool:
+        """Return whether a checkpoint holds the scales of a tensor's blocks."""
+        return self.block is not None and self.tensors.has(f"{tensor}{_SCALE}") is True
+
+    def _scales(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, ...]]:
+        """Return the size of a block, and the shape of a tensor's scales."""
+        assert self.block is not None
+        counts = (-(-size // side) for size, side in zip(shape[-2:], self.block, strict=True))
+        return self.block, (*shape[:-2], *counts)
+
+    def _load(self, op: type[Load | LoadEach], name: str, dtype: str, shape: tuple[int, ...], **rest: object) -> Value:
+        return self.graph.add(op({}, {"dtype": dtype, "shape": shape, **rest}), [name])[0]
+
+    def _dequantized(self, name: str, packed: Value, scale: Value, block: tuple[int, int]) -> Value:
+        slots = {"x": (packed,), "scale": (scale,)}
+        return self.graph.add(Dequantize(slots, {"block": block, "dtype": self.dtype}), [name])[0]
 
     def linear(self, name: str, x: Value, module: str, out: int, *, bias: bool = False) -> Value:
         """Add the linear map of ``module``."""
@@ -55,6 +82,11 @@ class ModelBuilder(Builder):
 
     def each(self, tensors: str, count: int, *shape: int, name: str) -> Value:
         """Return the tensors ``tensors`` with ``{}`` from 0 to ``count - 1``, stacked."""
+        if self._scaled(tensors.format(0)):
+            block, scales = self._scales((count, *shape))
+            packed = self._load(LoadEach, f"{name}_packed", "f8e4m3", (count, *shape), tensors=tensors)
+            scale = self._load(LoadEach, f"{name}{_SCALE}", "f32", scales, tensors=f"{tensors}{_SCALE}")
+            return self._dequantized(name, packed, scale, block)
         dtype = self.tensors.dtype(tensors.format(0))
         return self.graph.add(LoadEach({}, {"tensors": tensors, "dtype": dtype, "shape": (count, *shape)}), [name])[0]
 
@@ -277,13 +309,17 @@ class MoE:
         logits = b.linear("logits", x, f"{module}.gate", self.experts)
         if self.softcap:
             logits = b(Softcap, "bounded", logits, cap=self.softcap)
-        options = {"chosen": self.chosen, "normalize": self.normalize, "score": self.score, "scale": self.scale}
         bias = self._bias(b, module) if self.bias else None
-        weights, chosen = b.many(Route, ["weights", "experts"], logits, bias=bias, **options)
+        weights, chosen = b.many(Route, ["weights", "experts"], logits, bias=bias, **self.routing)
         gate_up, down = self._weights(b, f"{module}.experts", model)
         mixed = "routed" if self.shared else "out"
         y = b(Experts, mixed, x, weights, chosen, gate_up, down, activation=self.activation)
         return b(Add, "out", y, self._shared(b, x, module)) if self.shared else y
+
+    @property
+    def routing(self) -> Mapping[str, object]:
+        """The attributes of ``moe.route``."""
+        return {"chosen": self.chosen, "normalize": self.normalize, "score": self.score, "scale": self.scale}
 
     def _bias(self, b: ModelBuilder, module: str) -> Value:
         name = "e_score_correction_bias"

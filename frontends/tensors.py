@@ -61,7 +61,8 @@ class Stored:
 
     def __init__(self, source: Source, dtype: str) -> None:
         self._dtypes = {name: source.info(name).dtype for name in source.names()}
-        common = Counter(found for found in self._dtypes.values() if found in FLOATS).most_common(1)
+        plain = (found for name, found in self._dtypes.items() if found in FLOATS and not name.endswith("_scale_inv"))
+        common = Counter(plain).most_common(1)
         self._dtype = common[0][0] if common else dtype
         self._odd: dict[int, set[tuple[str, str]]] = {}
         for name, found in self._dtypes.items():

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from regraft.ir.dims import Sizes
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import block_kinds
-from regraft.ir.op import Cost, Op
+from regraft.ir.op import Cost, Op, Value
 from regraft.ir.ops.core import Embed
+from regraft.ir.ops.weight import Load
+from regraft.ir.types import FLOATS
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of parameters, tied tensors once.
+    """Counts of parameters, tied tensors once; ``buffers`` are what no gradient moves, and are no part of the others.
 
     ``active`` leaves out the experts that a token does not choose, ``active_without_embedding`` also the embedding
     tables, those that serve as the head too.
@@ -23,16 +25,23 @@ class Parameters:
     active: int
     active_without_embedding: int
     embedding: int
+    buffers: int
 
 
 def parameters(graph: Graph) -> Parameters:
     """Count the parameters that run-time ops read."""
     values = graph.parameters()
-    total = sum(v.tensor.elements({}) for v in values)
+    buffers = sum(v.tensor.elements({}) for v in values if is_buffer(v))
+    total = sum(v.tensor.elements({}) for v in values) - buffers
     tables = {op.table for op in graph.ops if isinstance(op, Embed)}
     embedding = sum(v.tensor.elements({}) for v in tables)
     active = total - sum(op.idle_parameters() for op in graph.run_time())
-    return Parameters(total, active, active - embedding, embedding)
+    return Parameters(total, active, active - embedding, embedding, buffers)
+
+
+def is_buffer(parameter: Value) -> bool:
+    """Return whether no gradient moves a tensor: it holds integers, or the checkpoint has it as a buffer."""
+    return parameter.tensor.dtype not in FLOATS or (isinstance(parameter.op, Load) and parameter.op.buffer)
 
 
 @dataclass(frozen=True)

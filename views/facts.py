@@ -12,7 +12,6 @@ from regraft.ir.hardware import Device, device
 from regraft.ir.kinds import block_kinds, ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Embed
-from regraft.ir.types import FLOATS
 from regraft.views.describe import describe
 
 SCHEMA = "regraft.inspect/1"
@@ -21,7 +20,7 @@ RUNS = 6  # of layers that a line spells out
 
 @dataclass(frozen=True)
 class ParameterFacts:
-    """Counts of parameters; tied tensors once. ``buffers`` are tensors of integers, which no training moves."""
+    """Counts of parameters; tied tensors once. ``buffers`` are what no gradient moves."""
 
     total: int
     active: int
@@ -182,16 +181,15 @@ def _integer(value: object) -> int | None:
 
 def _parameter_facts(graph: Graph) -> ParameterFacts:
     counted = parameters(graph)
-    buffers = sum(v.tensor.elements({}) for v in graph.parameters() if v.tensor.dtype not in FLOATS)
     tables = {op.table: None for op in graph.ops if isinstance(op, Embed)}  # the first makes the residual stream
     sizes = [table.tensor.elements({}) for table in tables]
     return ParameterFacts(
-        total=counted.total - buffers,
-        active=counted.active - buffers,
-        active_without_embedding=counted.active_without_embedding - buffers,
+        total=counted.total,
+        active=counted.active,
+        active_without_embedding=counted.active_without_embedding,
         embedding=sum(sizes[:1]),
         per_layer_embedding=sum(sizes[1:]),
-        buffers=buffers,
+        buffers=counted.buffers,
     )
 
 

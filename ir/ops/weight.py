@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from regraft.ir.attributes import FLOAT, FLOATS, INT, INTS, STR
+from regraft.ir.attributes import BOOL, FLOAT, FLOATS, INT, INTS, STR
 from regraft.ir.dims import B, T
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import (
@@ -58,6 +58,8 @@ def verify_sizes(op: WeightOp, sizes: tuple[int, ...]) -> None:
 class Load(WeightOp):
     """Read a tensor of the checkpoint. ``tensor`` is its name there, by default the value's own.
 
+    A ``buffer`` is no parameter: training does not move it by gradients, and counts of parameters leave it out.
+
     Example:
         %w = weight.load : bf16[128, 64]
     """
@@ -66,6 +68,7 @@ class Load(WeightOp):
     tensor = optional(STR)
     dtype = attribute(STR, choices=DTYPES)
     shape = attribute(INTS)
+    buffer = defaulted(BOOL, False)
 
     typed_attributes = ("dtype", "shape")
 
@@ -85,7 +88,7 @@ class Load(WeightOp):
         return self.tensor or self.out.name
 
     def key(self) -> object:
-        return (type(self), self.source, self.dtype, self.shape)
+        return (type(self), self.source, self.dtype, self.shape, self.buffer)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -318,7 +318,7 @@ TENSOR_NAMES = st.none() | STRINGS.filter(bool)
 @rule("weight.load")
 def load(m: Making) -> Sequence[Value]:
     dtype, shape = m.draw(st.sampled_from(list(ITEM_BITS))), m.draw(st.lists(SMALL, max_size=4))
-    return m.add("weight.load", dtype=dtype, shape=shape, tensor=m.draw(TENSOR_NAMES))
+    return m.add("weight.load", dtype=dtype, shape=shape, tensor=m.draw(TENSOR_NAMES), buffer=m.draw(st.booleans()))
 
 
 @rule("weight.load_each")

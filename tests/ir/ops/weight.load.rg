@@ -1,7 +1,8 @@
 graph @valid () {
   %w = weight.load : bf16[128, 64]
   %layers.3.v = weight.load {tensor = "v"} : f32[8]
-  return %w, %layers.3.v
+  %correction = weight.load {buffer = true} : f32[256]
+  return %w, %layers.3.v, %correction
 }
 
 // -----
