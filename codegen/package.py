@@ -126,11 +126,19 @@ def _steps(recipe: Mapping[str, Any]) -> list[str]:
     for step in cast("list[Any]", recipe.get("pipeline") or []):
         if isinstance(step, Mapping):
             ((name, options),) = list(cast("Mapping[str, Any]", step).items())[:1]
-            spelled = comment(json.dumps(options, ensure_ascii=True)) if options else ""
-            steps.append(f"{comment(str(name))} {spelled if len(spelled) <= 70 else '(regraft.lock.json)'}".rstrip())
+            told = _options(options)
+            steps.append(f"{comment(str(name))} {told if len(told) <= 90 else '(regraft.lock.json)'}".rstrip())
         else:
             steps.append(comment(str(step)))
     return steps
+
+
+def _options(options: object) -> str:
+    """Return a step's options as text: ``donor=3, layers=[4, 5]``."""
+    if not isinstance(options, Mapping):
+        return ""
+    pairs = cast("Mapping[str, object]", options).items()
+    return comment(", ".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in pairs))
 
 
 def _title(graph: Graph, facts: Mapping[str, Any]) -> str:

@@ -292,7 +292,7 @@ class TorchTarget:
         for item in self.wiring.stacks():
             if isinstance(item, Op):
                 continue
-            for value, name in self._entering(item[0]).items():
+            for value, name in (self._entering(item[0]) or self._entering_alone(item[0])).items():
                 users = {self.wiring.made_in(v) for user in value.users for v in user.results}
                 here = self.wiring.index[item[0].number]
                 if value.op is not None and all(made is not None and made[0] == here for made in users):
@@ -304,6 +304,14 @@ class TorchTarget:
         feeds = self.wiring.feeds[self.wiring.kind_of[layer.number].name]
         streams = {layer.inputs[f.place]: f.local for f in feeds if f.how == STREAM}
         return {value: name for value, name in streams.items() if self.wiring.made_in(value) is None}
+
+    def _entering_alone(self, layer: Layer) -> dict[Value, str]:
+        """Return what a first layer reads that is of a kind of its own, where the model has a single stream."""
+        feeds = self.wiring.feeds[self.wiring.kind_of[layer.number].name]
+        tensors = [f.value for f in feeds if f.how == GLOBAL and isinstance(f.value.type, TensorType)]
+        floats = [value for value in tensors if value.tensor.dtype in FLOATS]
+        (name, *more) = self.wiring.streams or [""]
+        return {floats[0]: name} if name and not more and len(floats) == 1 else {}
 
     def _stack(self, body: Body, layers: list[Layer]) -> None:
         """Write the loop over a run of layers."""
@@ -324,13 +332,7 @@ class TorchTarget:
             body.lines.append("for i, layer in enumerate(self.layers):" if counted else "for layer in self.layers:")
         else:
             body.lines += [f"for i in range({first}, {last + 1}):", "    layer = self.layers[i]"]
-        if len(calls) == 1:
-            body.lines += [f"    {line}" for line in calls[0]]
-        else:
-            for number, (kind, call) in enumerate(zip(kinds, calls, strict=True)):
-                test = f"isinstance(layer, {self.classes[kind.name]})"
-                word = "else:" if number == len(calls) - 1 else f"{'el' if number else ''}if {test}:"
-                body.lines += [f"    {word}", *(f"        {line}" for line in call)]
+        body.lines += [f"    {line}" for line in _branches([self.classes[kind.name] for kind in kinds], calls)]
         for layer in layers[-1:]:
             for name in self.blocks[self.wiring.kind_of[layer.number].name].results:
                 if name in self.stream_names:
@@ -513,6 +515,28 @@ def _angles(key: tuple[object, ...]) -> str:
             return f"yarn({plain}, {base!r}, {factor!r}, {original!r}, {low!r}, {high!r}, {truncate!r})"
         case _:
             return plain
+
+
+def _branches(classes: list[str], calls: list[list[str]]) -> list[str]:
+    """Return the calls of each class of layers, under its test where they differ; alike ones stand together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, call in zip(classes, calls, strict=True):
+        groups.setdefault(tuple(call), []).append(name)
+    if len(groups) == 1:
+        return calls[0]
+    ordered = sorted(groups.items(), key=lambda group: len(group[1]))  # the largest needs no test
+    lines: list[str] = []
+    for number, (call, names) in enumerate(ordered):
+        tested = names[0] if len(names) == 1 else f"({', '.join(names)})"
+        test = f"{'el' if number else ''}if isinstance(layer, {tested}):"
+        if len(test) > WIDTH - 12:
+            each = [f"        {name}," for name in names]
+            test_lines = [f"{'el' if number else ''}if isinstance(", "    layer,", "    (", *each, "    ),", "):"]
+        else:
+            test_lines = [test]
+        lines += ["else:"] if number == len(ordered) - 1 else test_lines
+        lines += [f"    {line}" for line in call]
+    return lines
 
 
 def _turn(key: tuple[object, ...]) -> str:
