@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from regraft.codegen.names import Namespace, comment, suffixes
 from regraft.codegen.torch_ops import Code, absorbs, emit_op
 from regraft.codegen.wiring import Place
+from regraft.ir.dims import Sym
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType
@@ -18,9 +19,11 @@ _LONGEST = 64  # characters of an expression that is written into another one
 _GLOBALS = """
     annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View
     rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide frequencies llama3 yarn rotary
-    rotary_pairs rotate rotate_pairs bias view keep by_head attend route route_normalized mix_experts gelu_tanh
+    rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
+    route_normalized mix_experts gelu_tanh
     attend_by_scores softmax route_by quick_gelu
-    with_tail log_decay delta_rule delta_chunk Fixed start count last_rows new_memories Cache Model load KINDS self
+    with_tail log_decay delta_rule delta_chunk Fixed start count
+    last_rows new_memories Cache Model load KINDS self
 """
 _RUN = "tokens pos memory start count pasts context alone dtype last i layer"
 GLOBALS = frozenset(_GLOBALS.split())
@@ -187,6 +190,10 @@ class Body:
         """Add ``target = code``, with a comment that says what it is, where there is room for one."""
         line = f"{target} = {code}" if target else code
         remark = f"  # {told}" if told else ""
+        if len(line) + 8 > WIDTH and line.endswith(")"):  # a call: its arguments on a line of their own
+            opened = line.index("(", len(target) + 3)
+            self.lines += [line[: opened + 1], f"    {line[opened + 1 : -1]}", ")"]
+            return
         self.lines.append(line + remark if len(line) + len(remark) + 12 <= WIDTH else line)
 
 
@@ -195,4 +202,5 @@ def _told(value: Value, local: Callable[[str], str]) -> str:
     if isinstance(value.type, MemoryType):
         fields = ", ".join(f"{f.name} [B, S, {', '.join(map(str, f.shape))}]" for f in value.type.fields)
         return comment(f"%{local(value.name)}: {fields}")
-    return comment(f"%{local(value.name)} [{', '.join(map(str, value.type.shape))}]")
+    shape = ("S" if isinstance(dim, Sym) and dim.memory else str(dim) for dim in value.type.shape)
+    return comment(f"%{local(value.name)} [{', '.join(shape)}]")

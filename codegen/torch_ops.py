@@ -17,14 +17,18 @@ from regraft.ir.ops.core import (
     Embed,
     Flatten,
     Gain,
+    LayerNorm,
     Linear,
     Mul,
     Norm,
+    Repeat,
     Scale,
     Slice,
     Softcap,
     Unflatten,
 )
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Conv, Decay, Delta, Shift, Tail
@@ -166,6 +170,17 @@ def _flatten(op: Flatten, at: Scope) -> Code:
     return Code(f"{at.of(op.x).within(ATOM)}.flatten(-2)")
 
 
+def _repeat(op: Repeat, at: Scope) -> Code:
+    leading = "-1, " * (len(op.x.tensor.shape) - 1)
+    return Code(f"{at.of(op.x).within(ATOM)}.unsqueeze(-2).expand({leading}{op.parts}, -1)")
+
+
+def _layer_norm(op: LayerNorm, at: Scope) -> Code:
+    width = op.weight.tensor.sizes[0]
+    values = [at.of(op.x).text, f"({width},)", at.of(op.weight).text, at.of(op.bias).text, literal(op.eps)]
+    return Code(f"F.layer_norm({', '.join(values)})")
+
+
 def _rope(op: Rope, at: Scope) -> Code:
     if op.pos.op is not None or op.pos.name != "pos":
         raise MissingEmitterError(target="torch", op=f"{op.label} at positions other than this call's", where=op.scope)
@@ -177,6 +192,25 @@ def _rope(op: Rope, at: Scope) -> Code:
 def _kv(op: KV, at: Scope) -> Code:
     view = at.view(op.window, _owner_window(op))
     return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.k).text}, {at.of(op.v).text}), {view})")
+
+
+def _rows(op: StateRows, at: Scope) -> Code:
+    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.x).text},), {at.view(op.window, op.window)})")
+
+
+def _read(op: ReadRows, at: Scope) -> Code:
+    number = [each.name for each in op.memory.memory.fields].index(op.field)
+    return Code(f"{at.of(op.memory).within(ATOM)}[{number}]")
+
+
+def _view(op: ViewRows, at: Scope) -> Code:
+    return Code(f"({at.of(op.k).text}, {at.of(op.v).text})")
+
+
+def _index(op: Index, at: Scope) -> Code:
+    values = [at.of(v).text for v in (op.q, op.weight, op.memory)]
+    more = [at.view(None, None), literal(op.scale), literal(op.chosen)]
+    return Code(f"{at.helper('best_rows')}({', '.join(values + more)})")
 
 
 def _owner_window(op: KV) -> int | None:
@@ -195,6 +229,8 @@ def _attend(op: Attend, at: Scope) -> Code:
     if op.head_map is not None:
         memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
     view = at.view(op.memory.memory.window, op.window)
+    if op.chosen is not None:
+        view = f"{at.helper('among')}({view}, {at.of(op.chosen).text}, {at.of(op.memory).text}[0])"
     if op.sink is not None or op.softcap is not None:
         more = ([] if op.sink is None else [f"sink={at.of(op.sink).text}"]) + (
             [] if op.softcap is None else [f"cap={literal(op.softcap)}"]
@@ -249,15 +285,16 @@ def _route(op: Route, at: Scope) -> Code:
 
 
 def _route_by(op: Route, at: Scope) -> Code:
-    if op.groups > 1:
-        raise MissingEmitterError(target="torch", op=f"{op.label} over groups of experts", where=op.scope)
     scores = "torch.sigmoid" if op.score == "sigmoid" else at.helper("softmax")
     values = [at.of(op.logits).text, literal(op.chosen), scores, literal(op.normalize)]
     values += [f"bias={at.of(op.bias).text}"] if op.bias is not None else []
     values += [f"gain={at.of(op.gain).text}"] if op.gain is not None else []
     values += [f"scale={literal(op.scale)}"] if op.scale != 1.0 else []
     values += [f"eps={literal(op.eps)}"] if op.eps else []
-    return Code(f"{at.helper('route_by')}({', '.join(values)})")
+    if op.kept < op.groups:
+        at.helper("best_groups")
+        values.append(f"groups=({op.groups}, {op.kept}, {op.best})")
+    return Code(f"{at.helper('route_by', *(['groups'] if op.kept < op.groups else []))}({', '.join(values)})")
 
 
 def _experts(op: Experts, at: Scope) -> Code:
@@ -286,18 +323,24 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Experts: _experts,
     Flatten: _flatten,
     Gain: _gain,
+    Index: _index,
     KV: _kv,
+    LayerNorm: _layer_norm,
     Linear: _linear,
     Mul: _mul,
     Norm: _norm,
+    ReadRows: _read,
+    Repeat: _repeat,
     Rope: _rope,
     Route: _route,
     Scale: _scale,
     Shift: _shift,
     Slice: _slice,
     Softcap: _softcap,
+    StateRows: _rows,
     Tail: _tail,
     Unflatten: _unflatten,
+    ViewRows: _view,
 }
 
 # What is written onto its operand's expression, or into its user's, where it is the only use: one line for one thought.
@@ -309,7 +352,7 @@ INTO_TERMS = (Add, Mul, Gain, Activation)
 def absorbs(user: Op, made: Op) -> bool:
     """Return whether ``user`` may be written around the expression of ``made``."""
     if isinstance(user, CHAINS):
-        return not isinstance(made, KV | Route)
+        return not isinstance(made, KV | Route | StateRows)
     return (isinstance(user, INTO_TERMS) and isinstance(made, TERMS)) or isinstance(made, Flatten)
 
 

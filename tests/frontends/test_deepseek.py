@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy
 import pytest
@@ -19,7 +18,7 @@ from regraft.frontends.family import read_config
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import expected_tensors, lift, lift_config
 from regraft.frontends.tensors import Declared
-from regraft.frontends.twin import random_tensors, twin_config, write_twin
+from regraft.frontends.twin import random_tensors, twin_config
 from regraft.ir.cost import cache_bytes, cost, parameters
 from regraft.ir.errors.base import RegraftError
 from regraft.ir.graph import Graph
@@ -36,6 +35,7 @@ from regraft.ir.ops.quantized import Dequantize, SliceEach
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorInfo, TensorSource
 from regraft.ir.text import print_graph
+from tests.frontends import agreement
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "data" / "mla_golden.json").read_text(encoding="utf-8")
@@ -43,7 +43,6 @@ GOLDEN: dict[str, Any] = json.loads(
 CONFIGS = ["DeepSeek-V2-Lite", "DeepSeek-V3", "DeepSeek-V3.2"]
 TINY = ["deepseek_v2", "deepseek_v3", "deepseek_v32"]
 CONTEXTS = {"4K": 4096, "32K": 32768, "128K": 131072, "1M": 1 << 20}
-LENGTH = 40
 
 
 # -- the published configs
@@ -90,10 +89,7 @@ def test_what_an_index_costs_and_saves() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_text_reads_back_to_the_same_graph(name: str) -> None:
     graph = lift(open_model(f"builtin:{name}")).graph
-    text = print_graph(graph)
-    again = parse_graph(text)
-    assert again.equals(graph)
-    assert print_graph(again) == text
+    agreement.check_text(graph)
     assert [(kind.name, len(kind.layers)) for kind in block_kinds(graph)] == [
         ("full", 1 if name == "DeepSeek-V2-Lite" else 3),
         ("full_moe", 26 if name == "DeepSeek-V2-Lite" else 58),
@@ -172,60 +168,18 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Our interpreter, some tokens ``[2, LENGTH]``, and the original's logits for them."""
-
-    interpreter: Interpreter
-    tokens: Tensor
-    logits: Tensor
-
-    def check(self, found: Tensor, expected: Tensor) -> None:
-        limit = 1e-5 * max(1.0, float(self.logits.abs().max()) / 4)
-        torch.testing.assert_close(found, expected, rtol=0, atol=limit)
-
-
 @pytest.fixture(scope="module", params=list(CASES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    import transformers
-
-    folder = write_twin(CASES[request.param](), tmp_path_factory.mktemp("model") / "twin", seed=1)
-    original = cast(
-        Any,
-        transformers.AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ),
-    )
-    tokens = torch.randint(0, 128, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = original(tokens).logits
-    model = open_model(folder)
-    lifted = lift(model)
-    assert not lifted.warnings
-    return Pair(Interpreter(lifted.graph, model.require_checkpoint()), tokens, logits)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> agreement.Pair:
+    return agreement.pair(CASES[request.param](), tmp_path_factory.mktemp("model"))
 
 
-def test_prefill(pair: Pair) -> None:
+def test_the_interpreter_agrees_with_transformers(pair: agreement.Pair) -> None:
     assert pair.logits.std() >= 1
-    pair.check(pair.interpreter(pair.tokens), pair.logits)
+    pair.check_all(pair.interpreter)
 
 
-@pytest.mark.parametrize("sizes", [(1, 7, LENGTH - 8), (1,) * LENGTH], ids=["chunks", "step by step"])
-def test_chunks(pair: Pair, sizes: tuple[int, ...]) -> None:
-    cache = pair.interpreter.new_cache(2)
-    found = [pair.interpreter(part, cache) for part in pair.tokens.split(sizes, 1)]
-    pair.check(torch.cat(found, 1), pair.logits)
-
-
-def test_a_ragged_batch_gives_what_its_rows_give(pair: Pair) -> None:
-    tokens, lengths = pair.tokens.clone(), torch.tensor([LENGTH, 23])
-    tokens[1, 23:] = 0
-    cache = pair.interpreter.new_cache(2)
-    found = pair.interpreter(tokens, cache, lengths)
-    pair.check(found[0], pair.logits[0])
-    pair.check(found[1, :23], pair.logits[1, :23])
-    following = torch.stack((pair.tokens[0, :5], pair.tokens[1, 23:28]))
-    pair.check(pair.interpreter(following, cache)[1], pair.logits[1, 23:28])
+def test_the_emitted_program_agrees_with_transformers(pair: agreement.Pair) -> None:
+    pair.check_all(pair.program)
 
 
 # -- single wrong choices
