@@ -33,7 +33,6 @@ class Class:
     name: str
     doc: tuple[str, ...]
     keeps: tuple[str, ...]
-    takes: str
     setup: tuple[str, ...]
     signature: str
     lines: tuple[str, ...]
@@ -169,21 +168,10 @@ class TorchTarget:
             name=self.classes[kind.name],
             doc=self._doc(kind),
             keeps=tuple(_keeps_lines(self.wiring.memories(kind))),
-            takes=self._takes(kind),
             setup=tuple(self._setup(written.body, self.wiring.index[kind.layers[0].number], kind.layers[0])),
             signature=_signature("forward", arguments, gives),
             lines=tuple(written.body.lines),
         )
-
-    def _takes(self, kind: Kind) -> str:
-        """Return the table of the arguments' forms."""
-        written, layer = self.blocks[kind.name], kind.layers[0]
-        types = [layer.inputs[feed.place].type for feed in written.feeds]
-        forms = [str(len(type.fields)) if isinstance(type, MemoryType) else "0" for type in types]
-        sizes = {"Rope": "2", "View": "View", "Tensor": "0"}
-        forms += [sizes[self._form(name)] for name in written.body.used]
-        forms += [str(len(kept(op).memory.fields)) for op in written.body.pasts]
-        return f"({', '.join(forms)}{',' if len(forms) == 1 else ''})"
 
     def _doc(self, kind: Kind) -> tuple[str, ...]:
         layer = kind.layers[0]

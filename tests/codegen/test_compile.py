@@ -17,17 +17,23 @@ torch = pytest.importorskip("torch")
 
 
 class Recorder:
-    """A backend that runs graphs as they are, and keeps them."""
+    """A backend that runs graphs as they are, and keeps them and how often they run."""
 
     def __init__(self) -> None:
         self.graphs: list[Any] = []
+        self.calls = 0
 
     def __call__(self, graph: Any, _: Any) -> Any:
         self.graphs.append(graph)
-        return graph.forward
+
+        def run(*arguments: Any) -> Any:
+            self.calls += 1
+            return graph.forward(*arguments)
+
+        return run
 
     def regions(self) -> tuple[int, int]:
-        """Return how many regions there are, and how many times they are called."""
+        """Return how many regions there are in the only graph, and how many times they are called."""
         (graph,) = self.graphs
         calls = [n for n in graph.graph.nodes if "invoke_subgraph" in str(n.target) and n.op == "call_function"]
         return len({n.args[0].target for n in calls}), len(calls)
@@ -41,23 +47,40 @@ def steps(model: Any, count: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("layers", "regions", "calls"),
+    ("layers", "kinds", "regions", "called"),
     [
-        ([FULL] * 4, 1, 4),
-        ([FULL] * 9, 1, 9),
-        ([LayerSpec(window=4), FULL] * 3, 2, 6),
-        (DECODERS["shared"], 1, 2),  # a kind of a single layer is written in line
-        (DECODERS["moe"], 0, 0),
+        ([FULL] * 4, 1, 1, 4),
+        ([FULL] * 9, 1, 1, 9),
+        ([LayerSpec(window=4), FULL] * 3, 2, 2, 6),
+        (DECODERS["shared"], 4, 1, 2),  # in one graph, a kind of a single layer is written in line
+        (DECODERS["moe"], 3, 0, 0),
     ],
 )
-def test_each_kind_is_compiled_once(layers: list[LayerSpec], regions: int, calls: int, tmp_path: Path) -> None:
+def test_each_kind_is_compiled_once(
+    layers: list[LayerSpec], kinds: int, regions: int, called: int, tmp_path: Path
+) -> None:
     torch.compiler.reset()
     model = emitted(decoder(layers), tmp_path / "package").model
     plain = steps(model, 5)
+    single, whole = Recorder(), Recorder()
+    model.compile(backend=single)
+    assert torch.allclose(steps(model, 5), plain, atol=1e-6)
+    assert len(single.graphs) == kinds  # for any number of layers and steps
+    assert single.calls == 5 * len(layers)
+    model.compile(whole=True, backend=whole)
+    assert torch.allclose(steps(model, 5), plain, atol=1e-6)
+    assert whole.regions() == (regions, called)
+    assert whole.calls == 5
+
+
+def test_other_sizes_are_compiled_once_more_at_most(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    model = emitted(decoder([FULL] * 2), tmp_path / "package").model
     recorder = Recorder()
     model.compile(backend=recorder)
-    assert torch.allclose(steps(model, 5), plain, atol=1e-6)
-    assert recorder.regions() == (regions, calls)  # in one graph, however many steps
+    for context in range(20, 40):
+        model(tokens_of(1, 1), model.new_cache(1, context))
+    assert len(recorder.graphs) <= 2
 
 
 def test_compiled_again_and_called_otherwise(tmp_path: Path) -> None:
