@@ -18,11 +18,12 @@ _LONGEST = 64  # characters of an expression that is written into another one
 # Names that the emitted file gives to other things, and those of the function around the layers.
 _GLOBALS = """
     annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View
-    rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide frequencies llama3 yarn rotary
+    rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
+    frequencies llama3 yarn rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
     route_normalized mix_experts gelu_tanh
     attend_by_scores softmax route_by quick_gelu
-    with_tail log_decay delta_rule delta_chunk Fixed start count
+    with_tail convolve log_decay delta_rule delta_chunk Fixed start count
     last_rows new_memories Cache Model load KINDS self
 """
 _RUN = "tokens pos memory start count pasts context alone dtype last i layer"

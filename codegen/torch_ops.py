@@ -9,16 +9,18 @@ from typing import Any, NamedTuple, Protocol
 from regraft.codegen.names import literal
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import REGISTRY, Op, Value
-from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.attn import KV, Attend, Temper
 from regraft.ir.ops.core import (
     Activation,
     Add,
+    Bias,
     Concat,
     Embed,
     Flatten,
     Gain,
     LayerNorm,
     Linear,
+    Mean,
     Mul,
     Norm,
     Repeat,
@@ -101,6 +103,8 @@ def _linear(op: Linear, at: Scope) -> Code:
 
 
 def _norm(op: Norm, at: Scope) -> Code:
+    if op.clamp:
+        return Code(f"{at.helper('rms_norm_clamped')}({at.of(op.x).text}, {literal(op.eps)})")
     flags = ("plain",) if op.weight is None else ("offset",) if op.offset else ()
     name = {(): "rms_norm", ("plain",): "rms_norm_plain", ("offset",): "rms_norm_offset"}[flags]
     if op.weight is not None and op.cast == "after":
@@ -120,6 +124,18 @@ def _add(op: Add, at: Scope) -> Code:
 
 def _mul(op: Mul, at: Scope) -> Code:
     return Code(f"{at.of(op.a).within(PRODUCT)} * {at.of(op.b).within(ATOM)}", PRODUCT)
+
+
+def _bias(op: Bias, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(SUM)} + {at.of(op.bias).within(PRODUCT)}", SUM)
+
+
+def _mean(op: Mean, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(ATOM)}.mean(-2)")
+
+
+def _temper(op: Temper, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(PRODUCT)} * {at.of(op.by).within(ATOM)}[:, None]", PRODUCT)
 
 
 def _gain(op: Gain, at: Scope) -> Code:
@@ -250,10 +266,8 @@ def _tail(op: Tail, at: Scope) -> Code:
 def _conv(op: Conv, at: Scope) -> Code:
     rows, taps = _kept_rows(op.memory), op.weight.tensor.sizes[2]
     x = at.of(op.memory).within(ATOM) + (f"[:, {rows - taps + 1}:]" if rows >= taps else "")
-    arguments = [f"{x}.transpose(1, 2)", at.of(op.weight).text]
-    arguments += [at.of(op.bias).text] if op.bias is not None else []
-    arguments += [f"groups={op.groups}"] if op.groups > 1 else []
-    return Code(f"F.conv1d({', '.join(arguments)}).transpose(1, 2)")
+    bias = "None" if op.bias is None else at.of(op.bias).text
+    return Code(f"{at.helper('convolve')}({x}, {at.of(op.weight).text}, {bias}, {op.groups})")
 
 
 def _shift(op: Shift, at: Scope) -> Code:
@@ -308,6 +322,9 @@ def _experts(op: Experts, at: Scope) -> Code:
     more = [f"{name}={at.of(bias).text}" for name, bias in biases.items() if bias is not None]
     more += [f"limit={literal(op.limit)}"] if op.limit is not None else []
     more += [f"shift={literal(op.shift)}"] if op.shift else []
+    if op.skip != "none":
+        more.append(f"skip={literal(op.skip)}")
+        at.helper("mix_experts", "skip")
     return Code(f"{at.helper('mix_experts', *(['told'] if more else []))}({', '.join(arguments + more)})")
 
 
@@ -315,6 +332,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Activation: _activation,
     Add: _add,
     Attend: _attend,
+    Bias: _bias,
     Concat: _concat,
     Conv: _conv,
     Decay: _decay,
@@ -327,6 +345,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     KV: _kv,
     LayerNorm: _layer_norm,
     Linear: _linear,
+    Mean: _mean,
     Mul: _mul,
     Norm: _norm,
     ReadRows: _read,
@@ -339,6 +358,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Softcap: _softcap,
     StateRows: _rows,
     Tail: _tail,
+    Temper: _temper,
     Unflatten: _unflatten,
     ViewRows: _view,
 }

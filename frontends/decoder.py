@@ -67,7 +67,7 @@ class Decoder(Config):
     theta: ClassVar[float] = 10000.0
     twin_gain: ClassVar[float] = 1.5  # of the twin's maps: less for a family whose norms follow small sums
     embedding: ClassVar[str] = "embed_tokens.weight"
-    last_norm: ClassVar[str] = "norm"
+    last_norm: str = "norm"
     head: ClassVar[str] = "lm_head.weight"
 
     vocab_size = integer(32000, high=MAX_VOCABULARY)

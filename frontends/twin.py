@@ -17,10 +17,11 @@ from regraft.frontends.tensors import Declared
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.header import build_header
-from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.attn import KV, Attend, Temper
 from regraft.ir.ops.core import Add, Embed, Gain, LayerNorm, Norm
 from regraft.ir.ops.moe import Route
 from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.seq import Conv
 from regraft.ir.sink import SINGLE
 from regraft.ir.source import TensorInfo
 
@@ -94,6 +95,9 @@ def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Arra
     norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Gain)}
     norms |= {op.gain.name: 0.0 for op in graph.ops if isinstance(op, Route) and op.gain is not None}
     norms |= {op.weight.name: 0.0 for op in graph.ops if isinstance(op, LayerNorm)}
+    norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Temper)}
+    biases = {op.bias.name for op in graph.ops if isinstance(op, Route) and op.bias and op.score == "softmax"}
+    taps = {op.weight.name for op in graph.ops if isinstance(op, Conv)}
     calm = _calm_norms(graph)
     tables = {op.table.name for op in graph.ops if isinstance(op, Embed)}
 
@@ -103,11 +107,14 @@ def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Arra
             values = (1 + 0.3 * noise) * calm.get(info.name, 1.0) - norms[info.name]
         elif info.name in tables:
             values = math.sqrt(3) / 4 * noise
+        elif info.name in biases:
+            values = 0.1 * noise
         elif len(info.shape) == 1:
             values = 0.5 * noise
         else:
             inner = layer_of(info.name) is not None
-            values = (gain if inner else _HEAD_GAIN) * math.sqrt(3 / info.shape[-1]) * noise
+            terms = math.prod(info.shape[1:]) if info.name in taps else info.shape[-1]
+            values = (gain if inner else _HEAD_GAIN) * math.sqrt(3 / terms) * noise
         return values.astype(numpy.float32)
 
     return {info.name: fill(info) for info in expected_tensors(graph)}

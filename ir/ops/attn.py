@@ -57,6 +57,22 @@ class KV(State):
         return run.extend(self.out, {"k": k, "v": v})
 
 
+@op("attn.temper")
+class Temper(Op):
+    """Multiply each head by a number of its own, such as a learned temperature of its keys.
+
+    Example:
+        %y = attn.temper %k, %temp : bf16[B, T, 2, 128]
+    """
+
+    x = operand("B T H D", dtype="float")
+    by = operand("H", dtype="float")
+    out = result("B T H D", dtype="x")
+
+    def reference(self, run: Run, x: Tensor, by: Tensor) -> Tensor:
+        return x * by.to(x.dtype)[:, None]
+
+
 @op("attn.attend")
 class Attend(Op):
     """Attend each query to the rows of a memory and mix their values.

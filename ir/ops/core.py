@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regraft.ir.attributes import FLOAT, INT, STR
+from regraft.ir.attributes import BOOL, FLOAT, INT, STR
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
 from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional_operand, result
@@ -66,7 +66,8 @@ class Norm(Op):
     """Divide by the root mean square of the last axis, then scale by a weight, ``1 + weight``, or nothing.
 
     Computed in float32 at least. ``cast`` says when the input's dtype returns: ``before`` the product with the weight
-    (Llama, Qwen3) or ``after`` it (Gemma).
+    (Llama, Qwen3) or ``after`` it (Gemma). ``eps`` is added to the mean square; with ``clamp`` the root is at least
+    ``eps`` instead, which is for norms without a weight (ZAYA).
 
     Example:
         %h = core.norm %x, weight=%w {eps = 1e-06} : bf16[B, T, 64]
@@ -78,15 +79,20 @@ class Norm(Op):
     eps = attribute(FLOAT)
     offset = defaulted(FLOAT, 0.0)
     cast = defaulted(STR, "before", choices=("before", "after"))
+    clamp = defaulted(BOOL, False)
 
     def verify(self, dim: Dims) -> None:
         if self.eps <= 0:
             raise OpRuleError(op=self.label, problem=f"eps is {self.eps}", fix="eps must be positive")
+        if self.clamp and self.weight is not None:
+            raise OpRuleError(op=self.label, problem="a weight and clamp", fix="multiply by the weight afterwards")
 
     def reference(self, run: Run, x: Tensor, weight: Tensor | None = None) -> Tensor:
         import torch
 
         wide = run.wide(x)
+        if self.clamp:
+            return (wide / wide.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=self.eps)).to(x.dtype)
         y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         if weight is None:
             return y.to(x.dtype)
@@ -181,6 +187,22 @@ class Gain(Op):
 
     def reference(self, run: Run, x: Tensor, by: Tensor) -> Tensor:
         return x * by
+
+
+@op("core.bias")
+class Bias(Op):
+    """Add a weight of each channel.
+
+    Example:
+        %y = core.bias %x, %b : bf16[B, T, 64]
+    """
+
+    x = operand("... M", dtype="float")
+    bias = operand("M", dtype="float")
+    out = result("... M", dtype="x")
+
+    def reference(self, run: Run, x: Tensor, bias: Tensor) -> Tensor:
+        return x + bias.to(x.dtype)
 
 
 @op("core.scale")
@@ -365,6 +387,24 @@ class Repeat(Op):
 
     def reference(self, run: Run, x: Tensor) -> Tensor:
         return x[..., None, :].expand(*x.shape[:-1], self.parts, x.shape[-1])
+
+
+@op("core.mean")
+class Mean(Op):
+    """Average over the last axis but one, such as the heads of a group.
+
+    Example:
+        %y = core.mean %q : bf16[B, T, 2, 16]
+    """
+
+    x = operand("... H D", dtype="float")
+    out = result()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-2], dim["D"]),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x.mean(-2)
 
 
 @op("core.flatten")

@@ -105,7 +105,8 @@ class Experts(Op):
 
     ``gate_up`` holds the gate's rows first, then the up projection's: an expert is
     ``down(activation(gate x) * (up x))``. ``gate_up_bias`` and ``down_bias`` belong to these maps. With ``limit`` the
-    gate is cut above it and the up projection at both sides, before ``shift`` is added to the latter.
+    gate is cut above it and the up projection at both sides, before ``shift`` is added to the latter. With ``skip`` the
+    number after the last expert's may be chosen: it gives nothing (``zero``), or the input (``identity``).
 
     Example:
         %y = moe.experts %x, %w, %e, %gate_up, %down : bf16[B, T, 64]
@@ -122,6 +123,7 @@ class Experts(Op):
     activation = defaulted(STR, "silu", choices=ACTIVATIONS)
     limit = optional(FLOAT)
     shift = defaulted(FLOAT, 0.0)
+    skip = defaulted(STR, "none", choices=("none", "zero", "identity"))
 
     def verify(self, dim: Dims) -> None:
         if dim.size("F2") != 2 * dim.size("F"):
@@ -150,6 +152,10 @@ class Experts(Op):
         out = torch.zeros_like(rows)
         for expert in picks.unique().tolist():
             row, rank = torch.where(picks == expert)
+            if expert == len(gate_up) and self.skip != "none":
+                if self.skip == "identity":
+                    out.index_add_(0, row, rows[row] * shares[row, rank, None])
+                continue
             biases = [None if bias is None else bias[expert] for bias in (gate_up_bias, down_bias)]
             gate, up = torch.nn.functional.linear(rows[row], gate_up[expert], biases[0]).chunk(2, -1)
             y = torch.nn.functional.linear(self._gated(gate, up), down[expert], biases[1])

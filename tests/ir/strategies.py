@@ -133,7 +133,26 @@ def norm(m: Making) -> Sequence[Value]:
     dtype, x = _channels(m, width)
     weight = {"weight": m.weight(dtype, width)} if m.draw(st.booleans()) else {}
     cast = m.draw(st.sampled_from(["before", "after"]))
-    return m.add("core.norm", x, **weight, eps=m.draw(POSITIVE), offset=m.draw(NUMBERS), cast=cast)
+    clamp = not weight and m.draw(st.booleans())
+    return m.add("core.norm", x, **weight, eps=m.draw(POSITIVE), offset=m.draw(NUMBERS), cast=cast, clamp=clamp)
+
+
+@rule("core.bias")
+def bias(m: Making) -> Sequence[Value]:
+    width = m.size()
+    dtype, x = _channels(m, width)
+    return m.add("core.bias", x, m.weight(dtype, width))
+
+
+@rule("core.mean")
+def mean(m: Making) -> Sequence[Value]:
+    return m.add("core.mean", _channels(m, m.size(), m.size())[1])
+
+
+@rule("attn.temper")
+def temper(m: Making) -> Sequence[Value]:
+    dtype, heads = m.draw(FLOAT_TYPES), m.size()
+    return m.add("attn.temper", m.input(dtype, B, T, heads, m.size()), m.weight(dtype, heads))
 
 
 def _two(opname: str) -> Rule:

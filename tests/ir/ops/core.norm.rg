@@ -29,3 +29,11 @@ graph @along_the_sequence (%x: bf16[B, T]) {
   return %h
 }
 // ERROR: error[RG010]: core.norm: operand x is bf16[B, T], expected float[..., M]
+
+// -----
+
+graph @a_weight_and_clamp (%x: bf16[B, T, 64], %w: bf16[64]) {
+  %y = core.norm %x, weight=%w {eps = 1e-06, clamp = true}
+  return %y
+}
+// ERROR: error[RG034]: core.norm: a weight and clamp

@@ -1,0 +1,249 @@
+"""ZAYA1, in the layout of transformers and in that of its older checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.frontends.blocks import ModelBuilder, RMSNorm
+from regraft.frontends.cca import CCA, LEGACY, NATIVE, DepthRouted, Names, merge, scaled
+from regraft.frontends.config import (
+    MAX_CONTEXT,
+    MAX_EXPERTS,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    Given,
+    boolean,
+    choice,
+    fixed,
+    integer,
+    number,
+    optional_integer,
+    token_ids,
+    words,
+)
+from regraft.frontends.decoder import Decoder
+from regraft.ir.builder import Builder
+from regraft.ir.op import Value
+from regraft.ir.ops.core import Embed
+
+HYBRID, SLIDING = "hybrid", "hybrid_sliding"
+THETAS = {HYBRID: 5e6, SLIDING: 1e4}
+RENAMED = {
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "norm_epsilon": "rms_norm_eps",
+    "zaya_mlp_expansion": "router_hidden_size",
+    "moe_router_topk": "num_experts_per_tok",
+}
+LISTS = {"cca_num_q_heads": "num_attention_heads", "num_query_groups_list": "num_key_value_heads"}
+FLAGS = ("cca", "zaya_use_eda", "zaya_use_mod", "scale_residual_merge", "residual_in_fp32")
+MARKERS = {*RENAMED, *LISTS, *FLAGS, "ffn_hidden_size", "ffn_hidden_size_list", "zaya_layers"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's parts. The first one's router has no state to add."""
+
+    norm: RMSNorm
+    attention: CCA
+    experts: DepthRouted
+    first: bool
+
+
+class Zaya(Decoder):
+    """Compressed convolutional attention and one expert a token, each merged by learned vectors.
+
+    Older checkpoints, known by keys of theirs, count attention and experts as a layer each, and keep the merge with the
+    layer that it enters. Source: specs/zaya_cca.md.
+    """
+
+    family = "zaya"
+    model_types = ("zaya",)
+    architectures = ("ZayaForCausalLM",)
+    inert = ("output_router_logits", *FLAGS)
+    twin_gain = 1.0
+
+    vocab_size = integer(262272, high=MAX_VOCABULARY)
+    hidden_size = integer(2048)
+    num_hidden_layers = integer(40, high=MAX_LAYERS)
+    num_attention_heads = integer(8, high=MAX_HEADS)
+    num_key_value_heads = optional_integer(2, high=MAX_HEADS)
+    head_dim = optional_integer(128, low=2)
+    max_position_embeddings = integer(131072, high=MAX_CONTEXT)
+    rms_norm_eps = number(1e-5, low=1e-30, high=1.0)
+    tie_word_embeddings = boolean(True)
+    bos_token_id = token_ids((2,))
+    eos_token_id = token_ids((106,))
+    attention_bias = boolean(False)
+    lm_head_bias = fixed(False)
+    partial_rotary_factor = number(0.5, low=1e-6, high=1.0)
+    sliding_window = optional_integer(None, high=MAX_CONTEXT)
+    layer_types = words((HYBRID, SLIDING))
+    cca_time0 = integer(2, low=2, high=256)
+    cca_time1 = integer(2, low=2, high=256)
+    moe_intermediate_size = integer(2048)
+    num_experts = integer(16, high=MAX_EXPERTS)
+    num_experts_per_tok = fixed(1)
+    router_hidden_size = integer(256)
+    skip_expert = choice("zero", {"zero": "zero", "identity": "identity"})
+    swa_layers = fixed(None)
+
+    def __init__(self, given: Given, allow: Iterable[str] = (), *, strict: bool = True) -> None:
+        self.legacy = not MARKERS.isdisjoint(given.values)
+        super().__init__(_native(given) if self.legacy else given, allow, strict=strict)
+        if self.legacy:
+            self.last_norm = "final_norm"
+
+    def check(self) -> None:
+        for flag in FLAGS:
+            if self.given.values.get(flag, True) is not True:
+                raise self.unsupported(flag, "true")
+        self.check_types(self.layer_types)
+        if SLIDING in (self.layer_types or ()) and self.sliding_window is None:
+            raise self.disagree("sliding_window", "layers slide and there is no window", "give sliding_window")
+        if self.kv_heads * self.head_width % 2:
+            raise self.disagree("head_dim", "half of the values' channels is no integer", "make it even")
+        super().check()
+
+    @property
+    def rotary_part(self) -> float | None:
+        return self.partial_rotary_factor
+
+    @property
+    def names(self) -> Names:
+        """What the tensors are called."""
+        return LEGACY if self.legacy else NATIVE
+
+    def block(self, layer: int) -> Any:
+        kind = self.layer_types[layer] if self.layer_types else HYBRID
+        attention = CCA(
+            heads=self.num_attention_heads,
+            kv_heads=self.kv_heads,
+            width=self.head_width,
+            taps=(self.cca_time0, self.cca_time1),
+            rope=self.rope_of(kind, theta=THETAS[kind]),
+            window=self.sliding_window if kind == SLIDING else None,
+            bias=self.attention_bias,
+            names=self.names,
+        )
+        experts = DepthRouted(
+            experts=self.num_experts,
+            width=self.moe_intermediate_size,
+            router=self.router_hidden_size,
+            eps=self.rms_norm_eps,
+            activation=self.hidden_act,
+            skip=self.skip_expert,
+            names=self.names,
+        )
+        return Layer(self.norm, attention, experts, layer == 0)
+
+    # -- the graph
+
+    def embed(self, b: ModelBuilder, tokens: Value, table: Value) -> Value:
+        if self.legacy:
+            return super().embed(b, tokens, table)
+        return scaled(b, "embed", b(Embed, "rows", tokens, table), f"{self.prefix}.input_", "hidden_states")
+
+    def layers(self, b: ModelBuilder, x: Value, pos: Value) -> Value:
+        if self.legacy:
+            return self._split_layers(b, x, pos)
+        carried = [x]
+        for layer in range(self.num_hidden_layers):
+            block = self.block(layer)
+            key = (block, b.tensors.layer(layer))
+            carried = b.layer(
+                layer, key, carried, lambda b, n, inputs, block=block: self._whole(b, n, inputs, block, pos)
+            )
+        return carried[0]
+
+    def _whole(self, b: Builder, layer: int, inputs: Sequence[Value], block: Layer, pos: Value) -> list[Value]:
+        """Build a layer of attention and experts, from the stream and the router's state, and return these."""
+        assert isinstance(b, ModelBuilder)
+        x, state, module = inputs[0], inputs[1] if len(inputs) > 1 else None, f"{self.prefix}.layers.{layer}"
+        with b.scope("attn"):
+            normed = block.norm.build(b, "norm", x, f"{module}.input_layernorm")
+            y = block.attention.build(b, normed, pos, f"{module}.self_attn")
+            x = merge(b, "residual", y, x, f"{module}.post_attention_residual_scale.")
+        with b.scope("moe"):
+            normed = block.norm.build(b, "norm", x, f"{module}.post_attention_layernorm")
+            y, state = block.experts.build(b, normed, f"{module}.mlp", state)
+        return [merge(b, "out", y, x, f"{module}.post_mlp_residual_scale."), state]
+
+    def _split_layers(self, b: ModelBuilder, x: Value, pos: Value) -> Value:
+        """Build attention and experts as layers of their own; each merges, before it, what the one before it gave."""
+        stream, state = [x], []
+        for layer in range(2 * self.num_hidden_layers):
+            block = self.block(layer // 2)
+            key = (block, layer == 0, layer % 2, b.tensors.layer(layer))
+            inputs = [*stream, *(state if layer % 2 else [])]
+            made = b.layer(layer, key, inputs, lambda b, n, given, block=block: self._half(b, n, given, block, pos))
+            stream, state = made[:2], made[2:] or state
+        return merge(b, "out", stream[0], stream[1], f"{self.prefix}.res_scale.")
+
+    def _half(self, b: Builder, layer: int, inputs: Sequence[Value], block: Layer, pos: Value) -> list[Value]:
+        assert isinstance(b, ModelBuilder)
+        module = f"{self.prefix}.layers.{layer}"
+        if layer == 0:
+            x = scaled(b, "stream", inputs[0], f"{module}.res_scale.", "hidden_states")
+        else:
+            x = merge(b, "stream", inputs[0], inputs[1], f"{module}.res_scale.")
+        if layer % 2 == 0:
+            with b.scope("attn"):
+                normed = block.norm.build(b, "norm", x, f"{module}.input_norm")
+                return [block.attention.build(b, normed, pos, f"{module}.self_attn"), x]
+        with b.scope("moe"):
+            normed = block.norm.build(b, "norm", x, f"{module}.input_norm")
+            state = inputs[2] if len(inputs) > 2 else None
+            y, state = block.experts.build(b, normed, f"{module}.zaya_block", state)
+        return [y, x, state]
+
+    # -- the small twin
+
+    def twin(self) -> dict[str, object]:
+        config = super().twin()
+        return _old(config) if self.legacy else config
+
+    def per_layer(self, layers: Sequence[int]) -> dict[str, object]:
+        types = self.layer_types or (HYBRID,) * self.num_hidden_layers
+        few = min(self.num_experts, 8)
+        return {
+            "layer_types": [types[layer] for layer in layers],
+            "sliding_window": self.sliding_window and 8,
+            "num_attention_heads": 4,
+            "head_dim": 16,
+            "num_experts": few,
+            "moe_intermediate_size": 32,
+            "router_hidden_size": 24,
+        }
+
+
+def _native(given: Given) -> Given:
+    """Return the keys of an older config under today's names."""
+    values: dict[str, Any] = {}
+    for name, value in given.values.items():
+        if name in LISTS:
+            held = {each for each in value if each} if isinstance(value, list) else set()
+            if len(held) == 1:
+                values[LISTS[name]] = held.pop()
+        elif name not in ("ffn_hidden_size", "ffn_hidden_size_list", "zaya_layers", "rope_theta"):
+            values.setdefault(RENAMED.get(name, name), value)
+    widths = given.values.get("ffn_hidden_size_list") or [given.values.get("ffn_hidden_size") or 4096]
+    whole = next((width for width in widths if isinstance(width, int) and width), 4096)
+    layers = given.values.get("num_hidden_layers", 80)
+    rope = {"rope_theta": given.values.get("rope_theta", THETAS[HYBRID])}
+    values |= {"moe_intermediate_size": whole // 2, "rope_parameters": {HYBRID: rope}}
+    values["num_hidden_layers"] = layers // 2 if isinstance(layers, int) and not isinstance(layers, bool) else layers
+    return Given(values, given.path, given.prefix)
+
+
+def _old(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the keys of a config as older ones have them."""
+    new = {value: key for key, value in RENAMED.items()}
+    gone = ("layer_types", "sliding_window", "moe_intermediate_size", "rope_parameters", "intermediate_size")
+    old = {new.get(name, name): value for name, value in config.items() if name not in gone}
+    old |= {"num_hidden_layers": 2 * config["num_hidden_layers"]}
+    old |= {"ffn_hidden_size": 2 * config["moe_intermediate_size"]}
+    return old | {"rope_theta": config["rope_parameters"][HYBRID]["rope_theta"], "cca": True}
