@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.frontends.folder import open_model
 from regraft.ir.errors.program import IncomparableError, OracleError
 from regraft.ir.interpret import Interpreter
 from regraft.model import Model, lift
@@ -159,7 +160,7 @@ def _against(
 ) -> tuple[str, list[Check]]:
     """Compare with another implementation's prefill, and with its cached decode."""
     if against == "transformers":
-        other = _oracle(subject, rows)
+        other, detail = _oracle(subject, rows)
         name = "transformers"
     else:
         second = _subject(against, allow_keys)
@@ -167,13 +168,13 @@ def _against(
             reason = f"{subject.vocab} and {second.vocab} tokens in the vocabulary"
             raise IncomparableError(first=subject.name, second=second.name, reason=reason)
         name = second.name
-        other = _fed(second.run, rows)
+        other, detail = _fed(second.run, rows), ""
 
     length = rows.shape[1]
     sizes = [length // 2, *[1] * (length - length // 2)]
     return name, [
-        _check(f"prefill = {name}", base, other([length]), bound),
-        _check(f"decode = {name}", feed(subject.run, rows, sizes), other(sizes), bound),
+        _check(f"prefill = {name}", base, other([length]), bound, detail),
+        _check(f"decode = {name}", feed(subject.run, rows, sizes), other(sizes), bound, detail),
     ]
 
 
@@ -181,8 +182,30 @@ def _fed(run: Runnable, rows: Tensor) -> Callable[[list[int]], Tensor]:
     return lambda sizes: run(rows) if len(sizes) == 1 else feed(run, rows, sizes)
 
 
-def _oracle(subject: _Subject, rows: Tensor) -> Callable[[list[int]], Tensor]:
-    """Return transformers' logits of ``rows`` for given chunk sizes, computed from the same folder in float32."""
+def _restore_buffers(model: Any, folder: Path) -> str:
+    """Give buffers that transformers sets anew the checkpoint's values, and return a line that says so, or nothing.
+
+    ZAYA's router forgets the bias of its class that skips (specs/zaya_cca.md, section 5).
+    """
+    import torch
+
+    source = open_model(folder).require_checkpoint()
+    held = set(source.names())
+    changed: list[str] = []
+    for name, buffer in model.named_buffers():
+        if name in held and source.info(name).shape == tuple(buffer.shape):
+            stored = source.read(name).to(buffer.dtype)
+            if not torch.equal(stored, buffer):
+                buffer.copy_(stored)
+                changed.append(name)
+    return f"{len(changed)} buffers as the checkpoint has them, {changed[0]} first" if changed else ""
+
+
+def _oracle(subject: _Subject, rows: Tensor) -> tuple[Callable[[list[int]], Tensor], str]:
+    """Return transformers' logits of ``rows`` for given chunk sizes, computed from the same folder in float32.
+
+    And a line on what was done to its model beforehand, if anything was.
+    """
     import torch
 
     try:
@@ -202,6 +225,7 @@ def _oracle(subject: _Subject, rows: Tensor) -> Callable[[list[int]], Tensor]:
         ).eval()
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise OracleError(model=subject.folder, reason=str(error).partition("\n")[0]) from None
+    detail = _restore_buffers(model, subject.folder)
 
     def run(sizes: list[int]) -> Tensor:
         cache: Any = None
@@ -213,4 +237,4 @@ def _oracle(subject: _Subject, rows: Tensor) -> Callable[[list[int]], Tensor]:
             parts.append(out.logits)
         return torch.cat(parts, 1)
 
-    return run
+    return run, detail

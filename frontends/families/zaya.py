@@ -243,7 +243,7 @@ def _old(config: Mapping[str, Any]) -> dict[str, object]:
     """Return the keys of a config as older ones have them."""
     new = {value: key for key, value in RENAMED.items()}
     gone = ("layer_types", "sliding_window", "moe_intermediate_size", "rope_parameters", "intermediate_size")
-    old = {new.get(name, name): value for name, value in config.items() if name not in gone}
+    old: dict[str, object] = {new.get(name, name): value for name, value in config.items() if name not in gone}
     old |= {"num_hidden_layers": 2 * config["num_hidden_layers"]}
     old |= {"ffn_hidden_size": 2 * config["moe_intermediate_size"]}
     return old | {"rope_theta": config["rope_parameters"][HYBRID]["rope_theta"], "cca": True}

@@ -26,6 +26,7 @@ from regraft.ir.ops.core import Activation, Norm, Scale
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.source import TensorSource
+from regraft.verifying import verify
 from tests.frontends.agreement import LENGTH, Pair, check_text, shift_of
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -234,6 +235,12 @@ def test_transformers_loses_the_skip_class_bias_when_it_loads(published: Pair) -
     for name in biases:
         weights[name][-1] = -1.0
     published.check(Interpreter(published.graph, TensorSource(weights))(published.tokens), logits)
+
+
+def test_verify_gives_it_back(published: Pair) -> None:
+    report = verify(published.folder, against="transformers")
+    assert report.passed
+    assert "balancing_biases" in report.checks[-1].detail
 
 
 def with_skip(pair: Pair, skip: str, weights: dict[str, Tensor], edges: list[str]) -> dict[str, Tensor]:
