@@ -211,15 +211,15 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
-    model: PreTrainedModel = (
+    built: Any = (  # its `to` is typed as if it were not bound
         LlamaForCausalLM(LlamaConfig(**NEW[args.new]))
         if args.new
         else AutoModelForCausalLM.from_pretrained(args.resume, dtype=torch.float32)
     )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
+    model: PreTrainedModel = built.to("cuda" if torch.cuda.is_available() else "cpu")
     train(model, tokenizer, args)
 
-    model = model.to(torch.bfloat16).to(torch.float32)  # measure what is written
+    built.to(torch.bfloat16).to(torch.float32)  # measure what is written
     facts = {
         "tokens": int(args.tokens),
         "seed": args.seed,
@@ -227,7 +227,7 @@ def main() -> None:
         "heldout_nats_per_token": heldout_loss(model, tokenizer, args.heldout.read_text()),
         "recall": {str(pairs): recall(model, tokenizer, pairs) for pairs in (6, 10, 14)},
     }
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    built.to(torch.bfloat16).save_pretrained(args.out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (args.out / name).write_bytes((args.tokenizer.parent / name).read_bytes())
     (args.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
