@@ -194,7 +194,7 @@ def show(value: object) -> str:
 
 
 def _round(limit: float) -> str:
-    return f"{limit:,.0f}" if limit == round(limit) and abs(limit) < 1e15 else f"{limit:g}"
+    return f"{limit:,.0f}" if abs(limit) < 1e15 and limit == round(limit) else f"{limit:g}"
 
 
 # -- declaring keys
@@ -259,10 +259,19 @@ def boolean(default: bool, *, names: Sequence[str] = ()) -> Key[bool]:
     return Key("true or false", _bool, default, names=names)
 
 
-def choice(default: str, choices: Mapping[str, str], *, null: bool = False, names: Sequence[str] = ()) -> Key[str]:
-    """Declare a word; ``choices`` maps those that are supported to what they mean."""
+def choice(
+    default: str,
+    choices: Mapping[str, str],
+    *,
+    null: bool = False,
+    true: str | None = None,
+    names: Sequence[str] = (),
+) -> Key[str]:
+    """Declare a word; ``choices`` maps those that are supported to what they mean, ``true`` is one that true means."""
 
     def parse(value: object) -> str:
+        if value is True and true is not None:
+            value = true
         if not isinstance(value, str):
             raise ValueError
         if value not in choices:
@@ -289,6 +298,16 @@ def words(choices: Sequence[str], *, names: Sequence[str] = ()) -> Key[tuple[str
 def integers(*, low: int = 0, high: int = MAX_WIDTH, names: Sequence[str] = ()) -> Key[tuple[int, ...]]:
     """Declare a list of integers; absent or null it is empty."""
     return Key("a list of integers", _ints, (), null=((),), low=low, high=high, names=names)
+
+
+def numbers(*, low: float = 0.0, high: float = math.inf, names: Sequence[str] = ()) -> Key[tuple[float, ...]]:
+    """Declare a number or a list of numbers; absent or null it is empty."""
+
+    def parse(value: object) -> tuple[float, ...]:
+        each = cast("list[object]", value) if isinstance(value, list) else [value]
+        return tuple(_float(one) for one in each)
+
+    return Key("a number or a list of numbers", parse, (), null=((),), low=low, high=high, names=names)
 
 
 def table(*, names: Sequence[str] = ()) -> Key[Mapping[str, Any] | None]:

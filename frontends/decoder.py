@@ -179,7 +179,13 @@ class Decoder(Config):
         return self.given.nested(key) if key else Given({}, self.given.path)
 
     def attention(
-        self, *, window: int | None = None, norm: RMSNorm | None = None, bias: bool = False, out_bias: bool = False
+        self,
+        *,
+        window: int | None = None,
+        norm: RMSNorm | None = None,
+        bias: bool = False,
+        out_bias: bool = False,
+        rope: Rope | None = None,
     ) -> Attention:
         """Return grouped-query attention as the common keys describe it."""
         return Attention(
@@ -187,7 +193,7 @@ class Decoder(Config):
             kv_heads=self.kv_heads,
             width=self.head_width,
             scale=self.head_width**-0.5,
-            rope=self.rope,
+            rope=rope or self.rope,
             window=window,
             norm=norm,
             bias=bias,
@@ -199,6 +205,15 @@ class Decoder(Config):
         if types is not None and len(types) != self.num_hidden_layers:
             raise self.disagree(
                 key, f"{key} has {len(types)} entries for {self.num_hidden_layers} layers", "one entry a layer"
+            )
+
+    def check_chosen(self, chosen: int, experts: int) -> None:
+        """Check that a token chooses no more experts than there are."""
+        if chosen > experts:
+            raise self.disagree(
+                "num_experts_per_tok",
+                f"{chosen} experts a token of {experts}",
+                "a token cannot choose more experts than there are",
             )
 
     def block(self, layer: int) -> Block:

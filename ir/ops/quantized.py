@@ -50,6 +50,36 @@ class Dequantize(WeightOp):
         return (x.float() * wide[..., :rows, :columns]).to(torch_dtype(self.dtype))
 
 
+_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the values of a nibble without its sign
+
+
+@op("weight.mxfp4")
+class Mxfp4(WeightOp):
+    """Unpack values of four bits, two in a byte, the low one first, each block times a power of two.
+
+    A block is 16 bytes, a scale the power's exponent plus 127. Source: specs/relatives.md, section 3.
+
+    Example:
+        %w = weight.mxfp4 %blocks, %scales {dtype = "bf16"} : bf16[8, 64, 96]
+    """
+
+    blocks = operand("... G 16", dtype="u8")
+    scales = operand("... G", dtype="u8")
+    out = result()
+    dtype = attribute(STR, choices=FLOAT_TYPES)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        *leading, groups, _ = self.blocks.tensor.sizes
+        return (TensorType(self.dtype, (*leading, 32 * groups)),)
+
+    def reference(self, run: Run, blocks: Tensor, scales: Tensor) -> Tensor:
+        import torch
+
+        table = torch.tensor([*_FP4, *(-value for value in _FP4)], device=blocks.device)
+        values = table[torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).long()]
+        return torch.ldexp(values, scales[..., None].int() - 127).flatten(-2).to(torch_dtype(self.dtype))
+
+
 @op("weight.slice_each")
 class SliceEach(WeightOp):
     """Take the rows from ``start`` up to ``stop`` of each of ``parts`` equal parts of the first axis, such as heads.

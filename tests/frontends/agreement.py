@@ -27,6 +27,7 @@ from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
 from regraft.ir.text import print_graph
 
+torch.set_num_threads(1)  # models of kilobytes: more threads only wait for one another
 LENGTH = 40
 SIZES = [(LENGTH,), (1, 7, LENGTH - 8), (1,) * LENGTH]
 

@@ -491,3 +491,23 @@ def slice_each(m: Making) -> Sequence[Value]:
     start = m.draw(st.integers(0, rows - 1))
     x = m.weight(m.draw(FLOAT_TYPES), parts * rows, *m.draw(st.lists(SMALL, max_size=2)))
     return m.add("weight.slice_each", x, parts=parts, start=start, stop=m.draw(st.integers(start + 1, rows)))
+
+
+@rule("weight.transpose")
+def transpose(m: Making) -> Sequence[Value]:
+    return m.add("weight.transpose", m.weight(m.draw(FLOAT_TYPES), *m.draw(SHAPES), m.size()))
+
+
+@rule("weight.deinterleave")
+def deinterleave(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    shape[axis] *= 2
+    return m.add("weight.deinterleave", m.weight(m.draw(FLOAT_TYPES), *shape), axis=axis)
+
+
+@rule("weight.mxfp4")
+def mxfp4(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    blocks, scales = m.weight("u8", *shape, 16), m.weight("u8", *shape)
+    return m.add("weight.mxfp4", blocks, scales, dtype=m.draw(FLOAT_TYPES))

@@ -1,0 +1,369 @@
+"""gpt-oss, Laguna, OpenELM and the plain relatives: published configs, golden tiny models, twins, bad configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.frontends.family import read_config
+from regraft.frontends.folder import open_model
+from regraft.frontends.lift import lift, lift_config
+from regraft.frontends.tensors import Declared
+from regraft.frontends.twin import golden_tensors, random_tensors, twin_config, write_twin
+from regraft.ir.cost import cache_bytes, cost, parameters
+from regraft.ir.errors.config import ConfigError
+from regraft.ir.interpret import Interpreter
+from regraft.ir.kinds import block_kinds
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.core import Activation, Norm, Scale, Softcap
+from regraft.ir.ops.moe import Experts, Route
+from regraft.ir.ops.pos import Rope
+from regraft.ir.source import TensorSource
+from tests.frontends.agreement import Pair, check_text, pair, shift_of
+
+DATA = Path(__file__).parent.parent / "data"
+RELATIVES: dict[str, Any] = json.loads((DATA / "relatives_golden.json").read_text(encoding="utf-8"))
+LAGUNA: dict[str, Any] = json.loads((DATA / "laguna_golden.json").read_text(encoding="utf-8"))
+PUBLISHED = {
+    **{name: RELATIVES["models"][name] for name in ("gpt-oss-20b", "OpenELM-270M", "OpenELM-3B")},
+    "laguna-XS.2": LAGUNA,
+}
+KINDS = {"gpt-oss-20b": ["sliding_moe", "full_moe"], "laguna-XS.2": ["full", "sliding_moe", "full_moe"]}
+TINY = {**RELATIVES["tiny_models"], **LAGUNA["tiny_models"]}
+CONTEXTS = {"4K": 4096, "32K": 32768, "128K": 131072}
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return dict(open_model(f"builtin:{name}").config)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_exact(name: str) -> None:
+    golden = PUBLISHED[name]
+    whole = lift(open_model(f"builtin:{name}"))
+    assert not whole.warnings
+    found, expected = parameters(whole.graph), golden["params"]
+    assert found.total == expected["params_total"]
+    assert found.active == expected["params_active_per_token"]
+    assert found.embedding == expected["params_embedding"]
+    # OpenELM's files are float32, and the golden caches are bfloat16
+    graph = lift_config(read_config({**config_of(name), "torch_dtype": "bfloat16"}), Declared("bf16"))
+    flops = golden["attention_flops_per_decoded_token"]
+    flops = flops.get("per_layer_budget_48_full_64_sliding", flops)
+    for label, context in CONTEXTS.items():
+        assert cache_bytes(graph, context) == golden["kv_cache_bytes_bf16"][label]["window_capped"]
+        assert cost(graph, context=context).by_family["attn"].flops == flops[label]["core"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_text_reads_back(name: str) -> None:
+    graph = lift(open_model(f"builtin:{name}")).graph
+    check_text(graph)
+    if name in KINDS:
+        assert [kind.name for kind in block_kinds(graph)] == KINDS[name]
+
+
+def test_rotary_tables() -> None:
+    graph = lift(open_model("builtin:laguna-XS.2")).graph
+    ropes = {op.channels: op for op in graph.ops if isinstance(op, Rope)}
+    full, sliding = LAGUNA["rope"]["full_attention"], LAGUNA["rope"]["sliding_attention"]
+    found = ropes[64].frequencies()
+    torch.testing.assert_close(found, torch.tensor(full["inv_freq"]), rtol=2e-6, atol=0)
+    assert ropes[64].amplitude == full["attention_factor"]
+    found = ropes[128].frequencies()
+    torch.testing.assert_close(found[:4], torch.tensor(sliding["inv_freq_first4"]), rtol=1e-6, atol=0)
+    assert float(found[-1]) == pytest.approx(sliding["inv_freq_last"], rel=1e-6)
+    oss = next(op for op in lift(open_model("builtin:gpt-oss-20b")).graph.ops if isinstance(op, Rope))
+    golden = RELATIVES["rope"]["gpt-oss-20b"]
+    torch.testing.assert_close(oss.frequencies(), torch.tensor(golden["inv_freq"]), rtol=1e-6, atol=1e-12)
+    assert oss.amplitude == pytest.approx(golden["attention_factor"], rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["OpenELM-270M", "OpenELM-3B"])
+def test_openelm_widths_follow_from_the_multipliers(name: str) -> None:
+    golden = RELATIVES["models"][name]
+    config = {key: value for key, value in config_of(name).items() if key not in ("num_query_heads", "num_kv_heads")}
+    ends = {"qkv_multipliers": [0.5, 1.0], "ffn_multipliers": [0.5, 4.0]}
+    for given in (config, {**config, **ends}):
+        read: Any = read_config(given)
+        assert read.query_heads == golden["num_query_heads"]
+        assert read.value_heads == golden["num_kv_heads"]
+        assert read.widths == golden["ffn_dims"]
+
+
+def logits_of(config: dict[str, Any]) -> Tensor:
+    graph = lift_config(read_config(config), Declared("f32"))
+    weights = {name: torch.from_numpy(array) for name, array in golden_tensors(graph).items()}
+    tokens = torch.tensor([[(7 * i * i + 3 * i + 5) % 64 for i in range(40)]])
+    return Interpreter(graph, TensorSource(weights))(tokens)[0]
+
+
+GOLDEN_CASES = {
+    "gpt_oss": "gpt_oss",
+    "openelm": "openelm",
+    "laguna": "laguna",
+    "laguna_softcap_perelement_gate": "laguna",
+    "laguna_default_attention_factor": "laguna",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_golden_tiny_models(name: str) -> None:
+    golden = TINY[name]
+    logits = logits_of({**golden["config"], "model_type": GOLDEN_CASES[name]})
+    torch.testing.assert_close(logits[-1], torch.tensor(golden["logits_row0_last"]), rtol=0, atol=5e-5)
+    torch.testing.assert_close(logits[0, :8], torch.tensor(golden["logits_row0_pos0_first8"]), rtol=0, atol=5e-5)
+    assert logits.argmax(-1).tolist() == golden["argmax_row0"]
+
+
+# -- twins
+
+CASES: dict[str, dict[str, Any]] = {
+    "gpt-oss": config_of("gpt-oss-20b"),
+    "gpt-oss, all by default": {"model_type": "gpt_oss"},
+    "laguna": config_of("laguna-XS.2"),
+    "laguna, gates by channel, capped routing": {
+        **config_of("laguna-XS.2"),
+        "gating": "per-element",
+        "moe_router_logit_softcapping": 0.5,
+    },
+    "qwen2, later layers slide": {
+        "model_type": "qwen2",
+        "num_key_value_heads": 8,
+        "use_sliding_window": True,
+        "max_window_layers": 20,
+    },
+    "mixtral": {"model_type": "mixtral", "sliding_window": 4096},
+    "olmo2": {"model_type": "olmo2", "num_key_value_heads": 8},
+    "smollm3": {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 64},
+    "glm4": {"model_type": "glm4"},
+    "phi3": {"model_type": "phi3", "num_key_value_heads": 8, "sliding_window": 2047, "partial_rotary_factor": 0.75},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 0.5,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.2,
+    },
+    "gemma2": {"model_type": "gemma2"},
+    "gemma3": {"model_type": "gemma3_text"},
+    "gemma3, the older keys": {
+        "model_type": "gemma3_text",
+        "rope_theta": 1000000,
+        "rope_local_base_freq": 10000,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(CASES[request.param], tmp_path_factory.mktemp("relative"))
+
+
+def test_twins_agree_with_transformers(twin: Pair) -> None:
+    assert twin.logits.std() >= 0.7
+    check_text(twin.graph)
+    twin.check_all(twin.interpreter)
+
+
+def test_emitted_twins_agree_with_transformers(twin: Pair) -> None:
+    twin.check_all(twin.program)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twins_have_every_kind_and_are_their_own_twins(name: str) -> None:
+    small = twin_config(CASES[name])
+    whole = lift_config(read_config(CASES[name]), Declared("bf16"))
+    graph = lift_config(read_config(small), Declared("f32", published=True))
+    assert parameters(graph).total < 800_000
+    assert [kind.name for kind in block_kinds(graph)] == [kind.name for kind in block_kinds(whole)]
+    assert twin_config(small) == small
+
+
+def test_openelm_twins_run_and_decode_alike() -> None:
+    config = twin_config(config_of("OpenELM-270M"))
+    graph = lift_config(read_config(config), Declared("f32", published=True))
+    weights = TensorSource({name: torch.from_numpy(array) for name, array in random_tensors(graph, 0).items()})
+    interpreter, tokens = Interpreter(graph, weights), torch.arange(24)[None] * 5 % 128
+    cache = interpreter.new_cache()
+    steps = torch.cat([interpreter(part, cache) for part in tokens.split((1, 7, 16), 1)], 1)
+    torch.testing.assert_close(steps, interpreter(tokens), rtol=0, atol=3e-5)
+
+
+WRONG: dict[str, tuple[str, type[Any], dict[str, Any]]] = {
+    "gpt-oss: a wider window": ("gpt-oss", Attend, {"window": 9}),
+    "gpt-oss: another limit": ("gpt-oss", Experts, {"limit": 1.5}),
+    "gpt-oss: no shift": ("gpt-oss", Experts, {"shift": 0.0}),
+    "gpt-oss: another activation": ("gpt-oss", Experts, {"activation": "silu"}),
+    "gpt-oss: rounded ramp": ("gpt-oss", Rope, {"truncate": True}),
+    "gpt-oss: no amplitude": ("gpt-oss", Rope, {"amplitude": 1.0}),
+    "laguna: a narrower window": ("laguna", Attend, {"window": 7}),
+    "laguna: experts not scaled": ("laguna", Route, {"scale": 1.0}),
+    "laguna: experts not normalised": ("laguna", Route, {"normalize": False}),
+    "laguna: a softmax over experts": ("laguna", Route, {"score": "softmax"}),
+    "laguna: gates by a sigmoid": ("laguna", Activation, {"kind": "sigmoid"}),
+    "laguna: another cap": ("laguna, gates by channel, capped routing", Softcap, {"cap": 5.0}),
+    "laguna: another base": ("laguna", Rope, {"base": 2e4}),
+    "glm4: halves turn": ("glm4", Rope, {"layout": "halves"}),
+    "glm4: fewer channels turn": ("glm4", Rope, {"channels": 4}),
+    "granite: another scale": ("granite", Attend, {"scale": 0.25}),
+    "granite: other factors": ("granite", Scale, {"factor": 0.3}),
+    "gemma2: scores not capped": ("gemma2", Attend, {"softcap": 1e6}),
+    "gemma2: norms not centred on zero": ("gemma2", Norm, {"offset": 0.0}),
+    "gemma2: logits not capped": ("gemma2", Softcap, {"cap": 1e6}),
+    "gemma3: scaling left out": ("gemma3, the older keys", Rope, {"scaling": "none"}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_single_wrong_choice_shows_on_the_twin(wrong: str) -> None:
+    case, kind, attributes = WRONG[wrong]
+    assert shift_of(CASES[case], {kind: attributes}) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("case", "ending"),
+    [("gpt-oss", "sinks"), ("laguna", "e_score_correction_bias"), ("laguna", "g_proj.weight"), ("gpt-oss", "_bias")],
+)
+def test_tensors_that_are_easily_forgotten_count(case: str, ending: str) -> None:
+    graph = lift_config(read_config(twin_config(CASES[case])), Declared("f32"))
+    weights = {name: torch.from_numpy(array) for name, array in random_tensors(graph, 0).items()}
+    tokens = torch.arange(24)[None] * 5 % 128
+    right = Interpreter(graph, TensorSource(weights))(tokens)
+    forgotten = {name: torch.zeros_like(t) if name.endswith(ending) else t for name, t in weights.items()}
+    assert (Interpreter(graph, TensorSource(forgotten))(tokens) - right).abs().max() > 1e-3
+
+
+# -- as published
+
+
+def test_packed_experts_are_what_they_unpack_to(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_twin(CASES["gpt-oss"], tmp_path / "twin")
+    tensors = load_file(folder / "model.safetensors")
+    packed, plain = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors[name].shape
+        draw = torch.Generator().manual_seed(len(name))
+        blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), generator=draw, dtype=torch.uint8)
+        scales = torch.randint(123, 127, (experts, rows, columns // 32), generator=draw, dtype=torch.uint8)
+        del packed[name]
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain[name] = unpacked(blocks, scales).transpose(1, 2).contiguous()
+    tokens = torch.arange(24)[None] * 5 % 128
+    save_file(plain, folder / "model.safetensors")
+    expected = Interpreter(lift(open_model(folder)).graph, open_model(folder).require_checkpoint())(tokens)
+    save_file(packed, folder / "model.safetensors")
+    lifted = lift(open_model(folder))
+    assert not lifted.warnings
+    found = Interpreter(lifted.graph, open_model(folder).require_checkpoint())(tokens)
+    assert torch.equal(found, expected)
+
+
+def unpacked(blocks: Tensor, scales: Tensor) -> Tensor:
+    """Return the values of packed blocks, one at a time."""
+    table = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
+    values = [table[half] for byte in blocks.flatten().tolist() for half in (byte % 16, byte // 16)]
+    wide = torch.tensor(values).view(*scales.shape, 32) * 2.0 ** (scales.double() - 127)[..., None]
+    return wide.flatten(-2).float()
+
+
+def test_packed_experts_are_announced_by_the_config() -> None:
+    graph = lift(open_model("builtin:gpt-oss-20b")).graph
+    assert graph["model.layers.0.mlp.experts.gate_up_proj_blocks"].tensor.sizes == (32, 5760, 90, 16)
+    assert graph["model.layers.23.mlp.experts.down_proj_scales"].tensor.sizes == (32, 2880, 90)
+
+
+def test_laguna_as_published_and_as_transformers_names_it() -> None:
+    config = read_config(twin_config(CASES["laguna"]))
+    published = lift_config(config, Declared("f32", published=True))
+    converted = lift_config(config, Declared("f32"))
+    names = set(published.values)
+    assert "model.layers.2.mlp.experts.e_score_correction_bias" in names
+    assert "model.layers.2.mlp.shared_expert.up_proj.weight" in names
+    assert "model.layers.2.mlp.gate.e_score_correction_bias" in converted
+    assert "model.layers.2.mlp.shared_experts.up_proj.weight" in converted
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "gating": {"model_type": "laguna", "gating": False},
+    "layer_types has": {"model_type": "laguna", "layer_types": ["full_attention"]},
+    "mlp_layer_types has": {"model_type": "laguna", "mlp_layer_types": ["dense"]},
+    "num_attention_heads_per_layer has": {"model_type": "laguna", "num_attention_heads_per_layer": [48]},
+    "dealt evenly": {"model_type": "laguna", "num_hidden_layers": 1, "num_attention_heads_per_layer": [12]},
+    "moe_apply_router_weight_on_input": {"model_type": "laguna", "moe_apply_router_weight_on_input": True},
+    "experts a token": {"model_type": "mixtral", "num_experts_per_tok": 9},
+    "more experts than": {"model_type": "gpt_oss", "num_local_experts": 2},
+    "swiglu_alpha": {"model_type": "gpt_oss", "swiglu_alpha": 1.5},
+    "quantization_config": {"model_type": "gpt_oss", "quantization_config": {"quant_method": "awq"}},
+    "in blocks of": {"model_type": "gpt_oss", "hidden_size": 72, "quantization_config": {"quant_method": "mxfp4"}},
+    "attention_bias": {"model_type": "qwen2", "attention_bias": False},
+    "no_rope_layers has": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "num_query_heads has": {"model_type": "openelm", "num_query_heads": [4]},
+    "ffn_multipliers has": {"model_type": "openelm", "ffn_multipliers": [1.0, 2.0, 3.0]},
+    "cannot be dealt": {
+        "model_type": "openelm",
+        "num_transformer_layers": 1,
+        "num_query_heads": [4],
+        "num_kv_heads": [3],
+    },
+    "a number or a list": {"model_type": "openelm", "ffn_multipliers": "wide"},
+    "longrope": {"model_type": "phi3", "rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+    "use_bidirectional_attention": {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+    "query_pre_attn_scalar": {"model_type": "gemma2", "query_pre_attn_scalar": 0},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_named(message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(BAD[message])
+
+
+FAMILIES = {
+    "qwen2": "Qwen2Config",
+    "mixtral": "MixtralConfig",
+    "olmo2": "Olmo2Config",
+    "smollm3": "SmolLM3Config",
+    "glm4": "Glm4Config",
+    "phi3": "Phi3Config",
+    "granite": "GraniteConfig",
+    "gemma2": "Gemma2Config",
+    "gemma3_text": "Gemma3TextConfig",
+    "gemma4_text": "Gemma4TextConfig",
+    "gpt_oss": "GptOssConfig",
+    "laguna": "LagunaConfig",
+}
+APART = {
+    *("rope_parameters", "sliding_window", "layer_types", "mlp_layer_types", "num_attention_heads_per_layer", "dtype"),
+    *("use_bidirectional_attention", "no_rope_layers", "gating", "per_layer_config"),
+}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    import transformers
+
+    defaults = getattr(transformers, FAMILIES[model_type])().to_dict()
+    ours: Any = read_config({"model_type": model_type})
+    for name, key in type(ours).keys().items():
+        spelled = next((each for each in key.names if each in defaults), None)
+        if spelled is None or name in APART:
+            continue
+        found, expected = getattr(ours, name), defaults[spelled]
+        if name == "hidden_act":
+            assert {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[found] == expected
+        elif name in ("bos_token_id", "eos_token_id"):
+            expected = expected if isinstance(expected, list) else [] if expected is None else [expected]
+            assert list(found) == expected
+        elif name in ("head_dim", "num_key_value_heads"):
+            assert (ours.head_width if name == "head_dim" else ours.kv_heads) == expected or expected is None
+        else:
+            assert found == expected, name
