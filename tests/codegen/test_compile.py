@@ -63,7 +63,7 @@ def test_each_kind_is_compiled_once(
     model = emitted(decoder(layers), tmp_path / "package").model
     plain = steps(model, 5)
     single, whole = Recorder(), Recorder()
-    model.compile(backend=single)
+    model.compile(whole=False, backend=single)
     assert torch.allclose(steps(model, 5), plain, atol=1e-6)
     assert len(single.graphs) == kinds  # for any number of layers and steps
     assert single.calls == 5 * len(layers)
@@ -73,11 +73,12 @@ def test_each_kind_is_compiled_once(
     assert whole.calls == 5
 
 
-def test_other_sizes_are_compiled_once_more_at_most(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_other_sizes_are_compiled_once_more_at_most(whole: bool, tmp_path: Path) -> None:
     torch.compiler.reset()
     model = emitted(decoder([FULL] * 2), tmp_path / "package").model
     recorder = Recorder()
-    model.compile(backend=recorder)
+    model.compile(whole=whole, backend=recorder)
     for context in range(20, 40):
         model(tokens_of(1, 1), model.new_cache(1, context))
     assert len(recorder.graphs) <= 2
