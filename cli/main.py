@@ -119,13 +119,13 @@ def _invoke(given: list[str], session: Session) -> int:
 def _coded(error: BaseException, given: list[str], session: Session) -> RegraftError:
     """Return the error to print for ``error``."""
     from regraft.ir.errors.files import DiskFullError
-    from regraft.ir.errors.usage import InternalError, InterruptedRunError, MemoryFullError
+    from regraft.ir.errors.usage import InternalError, InterruptedRunError, MemoryFullError, is_memory
 
     if isinstance(error, RegraftError):
         return error
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return InterruptedRunError(how=session.resume)
-    if _is_memory(error):
+    if is_memory(error):
         return MemoryFullError(problem=str(error) or "an allocation failed")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(path=error.filename or "the output", needed="more than is free", free="none")
@@ -135,12 +135,6 @@ def _coded(error: BaseException, given: list[str], session: Session) -> RegraftE
     file = write_reproducer(text)
     notes = [] if file else text.splitlines()
     return InternalError(problem=f"{type(error).__name__}: {error}", file=file or "these notes", notes=notes)
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch says so with an error of its own on a GPU, with a plain one on the CPU."""
-    named = type(error).__name__ == "OutOfMemoryError"
-    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _abandon_stdout() -> None:

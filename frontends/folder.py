@@ -29,6 +29,7 @@ Kind = Literal["folder", "config", "hub", "graph", "builtin"]
 CONFIG = "config.json"
 GRAPH = "graph.rg"
 BUILTIN = "builtin:"
+PROGRAM = "regraft.package/"  # how the schema of an emitted package begins
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.rg", "*.jinja"]  # of a repository: no pickles, no other formats
@@ -125,9 +126,12 @@ def _folder(folder: Path) -> ModelFolder:
     config = folder / CONFIG
     if not config.is_file():
         raise NoConfigError(folder=folder)
+    given = read_object(config)
+    if str(given.get("schema")).startswith(PROGRAM):
+        raise NotAModelError(model=folder, reason="it is a program that `regraft build` wrote from one")
     graph = folder / GRAPH
     name = folder.name or folder.resolve().name
-    return ModelFolder("folder", name, read_object(config), str(config), folder, graph if graph.is_file() else None)
+    return ModelFolder("folder", name, given, str(config), folder, graph if graph.is_file() else None)
 
 
 def _file(path: Path) -> ModelFolder:

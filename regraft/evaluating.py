@@ -98,8 +98,8 @@ def _open(model: str | Path | Model) -> _Evaluated:
     if not isinstance(model, Model) and is_package(model):
         folder = Path(model)
         facts, graph = read_object(folder / "config.json"), lift(folder / "graph.rg").graph
-        program = load_program(folder, dtype="float32")
-        return _Evaluated(program, graph, folder, int(facts["vocab"]), facts["bos"], load_program(folder))
+        program = load_program(folder, dtype="float32")  # which also refuses a config that lacks something
+        return _Evaluated(program, graph, folder, program.vocab, facts.get("bos"), load_program(folder))
     return _opened(lift(model))
 
 

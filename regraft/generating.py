@@ -8,10 +8,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from regraft.ir.errors.calibration import TokenizerError
 from regraft.ir.errors.program import NotAPackageError
-from regraft.ir.errors.usage import ProgramFailedError
-from regraft.programs import is_package
+from regraft.passes.text import load_tokenizer
+from regraft.programs import check_weights, is_package, told
 
 SCRIPT = "generate.py"
 
@@ -25,25 +24,20 @@ def run_generate(package: str | Path, arguments: Sequence[str]) -> int:
 
     Raises:
         NotAPackageError: The folder is no package; a model folder's code is never run.
-        TokenizerError: The package has no tokenizer.
+        TokenizerError: The package has no tokenizer that can be read.
+        CheckpointError: Its weights are missing or damaged.
         ProgramFailedError: The program raised an error.
     """
     folder = Path(package).resolve()
     if not is_package(folder):
         raise NotAPackageError(folder=package)
-    if not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(reason="there is no tokenizer.json", where=str(package))
-    with _alone(folder, arguments):
-        try:
+    load_tokenizer(folder)
+    check_weights(folder)
+    try:
+        with _alone(folder, arguments), told(Path(package) / SCRIPT):
             runpy.run_path(str(folder / SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise ProgramFailedError(
-                program=f"{package}/{SCRIPT}", problem=f"{type(error).__name__}: {error}"
-            ) from error
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 
 

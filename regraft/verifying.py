@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.frontends.folder import open_model
 from regraft.ir.errors.program import IncomparableError, OracleError
 from regraft.ir.interpret import Interpreter
+from regraft.ir.json_files import read_object
 from regraft.model import Model, lift
 from regraft.programs import is_package, load_program
 from regraft.quality import Runnable
@@ -214,6 +215,8 @@ def _oracle(subject: _Subject, rows: Tensor) -> tuple[Callable[[list[int]], Tens
         raise OracleError(model=subject.name, reason=error) from None
     if subject.folder is None:
         raise OracleError(model=subject.name, reason="it has no folder with weights")
+    if read_object(subject.folder / "config.json").get("model_type") == "regraft":
+        raise IncomparableError(first=subject.name, second="transformers", reason="none of its classes is this model")
     loader: Any = AutoModelForCausalLM
     try:
         model = loader.from_pretrained(

@@ -27,7 +27,7 @@ class IncomparableError(RegraftError):
     code = "RG553"
     exit_code = 2
     message = "cannot compare {first} with {second}: {reason}"
-    hint = "compare models over the same vocabulary"
+    hint = "compare models over the same vocabulary; a rewritten one with its program, or with the model it came from"
 
 
 class OracleError(RegraftError):

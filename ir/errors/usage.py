@@ -39,6 +39,12 @@ class MissingPackageError(RegraftError):
     hint = "pip install 'regraft[{extra}]'"
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch says so with an error of its own on a GPU, with a plain one on the CPU."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 class MemoryFullError(RegraftError):
     """The machine's memory does not hold what the command needs."""
 

@@ -178,9 +178,52 @@ def test_a_program_that_fails_says_so(package: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr().err
     assert said.startswith("error[RG605]")
     assert "no such device" in said
+    (broken / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert main(["run", str(broken), "w1"]) == 2
+    assert capsys.readouterr().err.startswith("error[RG352]")
     (broken / "tokenizer.json").unlink()
     assert main(["run", str(broken), "w1"]) == 2
     assert "tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "exit_code", "code"),
+    [
+        ("model.safetensors", None, 2, "RG313"),
+        ("model.safetensors", b"\x10", 2, "RG302"),
+        ("model.py", b"(((", 1, "RG605"),
+        ("model.py", b"", 1, "RG605"),
+        ("config.json", b'{"schema": "regraft.package/1"}', 1, "RG605"),
+    ],
+)
+@pytest.mark.parametrize("command", ["verify", "run", "bench", "eval"])
+def test_a_damaged_package_is_no_internal_error(
+    file: str,
+    content: bytes | None,
+    exit_code: int,
+    code: str,
+    command: str,
+    package: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import shutil
+
+    damaged = shutil.copytree(package, tmp_path / "pkg")
+    if content is None:
+        (damaged / file).unlink()
+    else:
+        (damaged / file).write_bytes(content)
+    more = {"run": ["w1"], "eval": ["--text", "builtin:sample"]}.get(command, [])
+    assert main([command, str(damaged), *more]) == exit_code
+    assert capsys.readouterr().err.startswith(f"error[{code}]")
+
+
+@pytest.mark.parametrize("command", ["inspect", "build", "twin"])
+def test_a_package_is_no_model(command: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = [] if command == "inspect" else ["-o", str(tmp_path / "out")]
+    assert main([command, str(package), *out]) == 2
+    assert capsys.readouterr().err.startswith("error[RG325]")
 
 
 def test_a_package_is_verified_against_its_model(printed: Printed, package: Path, model: Path) -> None:

@@ -48,6 +48,11 @@ def test_another_vocabulary_cannot_be_compared(tiny: Path, tmp_path: Path) -> No
         verify(tiny, against=tmp_path / "twin")
 
 
+def test_what_no_class_of_transformers_holds_is_not_compared_with_one(package: Path) -> None:
+    with pytest.raises(IncomparableError, match="none of its classes"):
+        verify(package, against="transformers")
+
+
 def test_code_in_a_model_folder_is_not_run(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
