@@ -19,7 +19,7 @@ from regraft.cli.session import Session
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Their share."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the tokens.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Draws the tokens.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: as stored.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the decoding step first.")

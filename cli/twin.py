@@ -11,7 +11,7 @@ from regraft.cli.session import Session
 @command("twin", report=False)
 @model_argument
 @out_option("The twin's folder; must not exist.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the weights.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the weights.")
 @allow_key_option
 def twin(session: Session, model: str, out: str, seed: int, allow_keys: tuple[str, ...]) -> None:
     """Write the small twin of MODEL: the same structure with tiny dimensions and random weights.

@@ -113,6 +113,8 @@ class OutputFolder:
     """
 
     def __init__(self, target: Path, plan: str, *, resume: bool = False) -> None:
+        if not target.name:  # "." and "/"
+            raise OutputExistsError(path=target)
         self.target = target
         self.path = target.with_name(f"{target.name}.partial")
         self._journal_path = target.with_name(f"{target.name}.partial.journal")

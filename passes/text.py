@@ -108,11 +108,13 @@ def read_windows(
         spare: Give the windows beyond ``tokens`` too, after the others.
 
     Raises:
-        TextError: The text is too short for ``tokens``, or for one window.
+        TextError: The text is too short for ``tokens``, or for one window; or a window is shorter than two tokens.
         TokenizerError: The tokenizer gives ids that the model does not know.
     """
     import torch
 
+    if context < 2:
+        raise TextError(path=path, reason=f"in windows of {context} no token follows another")
     digest = hashlib.sha256()
     ids: list[int] = []
     for text in documents(path):

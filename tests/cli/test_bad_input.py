@@ -234,3 +234,10 @@ def test_a_graph_that_does_not_parse(tmp_path: Path, refused: Refused) -> None:
 def test_a_package_is_not_any_folder_with_a_model_py(model: Path, refused: Refused) -> None:
     (model / "model.py").write_text("raise SystemExit('ran')", encoding="utf-8")
     assert refused("bench", model, exit_code=2) == "RG551"
+
+
+@pytest.mark.parametrize("command", ["apply", "build", "twin"])
+@pytest.mark.parametrize("out", ["", ".", "/"])
+def test_an_output_without_a_name(command: str, out: str, model: Path, recipe: Recipe, refused: Refused) -> None:
+    options = ["-r", recipe(SHARE)] if command == "apply" else []
+    assert refused(command, model, *options, "-o", out, exit_code=2) == "RG401"

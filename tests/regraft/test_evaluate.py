@@ -57,6 +57,8 @@ def test_a_text_that_is_too_short_says_so(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("pass\n")
     with pytest.raises(TextError, match="0 tokens in windows of 512"):
         evaluate(tiny, tmp_path / "a.txt", tokens=None)
+    with pytest.raises(TextError, match="no token follows another"):
+        evaluate(tiny, tmp_path / "a.txt", context=1)
 
 
 def test_lines_of_json_without_text_are_named(tiny: Path, tmp_path: Path) -> None:
