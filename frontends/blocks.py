@@ -76,6 +76,11 @@ class ModelBuilder(Builder):
         whole = self.weight(tensor, *shape)
         return self.graph.add(SliceWeight({"x": (whole,)}, {"start": rows[0], "stop": rows[1]}), [name])[0]
 
+    def buffer(self, tensor: str, *shape: int) -> Value:
+        """Return a tensor that transformers counts as no parameter."""
+        facts = {"dtype": self.tensors.dtype(tensor), "shape": shape, "buffer": True}
+        return self.graph.add(Load({}, facts), [tensor])[0]
+
     def named(self, converted: str, published: str) -> str:
         """Return the name that a tensor has in this checkpoint, of those before and after transformers renames it."""
         return published if self.tensors.has(converted) is False else converted

@@ -101,7 +101,7 @@ class Gemma4Block(Block):
         if self.own:
             with b.scope("ple"):
                 x = b(Add, "residual", x, self._own(b, x, rest[-1], module))
-        return b(Gain, "out", x, b.weight(f"{module}.layer_scalar", 1))
+        return b(Gain, "out", x, b.buffer(f"{module}.layer_scalar", 1))
 
     def _own(self, b: ModelBuilder, x: Value, embedded: Value, module: str) -> Value:
         assert isinstance(self.feed, MLP)

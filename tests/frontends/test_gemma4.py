@@ -45,12 +45,36 @@ def config_of(name: str) -> dict[str, Any]:
 def test_counts_are_exact(name: str) -> None:
     graph = lift(open_model(f"builtin:{name}")).graph
     golden = GOLDEN["variants"][name]
-    scalars = golden["layers"]["num_hidden_layers"]  # the golden counts leave out the layers' scalars
     found = parameters(graph)
-    assert found.total - scalars == golden["params"]["text_total"]
-    assert found.active - scalars == (golden["params"]["active_per_token"] or golden["params"]["text_total"])
+    assert found.total == golden["params"]["text_total"]
+    assert found.active == (golden["params"]["active_per_token"] or golden["params"]["text_total"])
+    assert found.buffers == golden["layers"]["num_hidden_layers"]
     for context, expected in golden["kv_cache_bytes_bf16_batch1"].items():
         assert cache_bytes(graph, int(context)) == expected["windowed_with_sharing"]
+
+
+def cache_of(name: str, context: int, **changed: object) -> int:
+    config = {**config_of(name)["text_config"], **changed}
+    return cache_bytes(lift_config(read_config(config), Declared("bf16")), context)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_windows_and_sharing_save(name: str) -> None:
+    for context, expected in GOLDEN["variants"][name]["kv_cache_bytes_bf16_batch1"].items():
+        at, wide = int(context), {"sliding_window": 1 << 20}
+        assert cache_of(name, at, num_kv_shared_layers=0) == expected["windowed_no_sharing"]
+        assert cache_of(name, at, **wide) == expected["full_with_sharing"]
+        assert cache_of(name, at, **wide, num_kv_shared_layers=0) == expected["full_no_sharing"]
+
+
+@pytest.mark.parametrize("name", GOLDEN["article_check"])
+def test_the_savings_of_the_article(name: str) -> None:
+    check = GOLDEN["article_check"][name]
+    width, context = check["assumed_uniform_head_dim"], check["context"]
+    uniform = {"sliding_window": 1 << 20, "head_dim": width, "global_head_dim": width}
+    whole, shared = cache_of(name, context, **uniform, num_kv_shared_layers=0), cache_of(name, context, **uniform)
+    assert (whole, shared) == (check["gqa_total_bytes"], check["gqa_plus_sharing_bytes"])
+    assert round((whole - shared) / 1e9, 1 if check["claimed_GB"] < 5 else 0) == check["claimed_GB"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
