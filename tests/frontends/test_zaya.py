@@ -167,6 +167,12 @@ def test_the_interpreter_agrees(pair: Pair) -> None:
     check_text(pair.graph)
 
 
+def test_chunks_of_64(published: Pair) -> None:
+    tokens = torch.randint(0, 128, (1, 70), generator=torch.Generator().manual_seed(1))
+    model, cache = published.interpreter, published.interpreter.new_cache(1)
+    published.check(torch.cat([model(part, cache) for part in tokens.split(64, 1)], 1), model(tokens))
+
+
 def test_the_program_agrees(pair: Pair) -> None:
     pair.check_all(pair.program)
     assert pair.program.new_cache(2, 50).nbytes == cache_bytes(pair.graph, 50, batch=2)
