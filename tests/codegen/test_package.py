@@ -25,6 +25,7 @@ from regraft.ir.op import op_class
 from regraft.ir.ops.pos import Rope
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
+from regraft.programs import load_program
 from tests.codegen.programs import DECODERS, small, source_of
 from tests.ir.models import FULL, decoder
 
@@ -43,7 +44,14 @@ FILES = {
 }
 
 LACKING: list[str] = [  # ops that the torch target cannot write yet
+    "core.clamp",
+    "core.grouped_linear",
+    "hyper.collapse",
+    "hyper.read",
+    "hyper.write",
     "mem.pos",
+    "moe.assign",
+    "state.compressed",
 ]
 
 
@@ -64,6 +72,16 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
     command = [sys.executable, "-I", "-c", code, str(folder), str(folder / script), *rest]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+
+
+def agrees(folder: Path) -> bool:
+    """Return whether the program in a folder gives its golden logits."""
+    from safetensors.torch import load_file
+
+    golden = load_file(folder / "golden.safetensors")
+    with torch.no_grad():
+        found = load_program(folder, dtype="float32")(golden["tokens"])
+    return bool(torch.allclose(found, golden["logits"], rtol=0, atol=1e-5 * max(1, float(found.abs().max()) / 4)))
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -112,7 +130,7 @@ def test_weights_are_copied_byte_by_byte(tmp_path: Path) -> None:
     assert len(state) == len(graph.parameters())
     index = json.loads((tmp_path / "package" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(state)
-    assert run(tmp_path / "package", "verify.py").returncode == 0
+    assert agrees(tmp_path / "package")
 
 
 def test_stands_alone(tmp_path: Path) -> None:
@@ -162,7 +180,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     for name in ("model.py", "generate.py", "verify.py"):
         plain = package(small("one layer"), tmp_path / f"plain {name}") / name
         assert _shape((folder / name).read_text()) == _shape(plain.read_text())
-    assert run(folder, "verify.py").returncode == 0
+    assert agrees(folder)
     assert (folder / "tokenizer.json").read_text() == HOSTILE
     assert "\nraise" not in (folder / "README.md").read_text()
 
@@ -190,9 +208,7 @@ def test_names_that_python_or_torch_use(tmp_path: Path) -> None:
       return %lambda
     }
     """
-    folder = package(parse_graph(text), tmp_path / "package")
-    done = run(folder, "verify.py")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert agrees(package(parse_graph(text), tmp_path / "package"))
 
 
 def test_expressions_over_weights_are_evaluated(tmp_path: Path) -> None:
@@ -208,8 +224,7 @@ def test_expressions_over_weights_are_evaluated(tmp_path: Path) -> None:
       return %logits
     }
     """
-    folder = package(parse_graph(text), tmp_path / "package")
-    assert run(folder, "verify.py").returncode == 0
+    assert agrees(package(parse_graph(text), tmp_path / "package"))
 
 
 # -- refusals
@@ -297,11 +312,13 @@ def tokenizer(folder: Path, words: Sequence[str]) -> None:
 def test_text_in_text_out(tmp_path: Path) -> None:
     tokenizer(tmp_path, [f"w{i}" for i in range(40)])
     folder = package(small("windows and full"), tmp_path / "package", tokenizer_folder=tmp_path)
-    one = run(folder, "generate.py", "w3 w4", "--max-new-tokens", "9")
-    assert one.returncode == 0, one.stderr
-    both = run(folder, "generate.py", "w3 w4", "w9 w8 w7 w6 w5", "--max-new-tokens", "9")
+    both = run(folder, "generate.py", "w3 w4", "w9 w8 w7 w6 w5", "--max-new-tokens", "3")
+    assert both.returncode == 0, both.stderr
+    tokens, model = [3, 4], load_program(folder)
+    for _ in range(3):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
     first, second = both.stdout.splitlines()
-    assert first == f"[1] {one.stdout.strip()}"
+    assert first == "[1] " + "".join(f"w{token}" for token in tokens[2:])
     assert second.startswith("[2] ")
     wrong = run(folder, "generate.py", "w3", "--top-p", "0")
     assert wrong.returncode == 2
