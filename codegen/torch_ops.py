@@ -197,9 +197,16 @@ def _layer_norm(op: LayerNorm, at: Scope) -> Code:
     return Code(f"F.layer_norm({', '.join(values)})")
 
 
+def _form(op: Op, what: str) -> MissingEmitterError:
+    """Return the error that the target lacks a form of an op."""
+    return MissingEmitterError(target="torch", op=f"{op.label} {what}", where=op.scope)
+
+
 def _rope(op: Rope, at: Scope) -> Code:
     if op.pos.op is not None or op.pos.name != "pos":
-        raise MissingEmitterError(target="torch", op=f"{op.label} at positions other than this call's", where=op.scope)
+        raise _form(op, "at positions other than this call's")
+    if op.inverse:
+        raise _form(op, "turning back")
     name = "rotate" if op.layout == "halves" else "rotate_pairs"
     flags = () if op.channels == op.out.tensor.shape[-1] else ("part",)
     return Code(f"{at.helper(name, *flags)}({at.of(op.x).text}, {at.rope(op)})")
@@ -220,7 +227,8 @@ def _read(op: ReadRows, at: Scope) -> Code:
 
 
 def _view(op: ViewRows, at: Scope) -> Code:
-    return Code(f"({at.of(op.k).text}, {at.of(op.v).text})")
+    keys = at.of(op.k).text
+    return Code(f"({keys}, {keys if op.v is None else at.of(op.v).text})")
 
 
 def _index(op: Index, at: Scope) -> Code:
@@ -239,6 +247,8 @@ def _owner_window(op: KV) -> int | None:
 
 
 def _attend(op: Attend, at: Scope) -> Code:
+    if op.entries is not None:
+        raise _form(op, "to two memories")
     memory = at.of(op.memory).text
     heads, kv_heads = op.out.tensor.shape[2], op.memory.memory.field("k").shape[0]
     flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
@@ -291,7 +301,8 @@ def _delta(op: Delta, at: Scope) -> Code:
 
 
 def _route(op: Route, at: Scope) -> Code:
-    plain = op.bias is None and op.gain is None and op.score == "softmax" and op.scale == 1.0 and not op.eps
+    bare = all(table is None for table in (op.bias, op.gain, op.given))
+    plain = bare and op.score == "softmax" and op.scale == 1.0 and not op.eps
     if not plain or op.groups > 1:
         return _route_by(op, at)
     name = at.helper("route_normalized" if op.normalize else "route")
@@ -299,6 +310,8 @@ def _route(op: Route, at: Scope) -> Code:
 
 
 def _route_by(op: Route, at: Scope) -> Code:
+    if op.given is not None or op.score == "sqrt_softplus":
+        raise _form(op, "of given experts, or by roots of softplus")
     scores = "torch.sigmoid" if op.score == "sigmoid" else at.helper("softmax")
     values = [at.of(op.logits).text, literal(op.chosen), scores, literal(op.normalize)]
     values += [f"bias={at.of(op.bias).text}"] if op.bias is not None else []

@@ -19,18 +19,18 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.header import build_header
 from regraft.ir.ops.attn import KV, Attend, Temper
 from regraft.ir.ops.core import Add, Embed, Gain, LayerNorm, Norm
-from regraft.ir.ops.moe import Route
+from regraft.ir.ops.moe import Assign, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Conv
 from regraft.ir.sink import SINGLE
 from regraft.ir.source import TensorInfo
 
 if TYPE_CHECKING:
-    from numpy import float32
     from numpy.typing import NDArray
 
-    Array = NDArray[float32]
+    Array = NDArray[Any]
 
+_DTYPES = {"f": "f32", "i": "i64"}
 _HEAD_GAIN = 1.5  # logits then spread by more than one
 
 
@@ -73,7 +73,7 @@ def write_twin(
     given = Given(small, path)
     graph = lift_config(family_of(given)(given, allow), Declared("f32", published=True))
     tensors = random_tensors(graph, seed, family_of(given).twin_gain)
-    infos = [TensorInfo(name, "f32", array.shape) for name, array in tensors.items()]
+    infos = [TensorInfo(name, _DTYPES[array.dtype.kind], array.shape) for name, array in tensors.items()]
     data = b"".join([build_header(infos), *(array.tobytes() for array in tensors.values())])
     with OutputFolder(out, f"twin {seed} {zlib.crc32(data)}") as folder:
         folder.write(CONFIG, json.dumps(small, indent=2) + "\n")
@@ -100,9 +100,15 @@ def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Arra
     taps = {op.weight.name for op in graph.ops if isinstance(op, Conv)}
     calm = _calm_norms(graph)
     tables = {op.table.name for op in graph.ops if isinstance(op, Embed)}
+    given = {op.given.op: op for op in graph.ops if isinstance(op, Route) and op.given is not None}
+    experts = {op.table.name: given[op].logits.tensor.shape[-1] for op in given if isinstance(op, Assign)}
 
     def fill(info: TensorInfo) -> Array:
-        noise = numpy.random.default_rng([seed, zlib.crc32(info.name.encode())]).random(info.shape) * 2 - 1
+        generator = numpy.random.default_rng([seed, zlib.crc32(info.name.encode())])
+        if info.name in experts:  # some of them for each token, none twice
+            order = generator.random((info.shape[0], int(str(experts[info.name])))).argsort(1)
+            return order[:, : info.shape[1]].astype(numpy.int64)
+        noise = generator.random(info.shape) * 2 - 1
         if info.name in norms:
             values = (1 + 0.3 * noise) * calm.get(info.name, 1.0) - norms[info.name]
         elif info.name in tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regraft.ir.dims import Sizes
+from regraft.ir.dims import rows_of
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import block_kinds
 from regraft.ir.op import Cost, Op, Value
@@ -65,7 +65,7 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> 
     Raises:
         ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
     """
-    at = _sizes(batch, tokens, context)
+    at = _sizes(batch, tokens, context) | _shown(graph, tokens, context)
     by_layer: dict[int | None, Cost] = {}
     by_family: dict[str, Cost] = {}
     counted: set[Op] = set()
@@ -99,7 +99,16 @@ def cache_bytes(graph: Graph, context: int, batch: int = 1) -> int:
     return sum(op.cost(at).cache for op in graph.ops if op.is_state)
 
 
-def _sizes(batch: int, tokens: int, context: int) -> Sizes:
+def _shown(graph: Graph, tokens: int, context: int) -> dict[str, int]:
+    """Return how many rows each memory shows in a call."""
+    rows = {memory.name: memory.memory for memory in graph.memories() if memory.memory.fixed is None}
+    return {
+        rows_of(name).text: kept.rows(context) if kept.window is None else min(context, kept.window + tokens - 1)
+        for name, kept in rows.items()
+    }
+
+
+def _sizes(batch: int, tokens: int, context: int) -> dict[str, int]:
     if not 0 < tokens <= context or batch < 1:
         raise ValueError(f"batch {batch}, tokens {tokens}, context {context}")
     return {"B": batch, "T": tokens, "S": context}

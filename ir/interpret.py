@@ -92,33 +92,37 @@ class Run:
         """Return the rows kept so far and this call's, and note what to keep for the next call."""
         import torch
 
-        rows = Rows(fields, self.pos, self.valid)
-        past = self.cache.rows.get(memory.name) if self.cache else None
-        if past is not None:
-            rows = Rows(
-                {name: torch.cat((past.fields[name], new), 1) for name, new in fields.items()},
-                torch.cat((past.pos, rows.pos), 1),
-                torch.cat((past.valid, rows.valid), 1),
-            )
-        if self.cache is not None:
-            self.written[memory.name] = self._kept(rows, memory.memory.window)
-        return rows
-
-    def _kept(self, rows: Rows, window: int | None) -> Rows:
-        """Return the valid rows that a later query can still ask for, first rows first."""
-        import torch
-
+        rows, window = self.continued(memory.name, Rows(fields, self.pos, self.valid)), memory.memory.window
         keep = rows.valid
         if window is not None:
             last = torch.where(rows.valid, rows.pos, -1).amax(1, keepdim=True)
             keep = keep & (rows.pos > last - window)
+        self.keep_rows(memory.name, rows, keep)
+        return rows
+
+    def continued(self, name: str, new: Rows) -> Rows:
+        """Return the rows kept so far under a name, and new ones after them."""
+        import torch
+
+        past = self.cache.rows.get(name) if self.cache else None
+        if past is None:
+            return new
+        fields = {field: torch.cat((past.fields[field], rows), 1) for field, rows in new.fields.items()}
+        return Rows(fields, torch.cat((past.pos, new.pos), 1), torch.cat((past.valid, new.valid), 1))
+
+    def keep_rows(self, name: str, rows: Rows, keep: Tensor) -> None:
+        """Note under a name which rows to keep for the next call, first rows first; ``keep`` is bool ``[B, N]``."""
+        import torch
+
+        if self.cache is None:
+            return
         order = torch.argsort((~keep).to(torch.int8), dim=1, stable=True)[:, : int(keep.sum(1).amax())]
 
         def pick(x: Tensor) -> Tensor:
             index = order.view(*order.shape, *[1] * (x.ndim - 2)).expand(*order.shape, *x.shape[2:])
             return x.gather(1, index)
 
-        return Rows({n: pick(f) for n, f in rows.fields.items()}, pick(rows.pos), pick(keep))
+        self.written[name] = Rows({n: pick(f) for n, f in rows.fields.items()}, pick(rows.pos), pick(keep))
 
 
 class Interpreter:

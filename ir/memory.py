@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
+from regraft.ir.ops.memory import ReadRows, RowPositions, ViewRows
 
 
 def readers_window(memory: Value) -> int | None:
-    """Return how many rows back the furthest reader of ``memory`` looks, or none for all."""
-    windows = [op.attributes.get("window") for op in memory.users if op.reads_memory]
+    """Return how many rows back the furthest reader of ``memory`` looks, or none for all.
+
+    Rows that are read as values are looked at through a view of the memory.
+    """
+    windows = [
+        readers_window(op.out) if isinstance(op, ViewRows) else op.attributes.get("window")
+        for op in memory.users
+        if op.reads_memory and not isinstance(op, ReadRows | RowPositions)
+    ]
     if not windows or None in windows:
         return None
     return max(window for window in windows if isinstance(window, int))
@@ -23,3 +31,6 @@ def infer_windows(graph: Graph) -> None:
         if memory.op.attributes["window"] != window:
             graph.set_attribute(memory.op, "window", window)
             memory.type = memory.memory.with_window(window)
+            for op in memory.users:
+                if isinstance(op, ViewRows):
+                    op.out.type = op.out.memory.with_window(window)

@@ -233,8 +233,13 @@ def operands(pattern: str, dtype: str = "") -> Operands:
 
 
 def memory(fields: str) -> Operand:
-    """Declare a memory operand by the fields of its rows; ``*`` takes any."""
+    """Declare a memory operand by the fields of its rows; ``*`` takes any, a last field with ``?`` may be absent."""
     return Operand(fields, is_memory=True)
+
+
+def optional_memory(fields: str) -> OptionalOperand:
+    """Declare a memory operand that may be absent."""
+    return OptionalOperand(fields, is_memory=True, optional=True)
 
 
 def result(pattern: str = "", dtype: str = "") -> Result:
@@ -578,8 +583,9 @@ def _match_letter(word: str, dim: Dim, dims: Dims) -> bool:
 def _match_memory(pattern: str, found: MemoryType, dims: Dims) -> bool:
     if pattern == "*":
         return True
-    wanted = [each.split() for each in pattern.split(",")]
-    if [w[0] for w in wanted] != [f.name for f in found.fields]:
+    names = [f.name for f in found.fields]
+    wanted = [each.replace("?", "").split() for each in pattern.split(",") if "?" not in each or len(names) > 1]
+    if [w[0] for w in wanted] != names:
         return False
     return all(
         len(words) - 1 == len(f.shape) and all(map(_match_letter, words[1:], f.shape, [dims] * len(f.shape)))

@@ -30,6 +30,11 @@ _TOKEN_IN_BRACKETS = re.compile(  # there // divides
     rf"(?P<space>[ \t\r\n]+) | {_TOKENS} | (?P<mark>//|[()\[\],*+\-])", re.VERBOSE | re.ASCII
 )
 _WANTED = {"symbol": "a name such as @model", "value": "a value such as %x", "end": "the end of the text"}
+_KEPT = {  # what a memory may say of its rows, and what it takes
+    "window": "a window of at least one row",
+    "fixed": "rows, at least one",
+    "every": "tokens, at least one",
+}
 _DEEPEST = 16  # brackets in brackets
 _MOST_LAYERS = 100_000
 _MOST_OPS = 1_000_000
@@ -447,14 +452,14 @@ class _Parser:
             fields.append(Field(name.text, TensorType(dtype.text, shape).sizes))
             if not self.accept(","):
                 break
-        window = fixed = None
+        kept: dict[str, int] = {}
         if self.accept(";"):
-            is_fixed = self.accept("fixed")
-            place = self.next if is_fixed else self.take("word", "window")
-            rows = self.integer()
-            if rows < 1:
-                kind = "rows, at least one" if is_fixed else "a window of at least one row"
-                raise self.wrong(kind, str(rows), place)
-            window, fixed = (None, rows) if is_fixed else (rows, None)
+            place = self.next
+            if place.text not in _KEPT:
+                self.take("word", "window")
+            self.at += 1
+            kept[place.text] = self.integer()
+            if kept[place.text] < 1:
+                raise self.wrong(_KEPT[place.text], str(kept[place.text]), place)
         self.take("mark", ">")
-        return MemoryType(dtype.text, tuple(fields), window, fixed)
+        return MemoryType(dtype.text, tuple(fields), kept.get("window"), kept.get("fixed"), kept.get("every"))

@@ -2,7 +2,8 @@
 
 - ``bf16[B, T, 8, 16]`` is a tensor; its sequence axis is ``T`` or ``S@memory``.
 - ``memory<bf16; k [4, 16], v [4, 16]; window 512>`` is what a decoder keeps between tokens, one or more tensors a row;
-  ``memory<bf16; x [1280]; fixed 3>`` holds three rows at any length.
+  ``memory<bf16; x [1280]; fixed 3>`` holds three rows at any length, ``memory<bf16; x [512]; every 4>`` one for every
+  four tokens.
 """
 
 from __future__ import annotations
@@ -88,14 +89,16 @@ class MemoryType:
     """A memory: rows of one or more fields, one row a token.
 
     ``window`` is how many rows back, its own included, the furthest reader may look; None is all of them. ``fixed`` is
-    the number of rows of a memory that holds as many at any length: a convolution's tail, a recurrent matrix. A
-    memory's identity, which names its cache across programs, is the name of the value that has this type.
+    the number of rows of a memory that holds as many at any length: a convolution's tail, a recurrent matrix. ``rate``
+    is how many tokens make a row, which is there once all of them are, and stands at the first. A memory's identity,
+    which names its cache across programs, is the name of the value that has this type.
     """
 
     dtype: str
     fields: tuple[Field, ...]
     window: int | None = None
     fixed: int | None = None
+    rate: int | None = None
 
     def __str__(self) -> str:
         parts = [self.dtype, ", ".join(map(str, self.fields))]
@@ -103,6 +106,8 @@ class MemoryType:
             parts.append(f"window {self.window}")
         if self.fixed is not None:
             parts.append(f"fixed {self.fixed}")
+        if self.rate is not None:
+            parts.append(f"every {self.rate}")
         return f"memory<{'; '.join(parts)}>"
 
     @property
@@ -119,6 +124,8 @@ class MemoryType:
         """Rows that a sequence of ``context`` tokens holds."""
         if self.fixed is not None:
             return self.fixed
+        if self.rate is not None:
+            return context // self.rate
         return context if self.window is None else min(context, self.window)
 
     def with_window(self, window: int | None) -> MemoryType:

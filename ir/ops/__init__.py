@@ -1,5 +1,5 @@
 """The op families. Importing this package registers every op."""
 
-from regraft.ir.ops import attn, core, index, layout, memory, moe, pos, quantized, seq, weight
+from regraft.ir.ops import attn, compress, core, hyper, index, layout, memory, moe, pos, quantized, seq, weight
 
-__all__ = ["attn", "core", "index", "layout", "memory", "moe", "pos", "quantized", "seq", "weight"]
+__all__ = ["attn", "compress", "core", "hyper", "index", "layout", "memory", "moe", "pos", "quantized", "seq", "weight"]

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import FLOAT, INT, INTS
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import HeadGroupError, HeadMapError, OpRuleError, WindowError
-from regraft.ir.op import Cost, Dims, Op, Value, attribute, memory, op, operand, optional, optional_operand, result
+from regraft.ir.op import (
+    Cost,
+    Dims,
+    Op,
+    Value,
+    attribute,
+    memory,
+    op,
+    operand,
+    optional,
+    optional_memory,
+    optional_operand,
+    result,
+)
 from regraft.ir.types import Field, MemoryType, Type
 
 if TYPE_CHECKING:
@@ -83,16 +96,19 @@ class Attend(Op):
 
     Scores are products times ``scale``, with ``softcap`` squashed to ``softcap * tanh(score / softcap)``. ``sink`` is a
     further score of each query head, as it stands: it has a share of the softmax and no value. With ``chosen`` a query
-    sees only the rows of these numbers, counted among all rows of the memory; -1 is none.
+    sees only the rows of these numbers, counted among all rows of the memory; -1 is none. ``entries`` is a further
+    memory in the same softmax, whatever the window: of rows made of several tokens those whose last one is not after
+    the query; ``chosen`` then counts these. Without values keys are values too.
 
     Example:
         %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
     """
 
     q = operand("B T Hq D", dtype="float")
-    memory = memory("k Hkv D, v Hkv Dv")
+    memory = memory("k Hkv D, v? Hkv Dv")
     sink = optional_operand("Hq", dtype="float")
     chosen = optional_operand("B T K", dtype="int")
+    entries = optional_memory("k Hkv D, v? Hkv Dv")
     out = result("B T Hq Dv", dtype="q")
     scale = attribute(FLOAT)
     window = optional(INT)
@@ -109,7 +125,13 @@ class Attend(Op):
             raise WindowError(op=self.label, window=self.window or "all", kept=kept)
         if self.softcap is not None and self.softcap <= 0:
             raise OpRuleError(op=self.label, problem=f"softcap is {self.softcap}", fix="a cap must be positive")
-        if self.chosen is not None and kept is not None:
+        if self.entries is not None and self._other_fields(self.entries.memory):
+            raise OpRuleError(
+                op=self.label,
+                problem=f"{self.entries.memory} beside {self.memory.memory}",
+                fix="the same keys and values, all of them kept",
+            )
+        if self.chosen is not None and self.entries is None and kept is not None:
             raise OpRuleError(
                 op=self.label, problem=f"rows chosen of a window of {kept}", fix="numbers count all of a memory's rows"
             )
@@ -117,6 +139,14 @@ class Attend(Op):
             raise OpRuleError(
                 op=self.label, problem=f"{self.q.tensor.dtype} queries, {dtype} memory", fix="both need the same dtype"
             )
+
+    def _other_fields(self, entries: MemoryType) -> bool:
+        """Return whether entries are no rows like those of the memory, of which all are kept."""
+        same = (entries.dtype, entries.fields) == (self.memory.memory.dtype, self.memory.memory.fields)
+        return not same or entries.window is not None or entries.fixed is not None
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (self.q.tensor.with_shape(*self.q.tensor.shape[:3], self.memory.memory.fields[-1].shape[-1]),)
 
     def _verify_heads(self, heads: int, kv_heads: int) -> None:
         if self.head_map is None:
@@ -136,44 +166,60 @@ class Attend(Op):
 
     def visible(self, at: Sizes) -> int:
         """Return the (query, row) pairs of one sequence at ``at``: ``T`` queries that end a context of ``S``."""
-        first = at["S"] - at["T"] + 1
-        limits = [at["S"]] if self.window is None else [at["S"], self.window]
-        if self.chosen is not None:
-            limits.append(evaluate(self.chosen.tensor.shape[2], at))
-        most = min(limits)
-        whole = max(0, min(most - first, at["T"]))  # queries that see less than the most
-        return whole * (2 * first + whole - 1) // 2 + (at["T"] - whole) * most
+        chosen = None if self.chosen is None else evaluate(self.chosen.tensor.shape[2], at)
+        if self.entries is None:
+            limits = [limit for limit in (self.window, chosen) if limit is not None]
+            return pairs(at, most=min(limits, default=None))
+        return pairs(at, most=self.window) + pairs(at, most=chosen, rate=self.entries.memory.rate or 1)
 
     def flops(self, at: Sizes) -> int:
         heads, width = (evaluate(d, at) for d in self.q.tensor.shape[2:])
-        value_width = self.memory.memory.field("v").shape[-1]
+        value_width = self.memory.memory.fields[-1].shape[-1]
         return 2 * at["B"] * heads * (width + value_width) * self.visible(at)
 
     def cost(self, at: Sizes) -> Cost:
-        rows = at["S"] if self.window is None else min(at["S"], self.window + at["T"] - 1)
-        kept = self.memory.op is None or self.memory.op.is_state  # else what is read is counted where it is read
-        read = rows * self.memory.memory.row_bytes * at["B"] if kept else 0
         return Cost(
             flops=self.flops(at),
             weights=self.weight_bytes(at),
-            cache_read=read,
+            cache_read=sum(self._read(memory, at) for memory in (self.memory, self.entries) if memory is not None),
             activations=self.activation_bytes(at),
         )
 
+    def _read(self, memory: Value, at: Sizes) -> int:
+        """Return the bytes of a memory's rows; those of a view are counted where they are read."""
+        if memory.op is not None and not memory.op.is_state:
+            return 0
+        window = self.window if memory is self.memory else None
+        rows = memory.memory.rows(at["S"]) if window is None else min(at["S"], window + at["T"] - 1)
+        return rows * memory.memory.row_bytes * at["B"]
+
     def reference(
-        self, run: Run, q: Tensor, rows: Rows, sink: Tensor | None = None, chosen: Tensor | None = None
+        self,
+        run: Run,
+        q: Tensor,
+        rows: Rows,
+        sink: Tensor | None = None,
+        chosen: Tensor | None = None,
+        entries: Rows | None = None,
     ) -> Tensor:
         import torch
 
-        distance = run.pos[:, :, None] - rows.pos[:, None, :]
-        seen = (distance >= 0) & rows.valid[:, None, :]
+        seen = seen_rows(run, rows)
         if self.window is not None:
-            seen = seen & (distance < self.window)
+            seen = seen & (run.pos[:, :, None] - rows.pos[:, None, :] < self.window)
+        last = seen if entries is None or self.entries is None else seen_rows(run, entries, self.entries.memory.rate)
         if chosen is not None:
-            some = torch.zeros(*seen.shape[:2], seen.shape[2] + 1, dtype=torch.bool, device=seen.device)
-            seen = seen & some.scatter(2, chosen.long() + 1, True)[..., 1:]
+            some = torch.zeros(*last.shape[:2], last.shape[2] + 1, dtype=torch.bool, device=last.device)
+            last = last & some.scatter(2, chosen.long() + 1, True)[..., 1:]
+        fields = [rows.fields["k"], rows.fields.get("v", rows.fields["k"])]
+        if entries is None:
+            seen = last
+        else:
+            more = [entries.fields["k"], entries.fields.get("v", entries.fields["k"])]
+            fields = [torch.cat(both, 1) for both in zip(fields, more, strict=True)]
+            seen = torch.cat((seen, last), -1)
         groups = torch.tensor(self.groups, device=q.device)
-        k, v = (rows.fields[name].transpose(1, 2)[:, groups] for name in ("k", "v"))
+        k, v = (each.transpose(1, 2)[:, groups] for each in fields)
         if sink is None and self.softcap is None:
             out = torch.nn.functional.scaled_dot_product_attention(
                 q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=self.scale
@@ -197,3 +243,20 @@ class Attend(Op):
             scores = torch.cat((scores, column), -1)
         shares = torch.softmax(scores, -1)[..., : k.shape[2]]
         return shares.to(v.dtype) @ v
+
+
+def seen_rows(run: Run, rows: Rows, rate: int | None = None) -> Tensor:
+    """Return which rows ``[B, T, N]`` stand wholly at or before each query; each is made of ``rate`` tokens."""
+    return (run.pos[:, :, None] - rows.pos[:, None, :] >= (rate or 1) - 1) & rows.valid[:, None, :]
+
+
+def pairs(at: Sizes, *, most: int | None = None, rate: int = 1) -> int:
+    """Return the (query, row) pairs of one sequence: a query sees the rows of ``rate`` tokens up to it, at ``most``."""
+    first, last = at["S"] - at["T"] + 1, at["S"]
+    top = last if most is None else min(most * rate, last)  # a query at most so far on sees less than the most
+
+    def before(end: int) -> int:  # the rows that queries up to this one see
+        full, rest = divmod(min(end, top), rate)
+        return rate * full * (full - 1) // 2 + full * (rest + 1) + max(0, end - top) * (top // rate)
+
+    return before(last) - before(first - 1)

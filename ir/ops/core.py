@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import BOOL, FLOAT, INT, STR
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
-from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional_operand, result
+from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, operands, optional, optional_operand, result
 from regraft.ir.types import Type
 
 if TYPE_CHECKING:
@@ -56,6 +56,33 @@ class Linear(Op):
         import torch
 
         return torch.nn.functional.linear(x, weight, bias)
+
+    def flops(self, at: Sizes) -> int:
+        return 2 * self.out.tensor.elements(at) * evaluate(self.x.tensor.shape[-1], at)
+
+
+@op("core.grouped_linear")
+class GroupedLinear(Op):
+    """Multiply each group of channels by rows of its own: ``[O, I]`` holds as many rows for each, group by group.
+
+    Example:
+        %y = core.grouped_linear %x, %w : bf16[B, T, 8, 64]
+    """
+
+    x = operand("... G I", dtype="float")
+    weight = operand("O I", dtype="float")
+    out = result()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        groups, rows = dim.size("G"), dim.size("O")
+        if rows % groups:
+            raise OpRuleError(op=self.label, problem=f"{rows} rows for {groups} groups", fix="as many rows for each")
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1], rows // groups),)
+
+    def reference(self, run: Run, x: Tensor, weight: Tensor) -> Tensor:
+        import torch
+
+        return torch.einsum("...gi,goi->...go", x, weight.unflatten(0, (x.shape[-2], -1)))
 
     def flops(self, at: Sizes) -> int:
         return 2 * self.out.tensor.elements(at) * evaluate(self.x.tensor.shape[-1], at)
@@ -259,6 +286,29 @@ def activate(kind: str, x: Tensor) -> Tensor:
             return F.softplus(x)
         case _:
             return torch.tanh(x)
+
+
+@op("core.clamp")
+class Clamp(Op):
+    """Cut what is below ``low`` or above ``high``.
+
+    Example:
+        %y = core.clamp %x {low = -7.0, high = 7.0} : bf16[B, T, 64]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+    low = optional(FLOAT)
+    high = optional(FLOAT)
+
+    def verify(self, dim: Dims) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise OpRuleError(op=self.label, problem=f"low {self.low}, high {self.high}", fix="low is not above high")
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        if self.low is None and self.high is None:
+            return x
+        return x.clamp(self.low, self.high)
 
 
 @op("core.softcap")

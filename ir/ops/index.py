@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import FLOAT, INT
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Cost, Dims, Op, attribute, memory, op, operand, result
+from regraft.ir.ops.attn import pairs, seen_rows
 from regraft.ir.types import TensorType, Type
 
 if TYPE_CHECKING:
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
 class Index(Op):
     """Score a memory's rows for each query with a few light heads, and give the numbers of the best ``chosen``.
 
-    The score of a row is ``Σ_h weight[h] * relu(scale * q[h] · row)``, in float32 at least; a query sees the rows at
-    positions ``s <= p``. Where it sees fewer than ``chosen``, the rest is -1. Of equal scores the earlier row is
-    chosen, so that any split of a sequence into calls chooses the same. Source: specs/mla.md, section 8.
+    The score of a row is ``Σ_h weight[h] * relu(scale * q[h] · row)``, in float32 at least; a query sees the rows whose
+    tokens all stand at or before it. The memory has one field, of one key a row. Where a query sees fewer than
+    ``chosen``, the rest is -1. Of equal scores the earlier row is chosen, so that any split of a sequence into calls
+    chooses the same. Source: specs/mla.md, section 8.
 
     Example:
         %i = seq.index %q, %w, %m {scale = 0.25, chosen = 8} : i64[B, T, 8]
@@ -30,7 +33,7 @@ class Index(Op):
 
     q = operand("B T Hi Di", dtype="float")
     weight = operand("B T Hi", dtype="q")
-    memory = memory("x Di")
+    memory = memory("*")
     out = result()
     scale = attribute(FLOAT)
     chosen = attribute(INT)
@@ -38,6 +41,8 @@ class Index(Op):
 
     def verify(self, dim: Dims) -> None:
         kept, dtype = self.memory.memory, self.q.tensor.dtype
+        if len(kept.fields) != 1 or math.prod(kept.fields[0].shape) != dim["Di"]:
+            raise OpRuleError(op=self.label, problem=f"keys are {kept}", fix=f"one field of {dim['Di']} channels")
         if self.chosen < 1:
             raise OpRuleError(op=self.label, problem=f"{self.chosen} rows chosen", fix="choose at least one row")
         if kept.window is not None or kept.fixed is not None:
@@ -52,19 +57,21 @@ class Index(Op):
 
     def cost(self, at: Sizes) -> Cost:
         heads, width = (evaluate(d, at) for d in self.q.tensor.shape[2:])
-        pairs = at["T"] * (2 * at["S"] - at["T"] + 1) // 2
+        kept, source = self.memory.memory, self.memory.op
+        read = kept.rows(at["S"]) * kept.row_bytes * at["B"] if source is None or source.is_state else 0
         return Cost(
-            flops=2 * at["B"] * heads * width * pairs,
-            cache_read=self.memory.memory.rows(at["S"]) * self.memory.memory.row_bytes * at["B"],
+            flops=2 * at["B"] * heads * width * pairs(at, rate=kept.rate or 1),
+            cache_read=read,
             activations=self.activation_bytes(at),
         )
 
     def reference(self, run: Run, q: Tensor, weight: Tensor, rows: Rows) -> Tensor:
         import torch
 
-        products = torch.einsum("bthd,bsd->bths", run.wide(q), run.wide(rows.fields["x"])) * self.scale
+        (keys,) = rows.fields.values()
+        products = torch.einsum("bthd,bsd->bths", run.wide(q), run.wide(keys.flatten(2))) * self.scale
         scores = torch.einsum("bth,bths->bts", run.wide(weight), products.relu())
-        seen = (rows.pos[:, None, :] <= run.pos[:, :, None]) & rows.valid[:, None, :]
+        seen = seen_rows(run, rows, self.memory.memory.rate)
         best = torch.sort(scores.masked_fill(~seen, -torch.inf), dim=-1, descending=True, stable=True)
         numbers = torch.where(best.values == -torch.inf, -1, best.indices)[..., : self.chosen]
         return torch.nn.functional.pad(numbers, (0, self.chosen - numbers.shape[-1]), value=-1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import INT, STR
 from regraft.ir.dims import B, Sizes, rows_of
 from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
-from regraft.ir.op import Cost, Dims, Op, defaulted, memory, op, operand, optional, result
+from regraft.ir.op import Cost, Dims, Op, defaulted, memory, op, operand, optional, optional_operand, result
 from regraft.ir.ops.attn import State
 from regraft.ir.types import Field, MemoryType, TensorType, Type
 
@@ -103,13 +103,15 @@ class RowPositions(MemoryOp):
 class ViewRows(MemoryOp):
     """Make keys and values along a memory's rows a memory that can be attended to. It is no state: nothing is kept.
 
+    Without ``v`` the keys are the values too.
+
     Example:
-        %kv = mem.view %m, %k, %v : memory<bf16; k [16, 192], v [16, 128]>
+        %kv = mem.view %m, %k, v=%v : memory<bf16; k [16, 192], v [16, 128]>
     """
 
     memory = memory("*")
     k = operand("B T Hkv D", dtype="float")
-    v = operand("B T Hkv Dv", dtype="k")
+    v = optional_operand("B T Hkv Dv", dtype="k")
     out = result()
 
     def verify(self, dim: Dims) -> None:
@@ -119,14 +121,15 @@ class ViewRows(MemoryOp):
             raise MemoryRuleError(op=self.label, first=rows, second=dim["T"])
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
-        heads = dim.size("Hkv")
-        fields = Field("k", (heads, dim.size("D"))), Field("v", (heads, dim.size("Dv")))
-        return (MemoryType(self.k.tensor.dtype, fields, self.memory.memory.window),)
+        heads, kept = dim.size("Hkv"), self.memory.memory
+        widths = {"k": dim.size("D"), **({} if self.v is None else {"v": dim.size("Dv")})}
+        fields = tuple(Field(name, (heads, width)) for name, width in widths.items())
+        return (MemoryType(self.k.tensor.dtype, fields, kept.window, rate=kept.rate),)
 
     def cost(self, at: Sizes) -> Cost:
         return Cost()
 
-    def reference(self, run: Run, rows: Rows, k: Tensor, v: Tensor) -> Rows:
+    def reference(self, run: Run, rows: Rows, k: Tensor, v: Tensor | None = None) -> Rows:
         from regraft.ir.interpret import Rows
 
-        return Rows({"k": k, "v": v}, rows.pos, rows.valid)
+        return Rows({"k": k} if v is None else {"k": k, "v": v}, rows.pos, rows.valid)

@@ -17,15 +17,41 @@ if TYPE_CHECKING:
     from regraft.ir.interpret import Run
 
 
+SCORES = ("softmax", "sigmoid", "sqrt_softplus")
+
+
+@op("moe.assign")
+class Assign(Op):
+    """Look up the experts of each token in a table.
+
+    Example:
+        %e = moe.assign %tokens, %table : i64[B, T, 6]
+    """
+
+    tokens = operand("...", dtype="int")
+    table = operand("V K", dtype="int")
+    out = result()
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("i64", (*self.tokens.tensor.shape, dim["K"])),)
+
+    def reference(self, run: Run, tokens: Tensor, table: Tensor) -> Tensor:
+        return table[tokens.long()].long()
+
+    def weight_bytes(self, at: Sizes) -> int:
+        return self.out.tensor.nbytes(at) if self.table.is_weight else 0
+
+
 @op("moe.route")
 class Route(Op):
     """Choose the ``chosen`` experts with the highest score and weigh them.
 
-    Scores are a softmax over all experts or a sigmoid of each, in float32 at least. ``bias`` is added to choose, not
-    to weigh. With ``groups`` experts are dealt in order to as many groups; the ``kept`` groups with the highest sum of
-    their ``best`` highest scores stay, and the chosen ones come from these. With ``normalize`` the weights are divided
-    by their sum plus ``eps``; then all are multiplied by ``scale``, and each by its expert's entry in ``gain``. Source:
-    specs/mla.md, section 7; specs/gemma4.md, section 6.
+    Scores are a softmax over all experts, a sigmoid of each or the root of its softplus, in float32 at least. ``bias``
+    is added to choose, not to weigh. With ``groups`` experts are dealt in order to as many groups; the ``kept`` groups
+    with the highest sum of their ``best`` highest scores stay, and the chosen ones come from these. Experts that are
+    ``given`` are weighed as they are. With ``normalize`` the weights are divided by their sum plus ``eps``; then all
+    are multiplied by ``scale``, and each by its expert's entry in ``gain``. Source: specs/mla.md, section 7;
+    specs/gemma4.md, section 6; specs/deepseek_v4.md, section 10.
 
     Example:
         %w, %e = moe.route %logits {chosen = 8, normalize = true} : bf16[B, T, 8], i64[B, T, 8]
@@ -34,11 +60,12 @@ class Route(Op):
     logits = operand("... E", dtype="float")
     bias = optional_operand("E", dtype="float")
     gain = optional_operand("E", dtype="float")
+    given = optional_operand("... K", dtype="int")
     weights = result()
     experts = result()
     chosen = attribute(INT)
     normalize = defaulted(BOOL, False)
-    score = defaulted(STR, "softmax", choices=("softmax", "sigmoid"))
+    score = defaulted(STR, "softmax", choices=SCORES)
     eps = defaulted(FLOAT, 0.0)
     scale = defaulted(FLOAT, 1.0)
     groups = defaulted(INT, 1)
@@ -52,6 +79,8 @@ class Route(Op):
                 op=self.label, problem=f"{self.chosen} experts chosen of {experts}", fix=f"choose 1 to {experts}"
             )
         self._verify_groups(experts)
+        if self.given is not None and dim["K"] != self.chosen:
+            raise OpRuleError(op=self.label, problem=f"{self.chosen} of {dim['K']} given", fix="choose all of them")
         shape = (*self.logits.tensor.shape[:-1], self.chosen)
         return TensorType(self.logits.tensor.dtype, shape), TensorType("i64", shape)
 
@@ -71,16 +100,27 @@ class Route(Op):
         raise OpRuleError(op=self.label, problem=problem, fix=fix)
 
     def reference(
-        self, run: Run, logits: Tensor, bias: Tensor | None = None, gain: Tensor | None = None
+        self,
+        run: Run,
+        logits: Tensor,
+        bias: Tensor | None = None,
+        gain: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         import torch
 
         wide = run.wide(logits)
-        scores = torch.softmax(wide, -1) if self.score == "softmax" else torch.sigmoid(wide)
+        match self.score:
+            case "softmax":
+                scores = torch.softmax(wide, -1)
+            case "sigmoid":
+                scores = torch.sigmoid(wide)
+            case _:
+                scores = torch.nn.functional.softplus(wide).sqrt()
         ranks = scores if bias is None else scores + bias.to(scores.dtype)
         if self.kept < self.groups:
             ranks = self._kept_ranks(ranks)
-        experts = torch.topk(ranks, self.chosen, -1).indices
+        experts = torch.topk(ranks, self.chosen, -1).indices if given is None else given.long()
         weights = scores.gather(-1, experts)
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + self.eps)

@@ -23,6 +23,7 @@ class Rope(Op):
     layout and ``(2i, 2i + 1)`` in the ``interleaved`` one. Frequencies are ``base ** (-2i / channels)``, then scaled:
     ``linear`` divides by ``factor``; ``llama3`` and ``yarn`` as specs/relatives.md, section 0, has them. ``amplitude``
     multiplies cosine and sine. With ``pairs`` only the first so many turn; the others have frequency 0.
+    ``inverse`` turns the other way.
 
     Example:
         %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
@@ -42,6 +43,7 @@ class Rope(Op):
     truncate = defaulted(BOOL, True)
     amplitude = defaulted(FLOAT, 1.0)
     pairs = optional(INT)
+    inverse = defaulted(BOOL, False)
 
     def verify(self, dim: Dims) -> None:
         width = dim.size("D")
@@ -115,7 +117,7 @@ class Rope(Op):
         angle = run.wide(pos.float())[..., None] * self.frequencies().to(run.wide(x))
         cos = (angle.cos() * self.amplitude).to(x.dtype)[..., None, :]
         sin = (angle.sin() * self.amplitude).to(x.dtype)[..., None, :]
-        return rotate(x, cos, sin, self.channels, self.layout)
+        return rotate(x, cos, -sin if self.inverse else sin, self.channels, self.layout)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, channels: int, layout: str) -> Tensor:

@@ -453,7 +453,7 @@ def view(m: Making) -> Sequence[Value]:
     heads, kept = m.size(), _rows(m, m.draw(FLOAT_TYPES), m.size())
     (rows,) = m.add("mem.read", kept)
     k, v = (m.add("core.repeat", rows, parts=heads)[0] for _ in range(2))
-    return m.add("mem.view", kept, k, v)
+    return m.add("mem.view", kept, k, **({"v": v} if m.draw(st.booleans()) else {}))
 
 
 @rule("seq.index")
@@ -511,3 +511,59 @@ def mxfp4(m: Making) -> Sequence[Value]:
     shape = m.draw(SHAPES)
     blocks, scales = m.weight("u8", *shape, 16), m.weight("u8", *shape)
     return m.add("weight.mxfp4", blocks, scales, dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("core.clamp")
+def clamp(m: Making) -> Sequence[Value]:
+    low, high = m.draw(st.none() | st.floats(-9, 0)), m.draw(st.none() | st.floats(0, 9))
+    return m.add("core.clamp", _channels(m, m.size())[1], low=low, high=high)
+
+
+@rule("core.grouped_linear")
+def grouped_linear(m: Making) -> Sequence[Value]:
+    groups, of, rows = m.size(), m.size(), m.size()
+    dtype, x = _channels(m, groups, of)
+    return m.add("core.grouped_linear", x, m.weight(dtype, groups * rows, of))
+
+
+@rule("moe.assign")
+def assign(m: Making) -> Sequence[Value]:
+    tokens = m.input("i64", *m.leading())
+    return m.add("moe.assign", tokens, m.weight(m.draw(st.sampled_from(["i64", "i32"])), m.size(), m.size()))
+
+
+def _streams(m: Making, rows: int, streams: int, width: int, factors: int) -> list[Value]:
+    fn, base, scale = (m.weight("f32", *shape) for shape in ((rows, streams * width), (rows,), (factors,)))
+    return [_channels(m, streams, width)[1], fn, base, scale]
+
+
+@rule("hyper.read")
+def hyper_read(m: Making) -> Sequence[Value]:
+    streams, width = m.size(), m.size()
+    values = _streams(m, (2 + streams) * streams, streams, width, 3)
+    return m.add("hyper.read", *values, eps=m.draw(POSITIVE), floor=m.draw(st.floats(0, 1)), iterations=m.size())
+
+
+@rule("hyper.write")
+def hyper_write(m: Making) -> Sequence[Value]:
+    streams, width, leading, dtype = m.size(), m.size(), m.leading(), m.draw(FLOAT_TYPES)
+    x, y = m.input(dtype, *leading, streams, width), m.input(dtype, *leading, width)
+    wide = m.draw(FLOAT_TYPES)
+    post, comb = m.input(wide, *leading, streams), m.input(wide, *leading, streams, streams)
+    return m.add("hyper.write", x, y, post, comb)
+
+
+@rule("hyper.collapse")
+def hyper_collapse(m: Making) -> Sequence[Value]:
+    streams = m.size()
+    values = _streams(m, streams, streams, m.size(), 1)
+    return m.add("hyper.collapse", *values, eps=m.draw(POSITIVE), floor=m.draw(st.floats(0, 1)))
+
+
+@rule("state.compressed")
+def compressed(m: Making) -> Sequence[Value]:
+    rate, overlap, dtype = m.draw(st.integers(1, 3)), m.draw(st.booleans()), m.draw(FLOAT_TYPES)
+    width = m.size() * (2 if overlap else 1)
+    values, gates = m.input(dtype, B, T, width), m.input(dtype, B, T, width)
+    bias = m.weight(m.draw(FLOAT_TYPES), rate, width)
+    return m.add("state.compressed", values, gates, bias, rate=rate, overlap=overlap)

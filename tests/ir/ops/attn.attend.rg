@@ -64,7 +64,7 @@ graph @no_memory (%q: bf16[B, T, 8, 16], %k: bf16[B, T, 4, 16]) {
   %ctx = attn.attend %q, %k {scale = 0.25}
   return %ctx
 }
-// ERROR: error[RG010]: attn.attend: operand memory is bf16[B, T, 4, 16], expected memory<k Hkv D, v Hkv Dv>
+// ERROR: error[RG010]: attn.attend: operand memory is bf16[B, T, 4, 16], expected memory<k Hkv D, v? Hkv Dv>
 
 // -----
 
@@ -82,7 +82,7 @@ graph @widths_differ (%q: bf16[B, T, 8, 32], %k, %v: bf16[B, T, 4, 16]) {
   %ctx = attn.attend %q, %m {scale = 0.25}
   return %ctx
 }
-// ERROR: error[RG010]: attn.attend: operand memory is memory<bf16; k [4, 16], v [4, 16]>, expected memory<k Hkv D, v Hkv Dv>
+// ERROR: error[RG010]: attn.attend: operand memory is memory<bf16; k [4, 16], v [4, 16]>, expected memory<k Hkv D, v? Hkv Dv>
 
 // -----
 
@@ -119,3 +119,23 @@ graph @a_cap_of_nothing (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
   return %ctx
 }
 // ERROR: error[RG034]: attn.attend: softcap is 0.0
+
+// -----
+
+graph @entries_of_another_width (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %l: bf16[B, T, 4, 8]) {
+  %m = state.kv %k, %v
+  %n = state.kv %k, %l
+  %ctx = attn.attend %q, %m, entries=%n {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG010]: attn.attend: operand entries is memory<bf16; k [4, 16], v [4, 8]>, expected memory<k Hkv D, v? Hkv Dv>
+
+// -----
+
+graph @entries_of_a_window (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %n = state.kv %k, %v {window = 4}
+  %ctx = attn.attend %q, %m, entries=%n {scale = 0.25}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: memory<bf16; k [4, 16], v [4, 16]; window 4> beside memory<bf16; k [4, 16], v [4, 16]>

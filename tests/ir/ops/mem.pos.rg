@@ -10,7 +10,7 @@ graph @positions_of_a_view (%x: bf16[B, T, 16]) {
   %m = state.rows %x
   %rows = mem.read %m
   %k = core.repeat %rows {parts = 2}
-  %view = mem.view %m, %k, %k
+  %view = mem.view %m, %k
   %pos = mem.pos %view
   return %pos
 }

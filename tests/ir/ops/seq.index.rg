@@ -40,7 +40,7 @@ graph @keys_of_another_width (%q: bf16[B, T, 4, 16], %w: bf16[B, T, 4], %x: bf16
   %i = seq.index %q, %w, %m {scale = 0.25, chosen = 8}
   return %i
 }
-// ERROR: error[RG010]: seq.index: operand memory is memory<bf16; x [8]>, expected memory<x Di>
+// ERROR: error[RG034]: seq.index: keys are memory<bf16; x [8]>
 
 // -----
 

@@ -26,4 +26,4 @@ graph @read_as_rows (%q: bf16[B, T, 2, 16], %g: f32[B, T, 2]) {
   %y = attn.attend %q, %m {scale = 1.0}
   return %y
 }
-// ERROR: error[RG010]: attn.attend: operand memory is memory<f32; s [2, 16, 16]; fixed 1>, expected memory<k Hkv D, v Hkv Dv>
+// ERROR: error[RG010]: attn.attend: operand memory is memory<f32; s [2, 16, 16]; fixed 1>, expected memory<k Hkv D, v? Hkv Dv>

@@ -1,0 +1,107 @@
+"""``state.compressed``: one row for every few tokens, pooled by learned gates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regraft.ir.attributes import BOOL, INT
+from regraft.ir.dims import Sizes
+from regraft.ir.errors.graph import OpRuleError
+from regraft.ir.op import Cost, Dims, attribute, defaulted, op, operand, result
+from regraft.ir.ops.attn import State
+from regraft.ir.types import Field, MemoryType, Type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.ir.interpret import Rows, Run
+
+_WIDE = 4  # bytes of a number in an unfinished window: pooling is in float32
+
+
+@op("state.compressed")
+class Compressed(State):
+    """Pool every ``rate`` tokens into a row: channel by channel, a softmax of gates weighs the tokens.
+
+    A row is there once its last token is, and stands at the position of its first one. ``bias`` is added to the
+    gates, a row for each place in a window. With ``overlap`` values and gates are twice as wide: the first half of the
+    channels is what a token gives to the window after its own, the second half what it gives to its own. Beside the
+    rows it keeps the tokens of the unfinished window, and with ``overlap`` those of the last finished one. Source:
+    specs/deepseek_v4.md, section 7.
+
+    Example:
+        %m = state.compressed %values, %gates, %bias {rate = 4, overlap = true} : memory<bf16; x [512]; every 4>
+    """
+
+    values = operand("B T W", dtype="float")
+    gates = operand("B T W", dtype="values")
+    bias = operand("R W", dtype="float")
+    out = result()
+    rate = attribute(INT)
+    overlap = defaulted(BOOL, False)
+
+    def verify(self, dim: Dims) -> None:
+        if self.rate < 1 or dim["R"] != self.rate:
+            raise OpRuleError(
+                op=self.label, problem=f"rate {self.rate}, biases for {dim['R']}", fix="a bias for each place"
+            )
+        if self.overlap and dim.size("W") % 2:
+            raise OpRuleError(op=self.label, problem=f"{dim['W']} channels in two halves", fix="an even number")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        width = dim.size("W") // 2 if self.overlap else dim.size("W")
+        return (MemoryType(self.values.tensor.dtype, (Field("x", (width,)),), rate=self.rate),)
+
+    def cost(self, at: Sizes) -> Cost:
+        kept, width = self.kept.memory, self.bias.tensor.sizes[1]
+        new = kept.rows(at["S"]) - kept.rows(at["S"] - at["T"])
+        tail = 2 * (self.rate - 1) * width * _WIDE
+        before = 2 * self.rate * (width // 2) * _WIDE if self.overlap else 0
+        return Cost(
+            weights=self.weight_bytes(at),
+            cache_written=new * kept.row_bytes * at["B"],
+            cache=(kept.rows(at["S"]) * kept.row_bytes + tail + before) * at["B"],
+            activations=self.activation_bytes(at),
+        )
+
+    def reference(self, run: Run, values: Tensor, gates: Tensor, bias: Tensor) -> Rows:
+        import torch
+
+        from regraft.ir.interpret import Rows
+
+        rate, start = self.rate, run.pos[:, 0]
+        open_ = run.continued(f"{self.out.name}.open", Rows({"values": values, "gates": gates}, run.pos, run.valid))
+        end = start + run.valid.sum(1)
+        # of the tokens that are kept, what later windows read: their own, and with an overlap the one before
+        first = end // rate * rate - (rate if self.overlap else 0)
+        run.keep_rows(f"{self.out.name}.open", open_, open_.valid & (open_.pos >= first[:, None]))
+        count = int((end // rate - start // rate).amax())
+        number = start[:, None] // rate + torch.arange(count, device=values.device)
+        slots = torch.arange(-rate if self.overlap else 0, rate, device=values.device)
+        wanted = (number * rate)[..., None] + slots
+        pooled = self._pooled(run, open_, wanted, bias)
+        rows = Rows({"x": pooled.to(values.dtype)}, number * rate, number < (end // rate)[:, None])
+        rows = run.continued(self.out.name, rows)
+        run.keep_rows(self.out.name, rows, rows.valid)
+        return rows
+
+    def _pooled(self, run: Run, tokens: Rows, wanted: Tensor, bias: Tensor) -> Tensor:
+        """Return the new rows ``[B, E, W]``, given the position of each of their tokens ``[B, E, slots]``."""
+        import torch
+
+        found = (tokens.pos[:, None, None] == wanted[..., None]) & tokens.valid[:, None, None]
+        there, place = found.any(-1), found.to(torch.int8).argmax(-1)
+        values, gates = (
+            run.wide(tokens.fields[name]).gather(1, place.flatten(1)[..., None].expand(-1, -1, bias.shape[1]))
+            for name in ("values", "gates")
+        )
+        values, gates = (x.unflatten(1, wanted.shape[1:]) for x in (values, gates))
+        gates = gates + run.wide(bias)[wanted % self.rate]
+        if self.overlap:
+            half = bias.shape[1] // 2
+            values, gates = (
+                torch.cat((x[:, :, : self.rate, :half], x[:, :, self.rate :, half:]), 2) for x in (values, gates)
+            )
+        gates = gates.masked_fill(~there[..., None], -torch.inf)
+        shares = torch.softmax(gates, 2).nan_to_num(0.0)  # rows that a shorter sequence does not have
+        return (values.masked_fill(~there[..., None], 0.0) * shares).sum(2)

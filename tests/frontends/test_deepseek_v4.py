@@ -1,0 +1,271 @@
+"""DeepSeek V4: exact counts and costs, the golden tiny model, twins against transformers, single wrong choices."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.frontends.family import read_config
+from regraft.frontends.folder import open_model
+from regraft.frontends.lift import expected_tensors, lift, lift_config
+from regraft.frontends.tensors import Declared
+from regraft.frontends.twin import random_tensors, twin_config
+from regraft.ir.cost import cache_bytes, cost, parameters
+from regraft.ir.errors.base import RegraftError
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Interpreter
+from regraft.ir.kinds import block_kinds
+from regraft.ir.op import Op
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.core import Clamp
+from regraft.ir.ops.hyper import FromStreams, Read
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.moe import Experts, Route
+from regraft.ir.ops.pos import Rope
+from regraft.ir.source import TensorSource
+from tests.frontends import agreement
+
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parent.parent / "data" / "deepseek_v4_golden.json").read_text(encoding="utf-8")
+)
+SIZES = ["Flash", "Pro"]
+
+
+def builtin(size: str, **changes: Any) -> dict[str, Any]:
+    return {**open_model(f"builtin:DeepSeek-V4-{size}").config, **changes}
+
+
+def graph_of(size: str) -> Graph:
+    return lift(open_model(f"builtin:DeepSeek-V4-{size}")).graph
+
+
+# -- the published configs
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_counts_are_exact(size: str) -> None:
+    found, expected = parameters(graph_of(size)), GOLDEN["params"][size]
+    config = builtin(size)
+    tables = config["num_hash_layers"] * config["vocab_size"] * config["num_experts_per_tok"]
+    assert found.total == expected["total_parameters_main_model"]
+    assert found.active == expected["active_per_token_including_embedding_table"]
+    assert found.active_without_embedding == expected["active_per_token_excluding_embedding_row_table"]
+    assert found.embedding == expected["embedding_parameters"]
+    assert found.buffers == expected["router_bias_buffers"] + tables
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_cache_bytes_are_exact(size: str) -> None:
+    graph, expected = graph_of(size), GOLDEN["kv_cache_bytes"][size]
+    fixed = sum(memory.op.cost({"B": 1, "T": 0, "S": 0}).cache for memory in graph.memories() if memory.op)
+    worst = expected["tail_and_overlap_state_fp32"]["4096"]
+    assert fixed == worst["worst_case_csa"] + worst["worst_case_hca"]
+    for context, parts in expected["bf16"].items():
+        assert cache_bytes(graph, int(context)) - fixed == parts["total"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("context", [1_000_000, 1 << 20])
+def test_operations_of_a_decoded_token_are_exact(size: str, context: int) -> None:
+    expected = GOLDEN["decode_flops"][f"T={context}"][size]["raw"]
+    found = cost(graph_of(size), context=context)
+    assert found.by_family["seq"].flops == expected["indexer_scores"]
+    assert found.by_family["attn"].flops == expected["core_attention"]
+    assert found.total.flops == expected["total"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_schedules_and_text(size: str) -> None:
+    graph, schedule = graph_of(size), GOLDEN["schedule"][size]
+    agreement.check_text(graph)
+    kinds = block_kinds(graph)
+    assert sum(len(kind.layers) for kind in kinds) == schedule["layers"]
+    attends = [op for op in graph.ops if isinstance(op, Attend)]
+    assert sum(op.entries is None for op in attends) == schedule["sliding"]
+    assert sum(op.chosen is not None for op in attends) == schedule["csa"]
+    assert len(kinds) == {"Flash": 4, "Pro": 4}[size]
+    hashed = [op.scope for op in graph.ops if isinstance(op, Route) and op.given is not None]
+    assert hashed == [f"layers.{layer}.moe" for layer in schedule["hash_moe_layers"]]
+
+
+def test_rotary_tables() -> None:
+    expected = GOLDEN["rope"]
+    ropes = {op.base: op for op in graph_of("Flash").ops if isinstance(op, Rope)}
+    for base, name in ((10000.0, "main"), (160000.0, "compress")):
+        found = ropes[base].frequencies()
+        assert ropes[base].channels == expected["rope_dim"]
+        assert ropes[base].amplitude == expected["cos_sin_multiplier"]
+        for place, frequency in expected[f"{name}_inv_freq_sample"].items():
+            assert float(found[int(place)]) == pytest.approx(frequency, rel=1e-6)
+
+
+# -- the golden tiny model
+
+
+def filled(names: list[str], name: str, shape: tuple[int, ...], experts: int) -> Tensor:
+    """Return a tensor of the golden model, by the rule that the file states."""
+    mask, number = 0xFFFFFFFF, sorted(names).index(name)
+    if name.endswith("tid2eid"):
+        return torch.tensor([[(5 * t + 3 * j + number) % experts for j in range(shape[1])] for t in range(shape[0])])
+    x = numpy.arange(math.prod(shape), dtype=numpy.uint64) * 2654435761 + ((number + 1) * 40503 + 12345)
+    x = x & mask
+    for shift, factor in ((15, 2246822519), (13, 3266489917), (16, 1)):
+        x = ((x ^ (x >> numpy.uint64(shift))) * numpy.uint64(factor)) & mask
+    u = 2 * x.astype(numpy.float64) / 2**32 - 1
+    if "norm" in name or name.endswith("scale"):
+        values = 1 + 0.3 * u
+    elif name.endswith(("base", "sinks", "position_bias", "embed_tokens.weight")):
+        values = u
+    elif name.endswith("e_score_correction_bias"):
+        values = 0.3 * u
+    else:
+        values = 2 * u / math.sqrt(shape[-1])
+    return torch.from_numpy(values.astype(numpy.float32).reshape(shape))
+
+
+def test_the_golden_tiny_model() -> None:
+    golden = GOLDEN["tiny_model"]
+    config = read_config({**golden["config"], "model_type": "deepseek_v4"})
+    graph = lift_config(config, Declared("f32"))
+    shapes = {info.name: info.shape for info in expected_tensors(graph)}
+    weights = {name: filled(list(shapes), name, shape, 8) for name, shape in shapes.items()}
+    for name, first in golden["first_values"].items():
+        assert weights[name].flatten()[:3].tolist() == pytest.approx(first, abs=1e-6)
+    tokens = torch.tensor([[(37 * p + 11) % 97 for p in range(131)]])
+    interpreter = Interpreter(graph, TensorSource(weights))
+    logits = interpreter(tokens)[0]
+    for row, expected in golden["logits"].items():
+        assert (logits[int(row), :8] - torch.tensor(expected)).abs().max() <= golden["tolerance"]
+    assert float(logits.sum()) == pytest.approx(golden["logits_sum"], abs=0.01)
+    cache = interpreter.new_cache()
+    found = torch.cat([interpreter(part, cache) for part in tokens.split((50, 1, 13, 67), 1)], 1)[0]
+    assert (found - logits).abs().max() <= golden["tolerance"]
+
+
+def test_what_goes_on_in_which_stream() -> None:
+    expected = GOLDEN["sinkhorn_vector"]["result"]
+    numbers = [0.1 * j * k - 0.3 * j + 0.2 * k for j in range(4) for k in range(4)]
+    graph = lift_config(read_config(twin_config(builtin("Flash"))), Declared("f64"))
+    read = next(op for op in graph.ops if isinstance(op, Read))
+    base = torch.tensor([0.0] * 8 + numbers, dtype=torch.float64)
+    zero = [torch.zeros(v.tensor.sizes, dtype=torch.float64) for v in (read.fn, read.scale)]
+    run: Any = type("Wide", (), {"wide": staticmethod(lambda x: x)})
+    _, post, comb = read.reference(run, torch.ones(1, 1, 4, 64, dtype=torch.float64), zero[0], base, zero[1])
+    assert (comb[0, 0] - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-8
+    assert torch.equal(post, torch.ones_like(post))
+
+
+# -- twins against transformers
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> agreement.Pair:
+    return agreement.pair(builtin(request.param), tmp_path_factory.mktemp("model"))
+
+
+def test_the_interpreter_agrees_with_transformers(pair: agreement.Pair) -> None:
+    assert pair.logits.std() >= 1
+    pair.check_all(pair.interpreter)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_twins_are_small_and_read_back(size: str) -> None:
+    small = twin_config(builtin(size))
+    assert twin_config(small) == small
+    graph = lift_config(read_config(small), Declared("f32", published=True))
+    assert parameters(graph).total < 700_000
+    agreement.check_text(graph)
+    assert len(block_kinds(graph)) == len(block_kinds(graph_of(size)))
+
+
+# -- single wrong choices
+
+
+def _far(op: Op) -> bool:
+    return isinstance(op, Rope) and op.base == 160000.0
+
+
+WRONG: dict[str, tuple[Callable[[Op], bool], dict[str, Any]]] = {
+    "a wider window": (lambda op: isinstance(op, Attend), {"window": 9}),
+    "a narrower window": (lambda op: isinstance(op, Attend), {"window": 7}),
+    "another scale": (lambda op: isinstance(op, Attend), {"scale": 0.2}),
+    "another base of pooled rows": (_far, {"base": 1e4}),
+    "no yarn": (_far, {"scaling": "none"}),
+    "rotation in halves": (lambda op: isinstance(op, Rope), {"layout": "halves"}),
+    "a result that keeps its turn": (lambda op: isinstance(op, Rope), {"inverse": False}),
+    "one pooled row more": (lambda op: isinstance(op, Index), {"chosen": 4}),
+    "experts without a cut": (lambda op: isinstance(op, Experts), {"limit": None}),
+    "a shared expert without a cut": (lambda op: isinstance(op, Clamp), {"low": None, "high": None}),
+    "scores of a sigmoid": (lambda op: isinstance(op, Route), {"score": "sigmoid"}),
+    "weights not normalised": (lambda op: isinstance(op, Route), {"normalize": False}),
+    "weights not scaled": (lambda op: isinstance(op, Route), {"scale": 1.0}),
+    "streams that are normalised once": (lambda op: isinstance(op, Read), {"iterations": 1}),
+    "gates without a floor": (lambda op: isinstance(op, FromStreams), {"floor": 0.01}),
+}
+LEFT_OUT: dict[str, tuple[type[Op], str]] = {
+    "no sinks": (Attend, "sink"),
+    "no pooled rows": (Attend, "entries"),
+    "all pooled rows": (Attend, "chosen"),
+    "experts by score where a table has them": (Route, "given"),
+    "no bias in the choice": (Route, "bias"),
+}
+
+
+def logits_of(graph: Graph, weights: TensorSource) -> Tensor:
+    tokens = torch.randint(0, 128, (1, 32), generator=torch.Generator().manual_seed(0))
+    return Interpreter(graph, weights)(tokens)
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, *LEFT_OUT])
+def test_a_single_wrong_choice_shows_on_the_twin(wrong: str) -> None:
+    graph = lift_config(read_config(twin_config(builtin("Flash"))), Declared("f32"))
+    arrays = random_tensors(graph, 0, gain=0.9)
+    weights = TensorSource({name: torch.from_numpy(array) for name, array in arrays.items()})
+    right = logits_of(graph, weights)
+    for memory in graph.memories():
+        if memory.op is not None and "window" in memory.op.attributes:
+            graph.set_attribute(memory.op, "window", None)
+    which, attributes = WRONG.get(wrong, (lambda _: False, {}))
+    for op in filter(which, graph.ops):
+        for name, value in attributes.items():
+            graph.set_attribute(op, name, value)
+    kind, slot = LEFT_OUT.get(wrong, (Op, ""))
+    for op in graph.ops:
+        if slot and isinstance(op, kind) and op.slots[slot]:
+            if slot == "entries":
+                graph.set_operand(op, "chosen", ())
+            graph.set_operand(op, slot, ())
+    graph.retype()
+    assert (logits_of(graph, weights) - right).abs().max() > 1e-3
+
+
+# -- configs that do not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compress_ratios": [0, 4]}, "2 ratios for 43 layers"),
+        ({"compress_ratios": [7] * 44}, "not 7"),
+        ({"o_groups": 7}, "64 heads in 7 groups"),
+        ({"qk_rope_head_dim": 63}, "63 channels turn"),
+        ({"qk_rope_head_dim": 256}, "256 channels turn"),
+        ({"compress_rates": {"compressed_sparse_attention": "4"}}, "compress_rates"),
+        ({"num_experts_per_tok": 300}, "300 experts"),
+        ({"scoring_func": "softmax"}, "scoring_func"),
+        ({"layer_types": ["sliding_attention"]}, "1 entries for 43 layers"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"n_shared_experts": 2}, "n_shared_experts"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RegraftError, match=message):
+        read_config(builtin("Flash", **changes))
