@@ -193,9 +193,23 @@ class Body:
         remark = f"  # {told}" if told else ""
         if len(line) + 8 > WIDTH and line.endswith(")"):  # a call: its arguments on a line of their own
             opened = line.index("(", len(target) + 3)
-            self.lines += [line[: opened + 1], f"    {line[opened + 1 : -1]}", ")"]
+            inner = line[opened + 1 : -1]
+            parts = [inner] if len(inner) + 12 <= WIDTH else [f"{each}," for each in _arguments(inner)]
+            self.lines += [line[: opened + 1], *(f"    {each}" for each in parts), ")"]
             return
         self.lines.append(line + remark if len(line) + len(remark) + 12 <= WIDTH else line)
+
+
+def _arguments(inner: str) -> list[str]:
+    """Return the arguments of a call, split at the commas that stand in no brackets."""
+    parts, depth = [""], 0
+    for char in inner:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
 
 
 def _told(value: Value, local: Callable[[str], str]) -> str:
