@@ -21,10 +21,13 @@ def opt(session: Session, model: str, pipeline: str, out: str | None) -> None:
     from pathlib import Path
 
     from regraft import api
+    from regraft.ir.errors.files import OutputExistsError
     from regraft.ir.files import write_atomic
     from regraft.ir.text import print_graph
     from regraft.passes.recipe import parse_pipeline
 
+    if out is not None and Path(out).exists():
+        raise OutputExistsError(path=out)
     result = api.opt(model, parse_pipeline(pipeline, "--pipeline"))
     for step in result.steps:
         for note in step.report.notes:

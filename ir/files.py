@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Generator, Mapping
@@ -30,7 +31,7 @@ def writing(path: Path, needed: int = 0) -> Generator[None]:
     """Turn what the system says while ``path`` is written into coded errors.
 
     Raises:
-        DiskFullError: The disk, or the user's share of it, is full.
+        DiskFullError: The disk, the user's share of it, or what a file may hold is full.
         OutputError: Anything else, with the system's reason.
     """
     try:
@@ -38,6 +39,9 @@ def writing(path: Path, needed: int = 0) -> Generator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(path, needed) from None
+        if error.errno == errno.EFBIG:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            raise DiskFullError(path=path, needed="more", free=f"{_size(most)} a file (ulimit -f)") from None
         raise OutputError(path=path, reason=error.strerror or error) from None
 
 

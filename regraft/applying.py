@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.cost import cache_bytes, parameters
+from regraft.ir.errors.files import OutputExistsError
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph
 from regraft.ir.sink import SHARD_BYTES, ShardWriter
@@ -110,7 +111,7 @@ def apply(
         recipe: A recipe file, a ``regraft.lock.json``, or a pipeline string.
         out: The folder to write; it must not exist.
         resume: Continue an interrupted run.
-        dump_ir: A folder for the graph's text after each pass.
+        dump_ir: A folder for the graph's text after each pass; it must not exist, but to resume.
         shard_bytes: The size at which a weight file ends.
         progress: Called with what is done, what there is to do, and what it is.
 
@@ -120,6 +121,8 @@ def apply(
         OutputExistsError, DiskFullError: The folder cannot be written.
         CheckpointError: The weights are not sound.
     """
+    if dump_ir is not None and Path(dump_ir).exists() and not resume:
+        raise OutputExistsError(path=dump_ir)
     subject = lift(model)
     steps, base = read_recipe(recipe)
     source = subject.require_source()

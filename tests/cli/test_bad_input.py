@@ -212,6 +212,29 @@ def test_a_full_disk(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["apply", "build"])
+def test_files_that_may_not_grow(
+    command: str, model: Path, recipe: Recipe, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(*_: object) -> int:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "write", limited)
+    monkeypatch.setattr(os, "pwrite", limited)
+    options = ["-r", recipe(SHARE)] if command == "apply" else []
+    assert refused(command, model, *options, "-o", tmp_path / "out", exit_code=7) == "RG403"
+
+
+def test_texts_of_graphs_are_not_overwritten(model: Path, recipe: Recipe, refused: Refused, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.rg"
+    kept.write_text("mine", encoding="utf-8")
+    assert refused("opt", model, "--pipeline", "dce", "-o", kept, exit_code=2) == "RG401"
+    out = tmp_path / "out"
+    assert refused("apply", model, "-r", recipe(SHARE), "-o", out, "--dump-ir", tmp_path, exit_code=2) == "RG401"
+    assert kept.read_text(encoding="utf-8") == "mine"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
