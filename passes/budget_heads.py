@@ -40,7 +40,7 @@ from regraft.passes.base import (
     type_error,
 )
 from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
-from regraft.passes.heads import Cut, apply_cut, drop_unread_kv_heads, group_map, trace, trace_gates
+from regraft.passes.heads import Cut, apply_cut, drop_unread_kv_heads, group_map, take_blocks, trace, trace_gates
 from regraft.passes.located import Node, Plain
 from regraft.passes.refit import RIDGE, RIDGES, TARGET, add_refit, refit_refusal, undo_refit
 from regraft.passes.rewrite import Editor, Rule, drive
@@ -402,6 +402,8 @@ def _site(attention: Attention, refit: BudgetHeads | None) -> _Site | Refusal:
     output = output_of(attend)
     if isinstance(output, Refusal):
         return output
+    if attend.sink is not None and not attend.sink.is_weight:
+        return Refusal(f"the sinks of {attend.label} are known only at run time")
     queries, gates = trace(attend.q, attend), trace_gates(attend.out, output)
     for each in (queries, gates, refit_refusal(output, refit.target) if refit else None):
         if isinstance(each, Refusal):
@@ -432,6 +434,8 @@ class _CutHeads(Rule[Attend, _Site]):
         groups = [attend.groups[head] for head in order]
         apply_cut(edit, site.queries, heads, order)
         apply_cut(edit, site.gates, heads, order)
+        if attend.sink is not None:
+            take_blocks(edit, attend, "sink", 0, 1, order)
         head_map = group_map(groups, attend.memory.memory.fields[0].shape[0])
         edit.set_attribute(attend, "head_map", head_map)
         edit.retype([attend, *site.output.chain])

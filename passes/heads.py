@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.core import Activation, Flatten, Linear, Mul, Norm, Scale, Softcap, Unflatten
+from regraft.ir.ops.core import Activation, Flatten, Gain, Linear, Mul, Norm, Scale, Softcap, Unflatten
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Take
 from regraft.passes.rewrite import Editor
@@ -44,12 +44,23 @@ def trace_gates(value: Value, output: Output) -> Cut | Refusal:
         elif isinstance(op, Mul):
             gates = [gate for gate in (op.a, op.b) if gate is not value]
             reason = _visit(gates[0], flat, op, cut) if gates else None
+        elif isinstance(op, Gain):
+            reason = _visit_gain(op, flat, cut)
         elif not isinstance(op, Scale | Activation | Softcap) and not (isinstance(op, Norm) and not flat):
             reason = f"{op.label} stands between the attention and its output projection"
         if reason is not None:
             return Refusal(reason)
         value = op.results[0]
     return cut if flat else Refusal("the heads are not joined before the output projection")
+
+
+def _visit_gain(op: Gain, flat: bool, cut: Cut) -> str | None:
+    """Walk up from what heads are multiplied by along axes; a weight that is the same for every head stays."""
+    if not op.by.is_weight:
+        return _visit(op.by, flat, op, cut)
+    sizes = op.by.tensor.sizes
+    by_head = sizes[-1:] if flat else sizes[-2:-1]
+    return None if by_head in ((), (1,)) else f"{op.label} has a weight for each head"
 
 
 def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
