@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,14 @@ from regraft.frontends.tensors import Declared
 from regraft.frontends.twin import twin_config, write_twin
 from regraft.ir.cost import cache_bytes, cost, parameters
 from regraft.ir.errors import RegraftError
+from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.kinds import block_kinds
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Activation, Norm, Scale
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.seq import Tail
 from regraft.ir.source import TensorSource
 from regraft.verifying import verify
 from tests.frontends.agreement import LENGTH, Pair, check_text, shift_of
@@ -221,6 +224,40 @@ def test_a_single_wrong_choice_shows(wrong: str) -> None:
 def test_every_weight_shows(published: Pair, tensor: str) -> None:
     source = published.model.require_checkpoint()
     weights = {name: source.read(name) * (not name.endswith(tensor)) for name in source.names()}
+    changed = Interpreter(published.graph, TensorSource(weights))(published.tokens)
+    assert (changed - published.interpreter(published.tokens)).abs().max() > 1e-3
+
+
+def zeros_before_each_convolution(pair: Pair) -> Graph:
+    graph = pair.graph.copy()
+    for op in [op for op in graph.ops if isinstance(op, Tail) and op.initial is not None]:
+        (bare,) = graph.add(Tail({"x": (op.x,)}, {"rows": op.rows}), [graph.fresh(f"{op.out.name}_bare")])
+        graph.replace_uses(op.out, bare)
+    graph.sort()
+    return graph
+
+
+def normed_state(pair: Pair) -> Graph:
+    graph = pair.graph.copy()
+    for layer in range(1, 4):
+        carried = graph[f"layers.{layer}.moe.carried"]
+        assert carried.op is not None
+        graph.set_operand(carried.op, "x", graph[f"layers.{layer - 1}.moe.state_norm"])
+    return graph
+
+
+@pytest.mark.parametrize("wrong", [zeros_before_each_convolution, normed_state])
+def test_a_wrong_connection_shows(published: Pair, wrong: Callable[[Pair], Graph]) -> None:
+    changed = Interpreter(wrong(published), published.model.require_checkpoint())(published.tokens)
+    assert (changed - published.interpreter(published.tokens)).abs().max() > 1e-3
+
+
+def test_the_bias_comes_before_the_scale(published: Pair) -> None:
+    source = published.model.require_checkpoint()
+    weights = {name: source.read(name) for name in source.names()}
+    for name, values in weights.items():
+        if name.endswith("hidden_states_bias"):
+            values /= weights[name.replace("_bias", "_scale")]
     changed = Interpreter(published.graph, TensorSource(weights))(published.tokens)
     assert (changed - published.interpreter(published.tokens)).abs().max() > 1e-3
 
