@@ -10,8 +10,10 @@ from typing import cast
 from regraft.frontends.checkpoint import Checkpoint
 from regraft.frontends.folder import ModelFolder, open_model
 from regraft.frontends.lift import lift as lift_folder
+from regraft.ir.errors.graph import AttributeRgError
 from regraft.ir.graph import Graph
 from regraft.ir.source import Source
+from regraft.ir.types import FLOATS, TensorType
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,28 @@ class Model:
 
         Raises:
             NoWeightsError: There are none.
+            AttributeRgError: What the graph says of itself does not fit what it computes.
         """
-        return self.folder.require_checkpoint()
+        source = self.folder.require_checkpoint()
+        self._check_facts()
+        return source
+
+    def _check_facts(self) -> None:
+        meta, last = self.graph.meta, self.graph.outputs[0].type
+        wide = last.shape[-1] if isinstance(last, TensorType) and last.shape else None
+        vocab, begin, dtype = meta.get("vocab"), meta.get("bos"), meta.get("dtype")
+        wrong: tuple[str, str, str] | None = None
+        if vocab != wide or not isinstance(vocab, int):
+            wrong = "vocab", f"{vocab}, and the result is {last}", "the last dim of the result"
+        elif begin is not None and not (isinstance(begin, int) and 0 <= begin < vocab):
+            wrong = "bos", f"{begin}, and there are {vocab} tokens", "none or a token"
+        elif dtype not in FLOATS:
+            wrong = "dtype", f"{dtype}", "one of " + ", ".join(FLOATS)
+        if wrong:
+            name, problem, legal = wrong
+            raise AttributeRgError(
+                op=f"graph @{self.graph.name}", name=name, problem=problem, legal=f"{name} = {legal}"
+            )
 
     @property
     def files(self) -> Path | None:

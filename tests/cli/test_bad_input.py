@@ -264,3 +264,24 @@ def test_a_package_is_not_any_folder_with_a_model_py(model: Path, refused: Refus
 def test_an_output_without_a_name(command: str, out: str, model: Path, recipe: Recipe, refused: Refused) -> None:
     options = ["-r", recipe(SHARE)] if command == "apply" else []
     assert refused(command, model, *options, "-o", out, exit_code=2) == "RG401"
+
+
+@pytest.mark.parametrize("facts", ["vocab = 128", 'dtype = "bf16"', "bos = none"])
+@pytest.mark.parametrize("command", ["verify", "build"])
+def test_a_graph_that_is_not_what_it_says(
+    facts: str, command: str, model: Path, recipe: Recipe, refused: Refused, tmp_path: Path
+) -> None:
+    from regraft.api import apply
+
+    apply(model, Path(recipe(SHARE)), tmp_path / "out")
+    file = tmp_path / "out" / "graph.rg"
+    text = file.read_text(encoding="utf-8")
+    assert facts in text
+    file.write_text(text.replace(facts, f"{facts.partition(' ')[0]} = 129"), encoding="utf-8")
+    out = ["-o", tmp_path / "pkg"] if command == "build" else []
+    assert refused(command, tmp_path / "out", *out, exit_code=2) == "RG006"
+
+
+def test_a_first_token_beyond_the_vocabulary(model: Path, recipe: Recipe, refused: Refused, tmp_path: Path) -> None:
+    configure(model, bos_token_id=128)
+    assert refused("apply", model, "-r", recipe(SHARE), "-o", tmp_path / "out", exit_code=2) == "RG006"
