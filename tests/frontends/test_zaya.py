@@ -257,11 +257,7 @@ def test_the_bias_comes_before_the_scale(published: Pair) -> None:
     weights = {name: source.read(name) for name in source.names()}
     for name, values in weights.items():
         if name.endswith("hidden_states_bias"):
-<<<<<<< Updated upstream
-            values /= weights[name.replace("_bias", "_scale")]
-=======
             values.div_(weights[name.replace("_bias", "_scale")])
->>>>>>> Stashed changes
     changed = Interpreter(published.graph, TensorSource(weights))(published.tokens)
     assert (changed - published.interpreter(published.tokens)).abs().max() > 1e-3
 
