@@ -96,7 +96,8 @@ class Decoder(Config):
         self.outer = given if self.towers and "text_config" in given.values else None
         super().__init__(given if self.outer is None else text_config(given), allow, strict=strict)
         self.prefix = self.prefixes[-1 if self.outer else 0]
-        known = INERT.union(self.wrapper, type(self).keys(), (key for key, _ in self.towers.values()))
+        names = (name for key in type(self).keys().values() for name in key.names)
+        known = INERT.union(self.wrapper, names, (key for key, _ in self.towers.values()))
         for name, value in self.outer.values.items() if self.outer else ():
             if name not in known and name != "text_config" and value is not None:
                 self.stranger(given, name, [*self.wrapper, "text_config"])

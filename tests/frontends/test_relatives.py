@@ -29,6 +29,7 @@ from tests.frontends.agreement import Pair, check_text, pair, shift_of
 DATA = Path(__file__).parent.parent / "data"
 RELATIVES: dict[str, Any] = json.loads((DATA / "relatives_golden.json").read_text(encoding="utf-8"))
 LAGUNA: dict[str, Any] = json.loads((DATA / "laguna_golden.json").read_text(encoding="utf-8"))
+PLAIN: dict[str, Any] = json.loads((DATA / "plain_configs.json").read_text(encoding="utf-8"))
 PUBLISHED = {
     **{name: RELATIVES["models"][name] for name in ("gpt-oss-20b", "OpenELM-270M", "OpenELM-3B")},
     "laguna-XS.2": LAGUNA,
@@ -82,6 +83,16 @@ def test_rotary_tables() -> None:
     golden = RELATIVES["rope"]["gpt-oss-20b"]
     torch.testing.assert_close(oss.frequencies(), torch.tensor(golden["inv_freq"]), rtol=1e-6, atol=1e-12)
     assert oss.amplitude == pytest.approx(golden["attention_factor"], rel=1e-15)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_relatives_have_as_many_parameters_as_published(name: str) -> None:
+    config = PLAIN[name]["config"]
+    graph = lift_config(read_config(config), Declared("bf16"))
+    assert parameters(graph).total == PLAIN[name]["total"]
+    check_text(graph)
+    small = lift_config(read_config(twin_config(config)), Declared("f32", published=True))
+    assert parameters(small).total < 800_000
 
 
 @pytest.mark.parametrize("name", ["OpenELM-270M", "OpenELM-3B"])
