@@ -256,6 +256,23 @@ def test_dead_and_foreign_tensors(tmp_path: Path) -> None:
         lift(open_model(folder))
 
 
+def test_the_published_tensors_are_those_that_are_read_and_the_dead_ones() -> None:
+    class Published(Declared):
+        def has(self, name: str) -> bool | None:
+            return name in manifest
+
+    manifest: dict[str, list[int]] = GOLDEN["e2b_checkpoint_text_tensors"]
+    config = read_config(config_of("gemma-4-E2B"))
+    tensors = Published("bf16")
+    config.locate(tensors)
+    read = {info.name: list(info.shape) for info in expected_tensors(lift_config(config, tensors))}
+    assert {name: manifest[name] for name in read} == read
+    dead = manifest.keys() - read.keys()
+    assert len(dead) == 60
+    assert all(map(config.inert_tensor, dead))
+    assert not any(map(config.inert_tensor, read))
+
+
 def test_both_forms_of_the_config_give_the_same_graph() -> None:
     config = config_of("gemma-4-31B")["text_config"]
     entry = {"head_dim": config["global_head_dim"], "num_key_value_heads": config["num_global_key_value_heads"]}
