@@ -10,7 +10,7 @@ from typing import Any
 
 from regraft.frontends.config import Given, show
 from regraft.frontends.decoder import Decoder
-from regraft.ir.errors.config import KeyValueError, UnknownFamilyError
+from regraft.ir.errors.config import KeyTypeError, KeyValueError, UnknownFamilyError
 
 _FOLDER = Path(__file__).resolve().parent / "families"
 
@@ -20,9 +20,16 @@ def family_of(given: Given) -> type[Decoder]:
 
     Raises:
         UnknownFamilyError: There is none.
+        KeyTypeError: One of the two keys is of the wrong type.
         KeyValueError: The family is known, and the model is another than a plain language model.
     """
     model_type, architectures = given.values.get("model_type"), given.values.get("architectures")
+    if not isinstance(model_type, str | None):
+        expected = "a string"
+        raise KeyTypeError(key="model_type", found=show(model_type), expected=expected, where=given.where("model_type"))
+    if architectures is not None and (not isinstance(architectures, list) or not _strings(architectures)):
+        found, where = show(architectures), given.where("architectures")
+        raise KeyTypeError(key="architectures", found=found, expected="a list of class names", where=where)
     names = _strings(architectures)
     family = _by_type(model_type) if isinstance(model_type, str) else _by_architecture(names)
     if family is None:

@@ -105,7 +105,8 @@ def open_model(model: str | Path) -> ModelFolder:
         return _folder(path)
     if path.is_file():
         return _file(path)
-    if _HUB_ID.fullmatch(text) and path.suffix not in (".json", ".rg", *PICKLES):
+    beside = path.parent != Path() and path.parent.is_dir()  # then the name is one of a file that is not there
+    if _HUB_ID.fullmatch(text) and path.suffix not in (".json", ".rg", *PICKLES) and not beside:
         return _hub(text)
     raise InputMissingError(path=text, reason="there is no such file or folder")
 

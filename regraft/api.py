@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from regraft.applying import ApplyReport, apply, calibration_windows, read_recipe
+from regraft.applying import ApplyReport, apply, calibration_path, calibration_windows, read_recipe
 from regraft.evaluating import evaluate
+from regraft.ir.errors.config import RewrittenTwinError
 from regraft.ir.graph import Graph
 from regraft.model import Model, lift
 from regraft.passes.measure import Measurements
@@ -78,12 +79,15 @@ def plan(
 
     Raises:
         IllegalPassError: The recipe does not fit the model.
+        TextError: The calibration text is not there.
     """
     from regraft.passes.plan import make_plan
 
     subject = lift(model)
     steps, base = read_recipe(recipe)
     steps.check_calibration()
+    if steps.calibration is not None:
+        calibration_path(steps.calibration, base)
     measurements = None
     if measure:
         tokens = None
@@ -145,10 +149,13 @@ def twin(model: str | Path | Model, out: str | Path, *, seed: int = 0) -> Path:
 
     Raises:
         OutputExistsError: ``out`` exists.
+        RewrittenTwinError: The model has been rewritten, or is a graph without a config.
     """
     from regraft.frontends.twin import write_twin
 
     subject = lift(model, strict=False)
     folder = subject.folder
+    if not folder.config or folder.config.get("model_type") == "regraft":
+        raise RewrittenTwinError(config=folder.config_path, where=folder.config_path)
     write_twin(folder.config, Path(out), seed, path=folder.config_path, allow_keys=subject.allow_keys)
     return Path(out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.cost import cache_bytes, parameters
+from regraft.ir.errors.calibration import TextError
 from regraft.ir.errors.files import OutputExistsError
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph
@@ -160,18 +161,26 @@ def apply(
     return ApplyReport(target, result, predicted, measured, architecture, quality, note)
 
 
+def calibration_path(calibration: Calibration, base: Path | None = None) -> Path:
+    """Return where a recipe's text is: beside the recipe, in ``base``, or else in the working folder.
+
+    Raises:
+        TextError: It is in neither.
+    """
+    for path in (text_path(calibration.text, base), text_path(calibration.text)):
+        if path.exists():
+            return path
+    raise TextError(path=calibration.text, reason="there is no such file or folder")
+
+
 def calibration_windows(model: Model, calibration: Calibration, base: Path | None = None) -> Windows:
     """Return all windows of a recipe's calibration text, the ones to fit on first.
-
-    A relative path is looked for beside the recipe, in ``base``, and then in the working folder.
 
     Raises:
         TextError, TokenizerError: The text is too short, or the model has no tokenizer.
     """
     tokenizer = load_tokenizer(model.files)
-    path = text_path(calibration.text, base)
-    if not path.exists():
-        path = text_path(calibration.text)
+    path = calibration_path(calibration, base)
     return read_windows(
         path,
         tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from regraft.frontends.checkpoint import Checkpoint
 from regraft.frontends.folder import ModelFolder, open_model
@@ -14,6 +14,12 @@ from regraft.ir.errors.graph import AttributeRgError
 from regraft.ir.graph import Graph
 from regraft.ir.source import Source
 from regraft.ir.types import FLOATS, TensorType
+
+if TYPE_CHECKING:
+    from regraft.passes.plan import Plan
+    from regraft.passes.recipe import Recipe
+    from regraft.quality import EvalReport
+    from regraft.verifying import VerifyReport
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,36 @@ class Model:
     def begin(self) -> int | None:
         """The token that begins a text, where the model has one."""
         return cast("int | None", self.graph.meta.get("bos"))
+
+    def plan(self, recipe: str | Path | Recipe, *, measure: bool = False) -> Plan:
+        """Return what `apply` would do; see `regraft.plan`."""
+        from regraft import api
+
+        return api.plan(self, recipe, measure=measure)
+
+    def apply(self, recipe: str | Path | Recipe, out: str | Path, *, resume: bool = False) -> Model:
+        """Carry out a recipe into the folder ``out``, and return the model that stands there; see `regraft.apply`."""
+        from regraft import api
+
+        return lift(api.apply(self, recipe, out, resume=resume).out)
+
+    def build(self, out: str | Path, *, target: str = "torch") -> Path:
+        """Write a package that runs without regraft; see `regraft.build`."""
+        from regraft import api
+
+        return api.build(self, out, target=target)
+
+    def verify(self, *, against: str | Path | Model | None = None) -> VerifyReport:
+        """Compare logits; see `regraft.verify`."""
+        from regraft import api
+
+        return api.verify(self, against=against)
+
+    def evaluate(self, text: str | Path, *, against: str | Path | Model | None = None) -> EvalReport:
+        """Measure the model on a text; see `regraft.evaluate`."""
+        from regraft import api
+
+        return api.evaluate(self, text, against=against)
 
     def named(self, name: str) -> Model:
         """Return the same model under another name."""

@@ -68,6 +68,14 @@ class MissingKeyError(ConfigError):
     hint = "correct the config"
 
 
+class RewrittenTwinError(ConfigError):
+    """A twin is asked for of a model that regraft has rewritten."""
+
+    code = "RG209"
+    message = "{config} is of a model that regraft has rewritten, and twins are made from the config of its base"
+    hint = "make the twin of the base model, and apply the recipe in regraft.lock.json to it"
+
+
 class MissingGraphError(ConfigError):
     """A folder that ``apply`` wrote has lost its graph."""
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from regraft.api import build, twin
+from regraft.api import build, lift, twin
+from regraft.ir.errors.calibration import TextError
+from regraft.ir.errors.config import RewrittenTwinError
+from regraft.ir.errors.files import InputMissingError
 from regraft.ir.errors.program import IncomparableError, NotAPackageError
 from regraft.programs import is_package, load_program
 from regraft.verifying import verify
@@ -61,3 +64,32 @@ def test_code_in_a_model_folder_is_not_run(tiny: Path, tmp_path: Path) -> None:
     assert verify(folder).passed
     with pytest.raises(NotAPackageError):
         load_program(folder)
+
+
+def test_a_model_does_what_the_functions_do(tiny: Path, tmp_path: Path) -> None:
+    model = lift(tiny)
+    recipe = 'share-kv{layers="4..7", donor=3, refit=false}'
+    assert model.plan(recipe).after.cache_bytes * 2 == model.plan(recipe).before.cache_bytes
+    changed = model.apply(recipe, tmp_path / "out")
+    assert changed.verify().passed
+    assert not changed.verify(against=model).passed
+    assert (changed.build(tmp_path / "pkg") / "model.py").is_file()
+
+
+def test_a_twin_of_a_rewritten_model_is_refused(tiny: Path, tmp_path: Path) -> None:
+    lift(tiny).apply('share-kv{layers="4..7", donor=3, refit=false}', tmp_path / "out")
+    with pytest.raises(RewrittenTwinError, match="base"):
+        twin(tmp_path / "out", tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
+
+
+def test_a_plan_misses_a_text_that_is_not_there(tiny: Path) -> None:
+    with pytest.raises(TextError, match="no such file"):
+        lift(tiny).plan('share-kv{layers="4..7", donor=3},calibration{text="nowhere.txt", tokens=512, seed=0}')
+
+
+def test_a_name_in_a_folder_that_exists_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(InputMissingError, match="models/mine"):
+        lift("models/mine")
