@@ -90,7 +90,14 @@ BAD: dict[str, tuple[dict[str, Any], str, int, list[str]]] = {
     # what: keys, code, exit code, words of the message
     "an unknown architecture": ({"model_type": "gpt9"}, "RG201", 3, ["gpt9", "llama, mistral", "adding-a-family.md"]),
     "no architecture at all": ({"model_type": None}, "RG201", 3, ["model_type null"]),
-    "a model_type that is no string": ({"model_type": 7}, "RG201", 3, ["model_type 7"]),
+    "a model_type that is no string": ({"model_type": 7}, "RG203", 2, ["model_type is 7, expected a string"]),
+    "a model_type that is a list": ({"model_type": ["llama"]}, "RG203", 2, ["expected a string"]),
+    "an architecture that is no list": (
+        {"architectures": "LlamaForCausalLM"},
+        "RG203",
+        2,
+        ["architectures is 'LlamaForCausalLM', expected a list"],
+    ),
     "another head": (
         {"architectures": ["LlamaForSequenceClassification"]},
         "RG205",
