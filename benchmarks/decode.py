@@ -3,8 +3,8 @@
     python benchmarks/decode.py [tiny|100m ...] [--threads 1] [--rounds 15]
 
 Programs decode the same tokens with the same weights, in turn, eight tokens each a round: the emitted one compiled as
-it is by default, by kind of layer, and not at all; transformers eager with its growing cache, and compiled with its
-static cache. Each ratio is the median over the rounds. Writes benchmarks/results/decode.json.
+it is by default, by kind of layer, whole, and not at all; transformers eager with its growing cache, and compiled with
+its static cache. Each ratio is the median over the rounds. Writes benchmarks/results/decode.json.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ def programs(
     theirs(prompt, past_key_values=growing)
     theirs(prompt, past_key_values=static)
     compiled_theirs: Any = torch.compile(theirs.forward, dynamic=False)
-    ours = {how: load_program(package, dtype="float32") for how in ("", ", by kind", ", not compiled")}
+    ours = {how: load_program(package, dtype="float32") for how in ("", ", by kind", ", whole", ", not compiled")}
     caches = {how: model.new_cache(1, capacity) for how, model in ours.items()}
     for how, program in ours.items():
         program(prompt, caches[how])
     ours[""].compile()
     ours[", by kind"].compile(whole=False)
+    ours[", whole"].compile(whole=True)
     return {
         **{f"emitted{how}": partial(_step, program, caches[how]) for how, program in ours.items()},
         "eager": lambda token: theirs(token, past_key_values=growing).logits,
