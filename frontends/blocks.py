@@ -76,9 +76,9 @@ class ModelBuilder(Builder):
         whole = self.weight(tensor, *shape)
         return self.graph.add(SliceWeight({"x": (whole,)}, {"start": rows[0], "stop": rows[1]}), [name])[0]
 
-    def buffer(self, tensor: str, *shape: int) -> Value:
+    def buffer(self, tensor: str, *shape: int, dtype: str | None = None) -> Value:
         """Return a tensor that transformers counts as no parameter."""
-        facts = {"dtype": self.tensors.dtype(tensor), "shape": shape, "buffer": True}
+        facts = {"dtype": dtype or self.tensors.dtype(tensor), "shape": shape, "buffer": True}
         return self.graph.add(Load({}, facts), [tensor])[0]
 
     def named(self, converted: str, published: str) -> str:

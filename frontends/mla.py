@@ -14,7 +14,6 @@ from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope as RopeOp
 from regraft.ir.ops.quantized import SliceEach
-from regraft.ir.ops.weight import Load
 
 LATENT_EPS = 1e-6  # of the norms of latents and index keys, whatever the config's is
 
@@ -149,9 +148,7 @@ class GroupedMoE(MoE):
         return {**super().routing, "groups": self.groups, "kept": self.kept, "best": self.best, "eps": self.eps}
 
     def _bias(self, b: ModelBuilder, module: str) -> Value:
-        name = f"{module}.gate.e_score_correction_bias"
-        facts = {"dtype": b.tensors.dtype(name), "shape": (self.experts,), "buffer": True}
-        return b.graph.add(Load({}, facts), [name])[0]
+        return b.buffer(f"{module}.gate.e_score_correction_bias", self.experts)
 
     def _shared(self, b: ModelBuilder, x: Value, module: str) -> Value:
         shared = MLP(self.shared, self.activation)

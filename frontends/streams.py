@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regraft.frontends.blocks import ModelBuilder, RMSNorm
+from regraft.frontends.blocks import Block, ModelBuilder, MoE, RMSNorm
 from regraft.frontends.rope import Rope
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import Attend
@@ -30,7 +30,6 @@ from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
 from regraft.ir.ops.moe import Assign, Experts, Route
 from regraft.ir.ops.pos import Rope as RopeOp
-from regraft.ir.ops.weight import Load
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Compressor:
         gates = b.linear("gates", x, f"{module}.gate_proj", channels)
         bias = b.weight(f"{module}.position_bias", self.rate, channels)
         memory = b(Compressed, "memory", values, gates, bias, rate=self.rate, overlap=self.overlap)
-        rows = self.norm.build(b, "rows_norm", b(ReadRows, "rows", memory), f"{module}.kv_norm")
+        rows = self.norm.build(b, "rows_norm", b(ReadRows, "rows", memory), _kv_norm(b, module))
         keys = b(Unflatten, "keys", rows, parts=1)
         return b(ViewRows, "view", memory, turned(b, "keys", keys, b(RowPositions, "rows_at", memory), self.rope))
 
@@ -145,7 +144,8 @@ class PooledAttention:
 
     def _near(self, b: ModelBuilder, x: Value, pos: Value, module: str) -> Value:
         """Return the tokens of the window as a memory of keys."""
-        k = self.norm.build(b, "k_norm", b.linear("k_proj", x, f"{module}.kv_proj", self.width), f"{module}.kv_norm")
+        k = b.linear("k_proj", x, f"{module}.kv_proj", self.width)
+        k = self.norm.build(b, "k_norm", k, _kv_norm(b, module))
         k = turned(b, "k", b(Unflatten, "k", k, parts=1), pos, self.rope)
         memory = b(StateRows, "memory", b(Flatten, "k_row", k), window=self.window)
         return b(ViewRows, "view", memory, b(Unflatten, "rows_keys", b(ReadRows, "rows", memory), parts=1))
@@ -161,21 +161,15 @@ class PooledAttention:
 
 
 @dataclass(frozen=True)
-class ClampedMoE:
+class ClampedMoE(MoE):
     """Experts with cut activations beside a shared one, chosen by score or by a table of token ids.
 
-    ``limit`` cuts the gate above and the up projection at both sides, in the shared expert too.
+    ``limit`` cuts the gate above and the up projection at both sides, in the shared expert too; ``hashed`` says that a
+    table chooses.
     """
 
-    experts: int
-    chosen: int
-    width: int
-    scale: float
-    limit: float
-    activation: str = "silu"
+    limit: float = 10.0
     hashed: bool = False
-    module: str = "mlp"
-    scope = "moe"
 
     def build(self, b: ModelBuilder, x: Value, module: str, *tokens: Value) -> Value:
         """Return the experts' weighted sum and the shared one's for normed ``x``, given token ids if they choose."""
@@ -186,22 +180,20 @@ class ClampedMoE:
         options |= {"eps": 1e-20, "scale": self.scale}
         if self.hashed:
             rows = int(str(b.graph.meta["vocab"]))
-            table = self._buffer(b, f"{module}.gate.tid2eid", "i64", rows, self.chosen)
+            table = b.buffer(f"{module}.gate.tid2eid", rows, self.chosen, dtype="i64")
             options["given"] = b(Assign, "given", *tokens, table)
         else:
-            name = f"{module}.gate.e_score_correction_bias"
-            options["bias"] = self._buffer(b, name, b.tensors.dtype(name), self.experts)
+            options["bias"] = b.buffer(f"{module}.gate.e_score_correction_bias", self.experts)
         weights, chosen = b.many(Route, ["weights", "experts"], logits, **options)
         gate_up = b.weight(f"{module}.experts.gate_up_proj", self.experts, 2 * self.width, model)
         down = b.weight(f"{module}.experts.down_proj", self.experts, model, self.width)
         cut = {"activation": self.activation, "limit": self.limit}
         y = b(Experts, "routed", x, weights, chosen, gate_up, down, **cut)
-        return b(Add, "out_all", y, self._shared(b, x, f"{module}.shared_experts", model))
+        return b(Add, "out", y, self._shared(b, x, f"{module}.shared_experts"))
 
-    def _buffer(self, b: ModelBuilder, name: str, dtype: str, *shape: int) -> Value:
-        return b.graph.add(Load({}, {"dtype": dtype, "shape": shape, "buffer": True}), [name])[0]
-
-    def _shared(self, b: ModelBuilder, x: Value, module: str, model: int) -> Value:
+    def _shared(self, b: ModelBuilder, x: Value, module: str) -> Value:
+        model = x.tensor.shape[-1]
+        assert isinstance(model, int)
         gate = b.linear("shared_gate", x, f"{module}.gate_proj", self.width)
         gate = b(Clamp, "shared_gate_cut", gate, high=self.limit)
         up = b.linear("shared_up", x, f"{module}.up_proj", self.width)
@@ -211,16 +203,14 @@ class ClampedMoE:
 
 
 @dataclass(frozen=True)
-class StreamBlock:
+class StreamBlock(Block):
     """A layer of streams: each of its two sites reads one input from all and writes its result to all."""
 
-    norm: RMSNorm
-    mixer: PooledAttention
-    feed: ClampedMoE
-    streams: Streams
+    streams: Streams = Streams(count=4, iterations=20, floor=1e-6, eps=1e-6)
 
-    def build(self, b: ModelBuilder, x: Value, pos: Value, module: str, *tokens: Value) -> Value:
-        """Return the streams ``[B, T, N, M]`` after the layer."""
+    def build(self, b: ModelBuilder, x: Value, pos: Value, module: str, *rest: Value) -> Value:
+        """Return the streams ``[B, T, N, M]`` after the layer; ``rest`` are token ids where they choose experts."""
+        assert isinstance(self.feed, ClampedMoE)
         with b.scope("attn"):
             y, post, comb = self.streams.read(b, x, f"{module}.attn_hc")
             y = self.norm.build(b, "norm", y, f"{module}.input_layernorm")
@@ -229,8 +219,13 @@ class StreamBlock:
         with b.scope(self.feed.scope):
             y, post, comb = self.streams.read(b, x, f"{module}.ffn_hc")
             y = self.norm.build(b, "norm", y, f"{module}.post_attention_layernorm")
-            y = self.feed.build(b, y, f"{module}.{self.feed.module}", *tokens)
+            y = self.feed.build(b, y, f"{module}.{self.feed.module}", *rest)
         return b(Write, "out", x, y, post, comb)
+
+
+def _kv_norm(b: ModelBuilder, module: str) -> str:
+    """Return the norm of keys, which transformers calls otherwise when it saves the model anew."""
+    return f"{module}.norm" if b.tensors.has(f"{module}.norm.weight") else f"{module}.kv_norm"
 
 
 def turned(b: ModelBuilder, name: str, x: Value, pos: Value, rope: Rope, *, inverse: bool = False) -> Value:

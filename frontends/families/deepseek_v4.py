@@ -24,6 +24,7 @@ from regraft.frontends.config import (
     words,
 )
 from regraft.frontends.decoder import Decoder
+from regraft.frontends.released import ReleasedBuilder, is_released
 from regraft.frontends.rope import Rope, read_rope
 from regraft.frontends.streams import Chooser, ClampedMoE, Compressor, PooledAttention, StreamBlock, Streams
 from regraft.ir.op import Value
@@ -41,7 +42,7 @@ _BY_RATIO = {0: SLIDING, 4: SPARSE, 128: HEAVY}
 class DeepSeekV4(Decoder):
     """Residual streams, attention to a window and to pooled rows, experts by hash in the first layers.
 
-    Tensors are named as transformers names them. Source: specs/deepseek_v4.md.
+    Checkpoints are as released, as transformers saves them, or as it holds them. Source: specs/deepseek_v4.md.
     """
 
     family = "deepseek_v4"
@@ -51,7 +52,7 @@ class DeepSeekV4(Decoder):
         *("expert_dtype", "norm_topk_prob", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
         *("topk_method", "intermediate_size"),
     )
-    twin_gain = 0.9  # as in the families before
+    twin_gain = 0.8  # yarn and cuts sharpen what rounding moves
 
     vocab_size = integer(129280, high=MAX_VOCABULARY)
     hidden_size = integer(4096)
@@ -209,12 +210,12 @@ class DeepSeekV4(Decoder):
             self.n_routed_experts,
             self.num_experts_per_tok,
             self.moe_intermediate_size,
-            self.routed_scaling_factor,
-            self.swiglu_limit,
             self.hidden_act,
+            scale=self.routed_scaling_factor,
+            limit=self.swiglu_limit,
             hashed=self.hashed(layer),
         )
-        return StreamBlock(self.norm, self.mixer(self.layer_type(layer)), experts, self.streams)
+        return StreamBlock(self.norm, self.mixer(self.layer_type(layer)), experts, streams=self.streams)
 
     @property
     def streams(self) -> Streams:
@@ -222,6 +223,12 @@ class DeepSeekV4(Decoder):
         return Streams(self.hc_mult, self.hc_sinkhorn_iters, self.hc_eps, self.rms_norm_eps)
 
     # -- the model around the layers
+
+    def build(self, b: ModelBuilder, name: str, *, tied: bool, facts: Mapping[str, object]) -> None:
+        """Build the model, whatever its tensors are called in the checkpoint."""
+        released = is_released(b.tensors)
+        builder = b if released is None else ReleasedBuilder(b.graph, b.tensors, released=released)
+        super().build(builder, name, tied=tied, facts=facts)
 
     def embed(self, b: ModelBuilder, tokens: Value, table: Value) -> Value:
         """Return the streams before the layers: all alike."""
@@ -270,7 +277,7 @@ class DeepSeekV4(Decoder):
             "index_n_heads": 16,
             "index_head_dim": 16,
             "index_topk": 3,
-            "moe_intermediate_size": 24,
+            "moe_intermediate_size": 32,
             "n_routed_experts": 8,
             "num_experts_per_tok": 3,
             "mlp_layer_types": ["hash_moe" if self.hashed(layer) else "moe" for layer in layers],

@@ -27,7 +27,7 @@ class Dequantize(WeightOp):
     """
 
     x = operand("... O I")
-    scale = operand("... P J", dtype="float")
+    scale = operand("... P J")
     out = result()
     block = attribute(INTS)
     dtype = attribute(STR, choices=FLOAT_TYPES)
@@ -78,6 +78,36 @@ class Mxfp4(WeightOp):
         table = torch.tensor([*_FP4, *(-value for value in _FP4)], device=blocks.device)
         values = table[torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).long()]
         return torch.ldexp(values, scales[..., None].int() - 127).flatten(-2).to(torch_dtype(self.dtype))
+
+
+@op("weight.fp4")
+class Fp4(WeightOp):
+    """Unpack values of four bits along the last axis, two in a byte, the low one first, each group times its scale.
+
+    Source: specs/deepseek_v4.md, section 15.
+
+    Example:
+        %w = weight.fp4 %codes, %scales {dtype = "bf16"} : bf16[8, 64, 128]
+    """
+
+    codes = operand("... I", dtype="i8")
+    scales = operand("... G", dtype="f8e8m0")
+    out = result()
+    dtype = attribute(STR, choices=FLOAT_TYPES)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        width, groups = 2 * dim.size("I"), dim.size("G")
+        if width % groups:
+            raise OpRuleError(op=self.label, problem=f"{width} values in {groups} groups", fix="groups are equal")
+        return (TensorType(self.dtype, (*self.codes.tensor.shape[:-1], width)),)
+
+    def reference(self, run: Run, codes: Tensor, scales: Tensor) -> Tensor:
+        import torch
+
+        table = torch.tensor([*_FP4, *(-value for value in _FP4)], device=codes.device)
+        both = torch.stack((codes & 15, codes >> 4 & 15), -1).flatten(-2)
+        values = table[both.long()].unflatten(-1, (scales.shape[-1], -1))
+        return (values * scales.float()[..., None]).flatten(-2).to(torch_dtype(self.dtype))
 
 
 @op("weight.slice_each")

@@ -567,3 +567,10 @@ def compressed(m: Making) -> Sequence[Value]:
     values, gates = m.input(dtype, B, T, width), m.input(dtype, B, T, width)
     bias = m.weight(m.draw(FLOAT_TYPES), rate, width)
     return m.add("state.compressed", values, gates, bias, rate=rate, overlap=overlap)
+
+
+@rule("weight.fp4")
+def fp4(m: Making) -> Sequence[Value]:
+    groups, leading = m.size(), m.draw(st.lists(SMALL, max_size=2))
+    codes, scales = m.weight("i8", *leading, groups * m.size()), m.weight("f8e8m0", *leading, groups)
+    return m.add("weight.fp4", codes, scales, dtype=m.draw(FLOAT_TYPES))
