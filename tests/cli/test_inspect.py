@@ -97,8 +97,9 @@ def test_an_unknown_device_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "did you mean h200-sxm" in capsys.readouterr().err
 
 
-def test_a_family_that_nobody_reads_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "builtin:ZAYA1-8B"]) == 3
+def test_a_family_that_nobody_reads_is_exit_code_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nobodys"}', encoding="utf-8")
+    assert main(["inspect", str(tmp_path)]) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error[RG201]")
