@@ -146,6 +146,8 @@ def _name(layers: list[Layer], taken: set[str]) -> str:
     windows = {op.attributes["window"] for op in layers[0].ops if op.reads_memory and "window" in op.attributes}
     if windows:
         words.append("sliding" if any(windows) else "full")
+    rates = {v.type.rate for op in layers[0].ops for v in op.results if isinstance(v.type, MemoryType)}
+    words += [f"every_{rate}" for rate in sorted(rate for rate in rates if rate)]
     if "state.delta" in opnames:
         words.append("delta")
     if any(isinstance(v.type, MemoryType) for v in layers[0].inputs):

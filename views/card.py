@@ -55,6 +55,8 @@ def _memories(facts: Facts) -> list[Block]:
 def _kept(memory: MemoryFacts) -> str:
     if memory.fixed is not None:
         return f"{memory.fixed}, at any length"
+    if memory.rate is not None:
+        return f"one for {memory.rate} tokens"
     return "all" if memory.window is None else f"last {memory.window:,}"
 
 
@@ -76,8 +78,10 @@ def _parameters(facts: Facts) -> list[Block]:
 
 
 def _cache(facts: Facts) -> list[Block]:
-    growing = sum(m.row_bytes * len(m.owners) for m in facts.memories if m.window is None and m.fixed is None)
-    facts_line = f"each further token adds {size(growing)}; {size(facts.fixed_bytes)} are held at any length"
+    growing = sum(
+        m.row_bytes * len(m.owners) / (m.rate or 1) for m in facts.memories if m.window is None and m.fixed is None
+    )
+    facts_line = f"each further token adds {size(round(growing))}; {size(facts.fixed_bytes)} are held at any length"
     rows = [
         (context(n), size(held.bytes), size(held.bytes_without_windows), size(held.bytes_without_sharing))
         for n, held in facts.cache.items()

@@ -34,10 +34,16 @@ def _attention(op: Attend, ops: Sequence[Op]) -> str:
     if isinstance(view, ViewRows):
         words[0] += f" made from rows of {view.memory.memory.row_elements}"
     index = op.chosen.op if op.chosen is not None else None
-    if isinstance(index, Index):
-        words.append(f"the {index.chosen:,} tokens that an index of {index.q.tensor.shape[2]} heads chooses")
-    else:
+    what = "tokens"
+    if op.entries is not None:
         words.append("all tokens" if op.window is None else f"window {op.window:,}")
+        what = f"rows of {op.entries.memory.rate or 1} tokens"
+    if isinstance(index, Index):
+        words.append(f"the {index.chosen:,} {what} that an index of {index.q.tensor.shape[2]} heads chooses")
+    elif op.entries is not None or op.window is None:
+        words.append(f"all {what}")
+    else:
+        words.append(f"window {op.window:,}")
     if op.head_map is not None:
         words.append("head map")
     if op.memory.op not in ops:

@@ -69,13 +69,15 @@ class KindFacts:
 class MemoryFacts:
     """Memories that are alike: what a row holds, which layers own one, and which layers read that of another.
 
-    ``window`` is how many rows are kept at most, None for all; ``fixed`` how many are held whatever the length.
+    ``window`` is how many rows are kept at most, None for all; ``fixed`` how many are held whatever the length,
+    ``rate`` how many tokens make a row where that is more than one.
     """
 
     row: str
     row_bytes: int
     window: int | None
     fixed: int | None
+    rate: int | None
     owners: tuple[int, ...]
     readers: tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -198,7 +200,7 @@ def _cache_facts(memories: Sequence[Value], held: int, context: int, batch: int)
     for memory in memories:
         kept = memory.memory
         rows = kept.rows(context)
-        uncapped += 0 if kept.fixed else (context - rows) * kept.row_bytes * batch
+        uncapped += 0 if kept.window is None else (context - rows) * kept.row_bytes * batch
         for reader in _other_readers(memory):
             window = reader.attributes.get("window")
             own += kept.with_window(window if isinstance(window, int) else None).rows(context) * kept.row_bytes * batch
@@ -227,6 +229,7 @@ def _memory_facts(memories: Sequence[Value]) -> list[MemoryFacts]:
                 row_bytes=kept.row_bytes,
                 window=kept.window,
                 fixed=kept.fixed,
+                rate=kept.rate,
                 owners=tuple(layer_of(m.name) or 0 for m in group),
                 readers=tuple((layer_of(m.name) or 0, tuple(layers)) for m, layers in shared.items() if layers),
             )
