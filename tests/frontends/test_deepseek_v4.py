@@ -85,6 +85,48 @@ def test_operations_of_a_decoded_token_are_exact(size: str, context: int) -> Non
     assert found.total.flops == expected["total"]
 
 
+SERVED = {512: 584, 128: 68}  # bytes of a row of so many channels as V4 is served: float8 and float4 with scales
+SERVED_V32 = {576: 656, 128: 132}
+IN_BF16 = (
+    *("lm_head", ".mlp.gate.", "weights_proj", ".compressor.kv_proj", ".compressor.gate_proj"),
+    *(".indexer.kv_proj", ".indexer.gate_proj"),
+)
+
+
+def held(graph: Graph, context: int, served: dict[int, int]) -> int:
+    """Return the bytes of the rows that are kept, as they are served."""
+    kept = [memory.memory for memory in graph.memories()]
+    return sum(each.rows(context) * served[each.row_elements] for each in kept)
+
+
+def maps(graph: Graph) -> int:
+    """Return the operations of a token's linear maps, in float8 as one and in more bits as two."""
+    total, at = 0, {"B": 1, "T": 1, "S": 1}
+    for op in graph.run_time():
+        weights = [value.name for value in op.operands if value.is_weight]
+        wide = isinstance(op, FromStreams) or any(part in name for name in weights for part in IN_BF16)
+        total += 0 if op.opname.startswith(("attn.", "seq.")) else op.flops(at) * (2 if wide else 1)
+    return total
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_it_saves_beside_v32(size: str) -> None:
+    mine, other = graph_of(size), lift(open_model("builtin:DeepSeek-V3.2")).graph
+    expected = GOLDEN["kv_ratio_vs_V3.2_at_1048576"][size]["fp8_mixed_with_scales"]["fraction"]
+    assert held(mine, 1 << 20, SERVED) / held(other, 1 << 20, SERVED_V32) == pytest.approx(expected, abs=5e-6)
+    context, golden = 1_000_000, GOLDEN["decode_flops"]["T=1000000"]
+    found = cost(mine, context=context).by_family
+    total = maps(mine) + found["seq"].flops // 2 + 2 * found["attn"].flops
+    assert total == golden[size]["fp8_equivalent"]["total"]
+    index = cost(other, context=context).by_family["seq"].flops
+    attends = [op for op in other.ops if isinstance(op, Attend)]
+    core = len(attends) * 2 * 128 * (576 + 512) * 2048  # with the latent's maps moved to queries and results
+    assert maps(other) + index + 2 * core == golden["V3.2"]["fp8_equivalent"]["total"]
+    assert total / (maps(other) + index + 2 * core) == pytest.approx(
+        golden[size]["fp8_equivalent_fraction_of_V32"], abs=5e-5
+    )
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_schedules_and_text(size: str) -> None:
     graph, schedule = graph_of(size), GOLDEN["schedule"][size]
