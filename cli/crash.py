@@ -11,23 +11,11 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "networkx",
-    "jinja2",
-    "click",
-    "rich",
-)
-
 
 def reproducer(error: BaseException, arguments: Sequence[str]) -> str:
     """Return command, versions and traceback."""
     from regraft import __version__
+    from regraft.machine import PACKAGES
 
     return "\n".join(
         (

@@ -22,6 +22,8 @@ PACKAGES = (
     "numpy",
     "networkx",
     "jinja2",
+    "click",
+    "rich",
     "huggingface_hub",
 )
 COMPILERS = ("c++", "g++", "clang++")  # any of them serves torch.compile on the CPU
