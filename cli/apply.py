@@ -29,13 +29,11 @@ def apply(
     Weights stream through, tensor by tensor. The folder appears under its name when it is complete; an interrupted run
     continues with --resume and gives the same bytes. Prints what changed, predicted beside measured.
     """
-    from pathlib import Path
-
     from regraft import api
     from regraft.views.reports import apply_report
 
     session.resume = "continue with the same command and --resume; without it, remove the unfinished folder first"
     lifted = api.lift(model, allow_keys=allow_keys)
     with session.progress() as progress:
-        report = api.apply(lifted, Path(recipe), out, resume=resume, dump_ir=dump_ir, progress=progress)
+        report = api.apply(lifted, recipe, out, resume=resume, dump_ir=dump_ir, progress=progress)
     session.show(lambda: apply_report(report.to_json()), report.to_json)

@@ -82,7 +82,7 @@ def model_argument(function: F) -> F:
 
 def recipe_option(function: F) -> F:
     """Add ``-r RECIPE``."""
-    text = "A recipe (YAML), or a lock file that apply wrote."
+    text = "A recipe (YAML), a lock file that apply wrote, or a pipeline such as share-kv{layers=4..7}."
     return click.option("-r", "--recipe", required=True, type=click.Path(), metavar="RECIPE", help=text)(function)
 
 

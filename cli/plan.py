@@ -18,12 +18,10 @@ def plan(session: Session, model: str, recipe: str, measure: bool, allow_keys: t
 
     Reads no weights. Choices that need calibration text show as decided at apply, unless --measure makes them.
     """
-    from pathlib import Path
-
     from regraft import api
     from regraft.views.reports import plan_report
 
     lifted = api.lift(model, allow_keys=allow_keys)
     with session.progress() as progress:
-        found = api.plan(lifted, Path(recipe), measure=measure, progress=progress)
+        found = api.plan(lifted, recipe, measure=measure, progress=progress)
     session.show(lambda: plan_report(found.to_json()), found.to_json)

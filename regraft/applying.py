@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def read_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, Path | None]:
     if isinstance(recipe, Recipe):
         return recipe, None
     path = Path(recipe)
-    if isinstance(recipe, Path) or path.suffix in (".yaml", ".yml", ".json"):
+    if isinstance(recipe, Path) or path.suffix in (".yaml", ".yml", ".json") or os.path.isfile(recipe):
         return load_recipe(path), path.parent
     return parse_pipeline(recipe), None
 

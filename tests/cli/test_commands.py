@@ -56,6 +56,13 @@ def test_plan_in_both_forms(printed: Printed, model: Path, recipe: Recipe) -> No
     assert [each["applied"] for each in found["steps"][0]["layers"]] == [False, True, False, True]
 
 
+def test_a_recipe_may_be_a_pipeline(printed: Printed, model: Path) -> None:
+    pipeline = 'share-kv{layers="1, 3", refit=false}'
+    found = data(printed("plan", model, "-r", pipeline, "--json"), "regraft.plan/1")
+    assert found["recipe"].startswith("share-kv{")
+    assert found["after"]["cache_bytes"] * 2 == found["before"]["cache_bytes"]
+
+
 def test_plan_needs_no_weights(printed: Printed, model: Path, recipe: Recipe) -> None:
     found = data(printed("plan", model / "config.json", "-r", recipe(SHARE), "--json"), "regraft.plan/1")
     assert found["disk_bytes"] > 0
