@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow lint types format clean
+.PHONY: setup demo test slow browser lint types format clean
 
 setup: $(READY)
 
@@ -20,6 +20,9 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+browser: setup
+	$(BIN)/python -m pytest -m browser
 
 lint: setup
 	$(BIN)/ruff check .

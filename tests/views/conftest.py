@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +12,23 @@ from regraft.ir.op import Value
 from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Activation, Add, Embed, Flatten, Linear, Mul, Norm, Unflatten
 from regraft.ir.ops.pos import Rope
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+Complaints = list[str]
+
+LOCAL = ("file:", "data:", "about:", "blob:")
 
 WIDTH, HEADS, KV_HEADS, HEAD, HIDDEN, VOCABULARY = 32, 4, 2, 8, 64, 100
 
@@ -54,3 +73,38 @@ def tiny() -> Graph:
     graph.set_outputs([b(Linear, "logits", x, table)])
     graph.verify()
     return graph
+
+
+@pytest.fixture(scope="session")
+def browser() -> Generator[Browser]:
+    """Start the system's chromium, without a window, with a profile of its own."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.fail("chromium is not on the PATH; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def complaints() -> Complaints:
+    """Return what the test's page complained of so far; whatever is left at its end fails the test."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, complaints: Complaints) -> Generator[Page]:
+    """Return an empty page of 1280 × 800, offline. Errors on its console and requests for anything but files fail."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    shown = context.new_page()
+    shown.set_default_timeout(10_000)
+    shown.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    shown.on("pageerror", lambda error: complaints.append(str(error)))
+    shown.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    shown.on("request", lambda asked: None if asked.url.startswith(LOCAL) else complaints.append(f"asked: {asked.url}"))
+    yield shown
+    context.close()
+    assert complaints == []
