@@ -6,7 +6,7 @@
         refit: bool = option(BOOL, True, "fit the output projection to the original's residual stream")
 
 A pass has three steps. `Pass.decide` turns options into an explicit list for each layer; it may measure. `Pass.rewrite`
-changes structure and weight expressions and needs no data. Folding the weights is the same for all (`passes.fold`).
+changes structure and weight expressions and needs no data. Folding is the same for all (`passes.fitting.fold`).
 """
 
 from __future__ import annotations

@@ -39,13 +39,21 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
-from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
-from regraft.passes.heads import Cut, apply_cut, drop_unread_kv_heads, group_map, take_blocks, trace, trace_gates
+from regraft.passes.fitting.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, add_refit, refit_refusal, undo_refit
 from regraft.passes.located import Node, Plain
-from regraft.passes.refit import RIDGE, RIDGES, TARGET, add_refit, refit_refusal, undo_refit
-from regraft.passes.rewrite import Editor, Rule, drive
+from regraft.passes.matching.heads import (
+    Cut,
+    apply_cut,
+    drop_unread_kv_heads,
+    group_map,
+    take_blocks,
+    trace,
+    trace_gates,
+)
+from regraft.passes.matching.rewrite import Editor, Rule, drive
+from regraft.passes.matching.sites import Attention, Output, Refusal, attentions, output_of
 from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection, describe_kinds
-from regraft.passes.sites import Attention, Output, Refusal, attentions, output_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from regraft.ir.errors.recipe import EmptySelectionError, LayerMissingError, Sel
 from regraft.ir.kinds import ranges
 from regraft.passes.base import OptionKind, read_integer, type_error
 from regraft.passes.located import Node, Plain
-from regraft.passes.sites import Attention
+from regraft.passes.matching.sites import Attention
 
 MOST_LAYERS = 100_000
 LONGEST = 400

@@ -19,7 +19,6 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend
-from regraft.passes.align import align_queries
 from regraft.passes.base import (
     BOOL,
     Constraints,
@@ -36,11 +35,12 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.fitting.align import align_queries
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
 from regraft.passes.located import Node, Plain
-from regraft.passes.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
-from regraft.passes.rewrite import Editor, Rule, drive
+from regraft.passes.matching.rewrite import Editor, Rule, drive
+from regraft.passes.matching.sites import Attention, Output, Refusal, attentions, key_rotation, output_of, rotation_text
 from regraft.passes.selection import MOST_LAYERS, Selection, read_selection
-from regraft.passes.sites import Attention, Output, Refusal, attentions, key_rotation, output_of, rotation_text
 
 Groups = tuple[tuple[int, ...], ...]
 Donor = str | int | Mapping[int, int]

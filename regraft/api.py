@@ -17,7 +17,7 @@ from regraft.evaluating import evaluate
 from regraft.ir.errors.config import RewrittenTwinError
 from regraft.ir.graph import Graph
 from regraft.model import Model, lift
-from regraft.passes.measure import Measurements
+from regraft.passes.fitting.measure import Measurements
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.plan import Plan
 from regraft.passes.recipe import Recipe, parse_pipeline

@@ -19,12 +19,12 @@ from regraft.ir.sink import SHARD_BYTES, ShardWriter
 from regraft.ir.source import Source, from_bytes, to_bytes
 from regraft.ir.text import print_graph
 from regraft.model import Model, lift
-from regraft.passes.fold import fitted_parameters, fold, folded, plan_tensors
-from regraft.passes.measure import Measurements
+from regraft.passes.fitting.fold import fitted_parameters, fold, folded, plan_tensors
+from regraft.passes.fitting.measure import Measurements
+from regraft.passes.fitting.sweep import Progress, Sweep
+from regraft.passes.fitting.text import Windows, load_tokenizer, read_windows, text_path
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import Calibration, Recipe, load_recipe, parse_pipeline
-from regraft.passes.sweep import Progress, Sweep
-from regraft.passes.text import Windows, load_tokenizer, read_windows, text_path
 from regraft.quality import EvalReport, Probes
 from regraft.stock import stock_config
 

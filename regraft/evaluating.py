@@ -11,7 +11,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.json_files import read_object
 from regraft.model import Model, lift
-from regraft.passes.text import Windows, load_tokenizer, read_windows, text_path
+from regraft.passes.fitting.text import Windows, load_tokenizer, read_windows, text_path
 from regraft.programs import is_package, load_program
 from regraft.quality import EvalReport, Probes, Progress, Runnable
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regraft.ir.errors.program import NotAPackageError
-from regraft.passes.text import load_tokenizer
+from regraft.passes.fitting.text import load_tokenizer
 from regraft.programs import check_weights, is_package, told
 
 SCRIPT = "generate.py"

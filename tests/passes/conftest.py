@@ -18,8 +18,8 @@ from regraft.ir.ops.core import Activation, Add, Embed, Flatten, Linear, Mul, No
 from regraft.ir.ops.pos import Rope
 from regraft.ir.source import TensorSource
 from regraft.ir.types import MemoryType
-from regraft.passes.fold import fitted_parameters
-from regraft.passes.sweep import Sweep
+from regraft.passes.fitting.fold import fitted_parameters
+from regraft.passes.fitting.sweep import Sweep
 
 M, D, VOCAB = 12, 4, 40
 

@@ -19,8 +19,8 @@ from regraft.ir.errors.recipe import (
 )
 from regraft.ir.graph import Graph
 from regraft.passes.budget_heads import BudgetHeads
-from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
-from regraft.passes.measure import Measurements
+from regraft.passes.fitting.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
+from regraft.passes.fitting.measure import Measurements
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import parse_pipeline
 

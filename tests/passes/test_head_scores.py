@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regraft.passes.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
+from regraft.passes.fitting.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
 
 torch.set_num_threads(1)
 

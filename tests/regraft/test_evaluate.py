@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from regraft.evaluating import evaluate
 from regraft.ir.errors.calibration import TextError, TokenizerError
-from regraft.passes.text import load_tokenizer, read_windows
+from regraft.passes.fitting.text import load_tokenizer, read_windows
 from regraft.quality import Probes
 
 NONE = Probes(lengths=())

@@ -10,7 +10,7 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load
 from regraft.passes.base import Note, Report
-from regraft.passes.sites import Refusal, run_time_users
+from regraft.passes.matching.sites import Refusal, run_time_users
 
 M = TypeVar("M", bound=Op)
 S = TypeVar("S")

@@ -11,7 +11,7 @@ from regraft.ir.op import Value
 from regraft.ir.ops.core import Linear
 from regraft.ir.ops.weight import Moment, width
 from regraft.ir.source import Source
-from regraft.passes.sweep import Progress, Sweep, ancestors, evaluate
+from regraft.passes.fitting.sweep import Progress, Sweep, ancestors, evaluate
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Linear, Norm, Scale, Unflatten
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Align, Moment, width
-from regraft.passes.heads import trace
-from regraft.passes.rewrite import Editor
-from regraft.passes.sites import Refusal, key_rotation
+from regraft.passes.matching.heads import trace
+from regraft.passes.matching.rewrite import Editor
+from regraft.passes.matching.sites import Refusal, key_rotation
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = "builtin:sample"
-_SAMPLE_FILE = Path(__file__).parent / "data" / "sample.txt"
+_SAMPLE_FILE = Path(__file__).parents[1] / "data" / "sample.txt"
 
 
 @dataclass(frozen=True)

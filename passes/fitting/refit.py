@@ -15,8 +15,8 @@ from __future__ import annotations
 from regraft.ir.op import Value
 from regraft.ir.ops.weight import Combine, Moment, Refit, width
 from regraft.passes.base import OptionKind, choice, number
-from regraft.passes.rewrite import Editor
-from regraft.passes.sites import Output, Refusal
+from regraft.passes.matching.rewrite import Editor
+from regraft.passes.matching.sites import Output, Refusal
 
 RIDGE = 1e-4
 TARGET: OptionKind[str] = choice("drift", "original")

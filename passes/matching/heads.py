@@ -11,8 +11,8 @@ from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Activation, Flatten, Gain, Linear, Mul, Norm, Scale, Softcap, Unflatten
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Take
-from regraft.passes.rewrite import Editor
-from regraft.passes.sites import Output, Refusal
+from regraft.passes.matching.rewrite import Editor
+from regraft.passes.matching.sites import Output, Refusal
 
 
 @dataclass

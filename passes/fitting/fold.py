@@ -12,7 +12,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load, Moment
 from regraft.ir.source import Sink, Source, TensorInfo, to_bytes
-from regraft.passes.sweep import Progress, Sweep, evaluate
+from regraft.passes.fitting.sweep import Progress, Sweep, evaluate
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,1 @@
+"""What passes look for in a graph, and how they change it."""
