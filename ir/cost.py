@@ -65,7 +65,7 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> 
     Raises:
         ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
     """
-    at = _sizes(batch, tokens, context) | _shown(graph, tokens, context)
+    at = call_sizes(graph, batch, tokens, context)
     by_layer: dict[int | None, Cost] = {}
     by_family: dict[str, Cost] = {}
     counted: set[Op] = set()
@@ -99,13 +99,19 @@ def cache_bytes(graph: Graph, context: int, batch: int = 1) -> int:
     return sum(op.cost(at).cache for op in graph.ops if op.is_state)
 
 
-def _shown(graph: Graph, tokens: int, context: int) -> dict[str, int]:
-    """Return how many rows each memory shows in a call."""
-    rows = {memory.name: memory.memory for memory in graph.memories() if memory.memory.fixed is None}
-    return {
-        rows_of(name).text: kept.rows(context) if kept.window is None else min(context, kept.window + tokens - 1)
-        for name, kept in rows.items()
-    }
+def call_sizes(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> dict[str, int]:
+    """Return the sizes at which ops are asked for their cost: those of `cost`, and the rows that each memory shows.
+
+    Raises:
+        ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
+    """
+    sizes = _sizes(batch, tokens, context)
+    for memory in graph.memories():
+        kept = memory.memory
+        if kept.fixed is None:
+            shown = kept.rows(context) if kept.window is None else min(context, kept.window + tokens - 1)
+            sizes[rows_of(memory.name).text] = shown
+    return sizes
 
 
 def _sizes(batch: int, tokens: int, context: int) -> dict[str, int]:

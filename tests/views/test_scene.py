@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from regraft.frontends.folder import open_model
+from regraft.frontends.lift import lift
+from regraft.ir.graph import Graph
+from regraft.views.scene import Scene, Section
+from regraft.views.staging import letter, scene
+
+
+def _bundled(name: str) -> Scene:
+    return scene(lift(open_model(f"builtin:{name}")).graph)
+
+
+def _kind(found: Scene, key: str) -> Section:
+    return next(kind for kind in found.kinds if kind.key == key)
+
+
+def test_the_small_model_folds_to_three_kinds(tiny: Graph) -> None:
+    found = scene(tiny)
+    assert "".join(found.letters) == "ABBC"
+    assert [section.name for section in found.sections] == [
+        "before the layers",
+        *("full", "sliding", "full_reader"),
+        "after the layers",
+    ]
+    assert [[memory.form for memory in kind.memories] for kind in found.kinds] == [["kv"], ["window"], []]
+    (link,) = found.links
+    assert (link.owner, link.readers, link.memory.form) == (0, (3,), "kv")
+
+
+def test_every_operand_has_its_source_in_the_section(tiny: Graph) -> None:
+    for found in (scene(tiny), _bundled("gemma-4-E2B"), _bundled("DeepSeek-V4-Flash"), _bundled("ZAYA1-8B")):
+        for section in found.sections:
+            ids = [node.id for node in section.nodes]
+            ports = [port.id for port in (*section.inputs, *section.outputs)]
+            assert len({*ids, *ports}) == len(ids) + len(ports)
+            assert {o.source for node in section.nodes for o in node.operands} <= {*ids, *ports}
+            assert {port.source for port in section.outputs} <= set(ids)
+
+
+def test_the_stream_runs_from_input_to_output(tiny: Graph) -> None:
+    kind = _kind(scene(tiny), "A")
+    assert [node.id for node in kind.nodes if node.stream] == ["attn.residual", "out"]
+    assert [(port.name, port.role) for port in kind.inputs] == [("embed", "stream"), ("pos", "positions")]
+    assert [(port.id, port.role, port.source) for port in kind.outputs] == [
+        ("out:attn.memory", "memory", "attn.memory"),
+        ("out:out", "stream", "out"),
+    ]
+
+
+def test_streams_with_scales_and_several_streams_are_found() -> None:
+    zaya, deepseek = _kind(_bundled("ZAYA1-8B"), "B"), _kind(_bundled("DeepSeek-V4-Pro"), "C")
+    assert [node.opname for node in zaya.nodes if node.stream] == ["core.bias", "core.gain", "core.add"] * 2
+    assert [node.opname for node in deepseek.nodes if node.stream] == ["hyper.write"] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "letters", "forms"),
+    [
+        ("DeepSeek-V3", "AAA" + 58 * "B", {"latent"}),
+        ("DeepSeek-V3.2", "AAA" + 58 * "B", {"latent", "index"}),
+        ("DeepSeek-V4-Pro", "AAB" + 29 * "CD", {"compressed", "index", "window"}),
+        ("Qwen3-Next-80B-A3B", 12 * "AAAB", {"tail", "recurrent", "kv"}),
+        ("ZAYA1-8B", "A" + 39 * "B", {"tail", "kv"}),
+        ("gemma-4-E2B", 3 * "AAAAB" + 4 * "CCCCD", {"window", "kv"}),
+    ],
+)
+def test_patterns_and_memories_of_bundled_models(model: str, letters: str, forms: set[str]) -> None:
+    found = _bundled(model)
+    assert "".join(found.letters) == letters
+    assert {memory.form for kind in found.kinds for memory in kind.memories} == forms
+
+
+def test_readers_of_shared_memories() -> None:
+    links = {link.owner: link.readers for link in _bundled("gemma-4-E2B").links}
+    assert links == {13: tuple(n for n in range(15, 35) if n % 5 != 4), 14: (19, 24, 29, 34)}
+
+
+def test_equal_operations_outside_of_layers_stand_as_one() -> None:
+    before = _bundled("gemma-4-E2B").sections[0]
+    slices = [node for node in before.nodes if node.times > 1]
+    assert [(node.id, node.times) for node in slices] == [("ple.of_*", 35)]
+    assert [port.name for port in before.outputs] == ["embed", "ple.of_*"]
+
+
+def test_keys_go_on_after_the_alphabet() -> None:
+    assert [letter(i) for i in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
