@@ -12,7 +12,8 @@ from regraft.ir.errors.checks import CallError, ContextError, NeedsCalibrationEr
 from regraft.ir.errors.graph import UnknownValueError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.weight import Load, Moment
+from regraft.ir.ops.fits import Moment
+from regraft.ir.ops.weight import Load
 from regraft.ir.source import Source, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:

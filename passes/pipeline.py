@@ -12,7 +12,7 @@ from regraft.ir.errors.recipe import RefitTargetError, UndecidedError
 from regraft.ir.files import write_atomic, writing
 from regraft.ir.graph import Graph
 from regraft.ir.memory import infer_windows
-from regraft.ir.ops.weight import Moment, width
+from regraft.ir.ops.fits import Moment, width
 from regraft.ir.text import print_graph
 from regraft.passes.base import Constraints, Measurements, Pass, Preserves, Report
 from regraft.passes.recipe import Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from regraft.ir.graph import Graph, layer_of
-from regraft.ir.ops.weight import Moment
+from regraft.ir.ops.fits import Moment
 from regraft.passes.base import Measurements
 from regraft.passes.pipeline import CONTEXT, PipelineResult, Size, run_pipeline, size_of
 from regraft.passes.recipe import Recipe

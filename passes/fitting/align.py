@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Linear, Norm, Scale, Unflatten
+from regraft.ir.ops.fits import Align, Moment, width
 from regraft.ir.ops.pos import Rope
-from regraft.ir.ops.weight import Align, Moment, width
 from regraft.passes.matching.heads import trace
 from regraft.passes.matching.rewrite import Editor
 from regraft.passes.matching.sites import Refusal, key_rotation

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.weight import Load, Moment
+from regraft.ir.ops.fits import Moment
+from regraft.ir.ops.weight import Load
 from regraft.ir.source import Sink, Source, TensorInfo, to_bytes
 from regraft.passes.fitting.sweep import Progress, Sweep, evaluate
 

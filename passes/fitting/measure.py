@@ -9,7 +9,7 @@ from regraft.ir.errors.checks import NeedsCalibrationError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Linear
-from regraft.ir.ops.weight import Moment, width
+from regraft.ir.ops.fits import Moment, width
 from regraft.ir.source import Source
 from regraft.passes.fitting.sweep import Progress, Sweep, ancestors, evaluate
 

@@ -13,7 +13,8 @@ Source: specs/passes_math.md, equation (2) and section 8.
 from __future__ import annotations
 
 from regraft.ir.op import Value
-from regraft.ir.ops.weight import Combine, Moment, Refit, width
+from regraft.ir.ops.fits import Moment, Refit, width
+from regraft.ir.ops.weight import Combine
 from regraft.passes.base import OptionKind, choice, number
 from regraft.passes.matching.rewrite import Editor
 from regraft.passes.matching.sites import Output, Refusal

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.interpret import Run, execute
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.weight import Load, Moment
+from regraft.ir.ops.fits import Moment
+from regraft.ir.ops.weight import Load
 from regraft.ir.source import Source, torch_dtype
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Run
-from regraft.ir.ops.weight import Align, Load
+from regraft.ir.ops.fits import Align
+from regraft.ir.ops.weight import Load
 
 
 def align(*inputs: Tensor, **attributes: Any) -> Tensor:

@@ -291,3 +291,24 @@ def test_results_have_the_types_that_are_inferred(name: str) -> None:
                     assert result.fields[field.name].dtype == torch_dtype(value.type.dtype)
 
     check()
+
+
+def test_weight_algebra_against_torch() -> None:
+    a, b, by = random(2, 3, 4), random(2, 4, 5, seed=1), random(4, seed=2)
+    assert close(compute("weight.matmul", a, b, weights=True), torch.einsum("bik,bko->bio", a, b))
+    scaled = compute("weight.scale", a, by, weights=True, axis=2, offset=1.0)
+    assert close(scaled, torch.einsum("bik,k->bik", a, by + 1))
+    assert torch.equal(compute("weight.reshape", a, weights=True, shape=(6, 4)), a.flatten(0, 1))
+    assert torch.equal(compute("weight.permute", a, weights=True, axes=(2, 0, 1)), torch.einsum("bik->kbi", a))
+
+
+def test_weights_made_from_nothing() -> None:
+    def made(opname: str, *shape: int, **rest: object) -> Tensor:
+        return compute(opname, weights=True, dtype="f64", shape=shape, **rest)
+
+    assert torch.equal(made("weight.fill", 2, 3, value=0.25), torch.full((2, 3), 0.25, dtype=torch.float64))
+    assert torch.equal(made("weight.eye", 2, 3, 4)[1], torch.eye(3, 4, dtype=torch.float64))
+    drawn = made("weight.random", 100, 100, std=0.5, seed=3)
+    assert torch.equal(drawn, made("weight.random", 100, 100, std=0.5, seed=3))
+    assert not torch.equal(drawn, made("weight.random", 100, 100, std=0.5, seed=4))
+    assert 0.49 < float(drawn.std()) < 0.51

@@ -20,7 +20,7 @@ from regraft.ir.errors.graph import AttributeRgError, DimensionError, GraphError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Dims, Value, op_class
 from regraft.ir.ops.core import Add, Concat, Linear, Norm, Scale
-from regraft.ir.ops.weight import Moment
+from regraft.ir.ops.fits import Moment
 from regraft.ir.text import print_graph
 from regraft.ir.types import ITEM_BITS, Field, MemoryType, TensorType
 

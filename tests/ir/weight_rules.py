@@ -1,0 +1,196 @@
+"""Property-test rules of the ``weight`` ops. Importing this module registers them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from regraft.ir.dims import B, T
+from regraft.ir.op import Value
+from regraft.ir.types import ITEM_BITS
+from tests.ir.making import FLOAT_TYPES, NUMBERS, SMALL, STRINGS, Making, rule
+
+SHAPES = st.lists(SMALL, min_size=1, max_size=3)
+TENSOR_NAMES = st.none() | STRINGS.filter(bool)
+
+
+@rule("weight.load")
+def load(m: Making) -> Sequence[Value]:
+    dtype, shape = m.draw(st.sampled_from(list(ITEM_BITS))), m.draw(st.lists(SMALL, max_size=4))
+    return m.add("weight.load", dtype=dtype, shape=shape, tensor=m.draw(TENSOR_NAMES), buffer=m.draw(st.booleans()))
+
+
+@rule("weight.load_each")
+def load_each(m: Making) -> Sequence[Value]:
+    plain = STRINGS.filter(lambda text: "{" not in text and "}" not in text)
+    name = m.draw(plain) + "{}" + m.draw(plain)
+    return m.add("weight.load_each", dtype=m.draw(FLOAT_TYPES), shape=m.draw(SHAPES), tensors=name)
+
+
+@rule("weight.slice")
+def slice_weight(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    start = m.draw(st.integers(0, shape[axis] - 1))
+    stop = m.draw(st.integers(start + 1, shape[axis]))
+    return m.add("weight.slice", m.weight("f32", *shape), axis=axis, start=start, stop=stop)
+
+
+@rule("weight.take")
+def take(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    block = m.draw(st.integers(1, shape[axis]))
+    indices = m.draw(st.lists(st.integers(0, shape[axis] // block - 1), min_size=1, max_size=5))
+    return m.add("weight.take", m.weight("bf16", *shape), axis=axis, block=block, indices=indices)
+
+
+@rule("weight.concat")
+def concat_weight(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    parts = [m.weight("i8", *shape[:axis], m.size(), *shape[axis + 1 :]) for _ in range(m.size())]
+    return m.add("weight.concat", parts, axis=axis)
+
+
+@rule("weight.stack")
+def stack(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    return m.add("weight.stack", [m.weight("f16", *shape) for _ in range(m.size())])
+
+
+@rule("weight.cast")
+def cast(m: Making) -> Sequence[Value]:
+    return m.add("weight.cast", m.weight(m.draw(FLOAT_TYPES), *m.draw(SHAPES)), dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("weight.combine")
+def combine(m: Making) -> Sequence[Value]:
+    factors, shape, dtype = m.draw(st.lists(NUMBERS, min_size=1, max_size=4)), m.draw(SHAPES), m.draw(FLOAT_TYPES)
+    return m.add("weight.combine", [m.weight(dtype, *shape) for _ in factors], factors=factors)
+
+
+@rule("weight.moment")
+def moment(m: Making) -> Sequence[Value]:
+    sides: dict[str, object] = {}
+    sizes: list[int] = []
+    for side in "ab":
+        shape = m.draw(SHAPES)
+        sizes.append(math.prod(shape))
+        if m.draw(st.booleans()):
+            sides[side] = m.input(m.draw(FLOAT_TYPES), B, T, *shape)
+        else:
+            sides[f"source_{side}"] = m.draw(STRINGS)
+    return m.add("weight.moment", **sides, rows=sizes[0], columns=sizes[1])
+
+
+@rule("weight.refit")
+def refit(m: Making) -> Sequence[Value]:
+    of, out = m.size(), m.size()
+    gram, cross = m.weight("f64", of, of), m.weight("f64", of, out)
+    ridge = abs(m.draw(NUMBERS))
+    return m.add("weight.refit", gram, cross, m.weight(m.draw(FLOAT_TYPES), out, of), ridge=ridge)
+
+
+@rule("weight.align")
+def align(m: Making) -> Sequence[Value]:
+    heads, half, new, old = m.size(), m.size(), m.size(), m.size()
+    width, dtype = 2 * half + m.size() - 1, m.draw(FLOAT_TYPES)
+    weight = m.weight(dtype, heads * width, *m.draw(st.lists(SMALL, max_size=1)))
+    gram, cross = m.weight("f64", new * width, new * width), m.weight("f64", new * width, old * width)
+    norm = {"norm": m.weight(dtype, width)} if m.draw(st.booleans()) else {}
+    groups = [tuple(m.draw(st.integers(0, count - 1)) for _ in range(heads)) for count in (old, new)]
+    layout = m.draw(st.sampled_from(["halves", "interleaved"]))
+    options = {"channels": 2 * half, "layout": layout, "offset": m.draw(NUMBERS), "ridge": abs(m.draw(NUMBERS))}
+    return m.add("weight.align", weight, gram, cross, **norm, own=groups[0], donor=groups[1], **options)
+
+
+@rule("weight.dequantize")
+def dequantize(m: Making) -> Sequence[Value]:
+    block, blocks = (m.size(), m.size()), (m.size(), m.size())
+    sizes = [side * count - m.draw(st.integers(0, side - 1)) for side, count in zip(block, blocks, strict=True)]
+    leading = m.draw(st.lists(SMALL, max_size=1))
+    packed = m.weight(m.draw(st.sampled_from(["f8e4m3", "i8", "bf16"])), *leading, *sizes)
+    scales = m.weight(m.draw(FLOAT_TYPES), *leading, *blocks)
+    return m.add("weight.dequantize", packed, scales, block=block, dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("weight.slice_each")
+def slice_each(m: Making) -> Sequence[Value]:
+    parts, rows = m.size(), m.size()
+    start = m.draw(st.integers(0, rows - 1))
+    x = m.weight(m.draw(FLOAT_TYPES), parts * rows, *m.draw(st.lists(SMALL, max_size=2)))
+    return m.add("weight.slice_each", x, parts=parts, start=start, stop=m.draw(st.integers(start + 1, rows)))
+
+
+@rule("weight.transpose")
+def transpose(m: Making) -> Sequence[Value]:
+    return m.add("weight.transpose", m.weight(m.draw(FLOAT_TYPES), *m.draw(SHAPES), m.size()))
+
+
+@rule("weight.deinterleave")
+def deinterleave(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    shape[axis] *= 2
+    return m.add("weight.deinterleave", m.weight(m.draw(FLOAT_TYPES), *shape), axis=axis)
+
+
+@rule("weight.mxfp4")
+def mxfp4(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    blocks, scales = m.weight("u8", *shape, 16), m.weight("u8", *shape)
+    return m.add("weight.mxfp4", blocks, scales, dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("weight.fp4")
+def fp4(m: Making) -> Sequence[Value]:
+    groups, leading = m.size(), m.draw(st.lists(SMALL, max_size=2))
+    codes, scales = m.weight("i8", *leading, groups * m.size()), m.weight("f8e8m0", *leading, groups)
+    return m.add("weight.fp4", codes, scales, dtype=m.draw(FLOAT_TYPES))
+
+
+@rule("weight.matmul")
+def matmul(m: Making) -> Sequence[Value]:
+    leading, (rows, inner, columns) = m.draw(st.lists(SMALL, max_size=1)), (m.size(), m.size(), m.size())
+    a = m.weight(m.draw(FLOAT_TYPES), *leading, rows, inner)
+    return m.add("weight.matmul", a, m.weight(m.draw(FLOAT_TYPES), *leading, inner, columns))
+
+
+@rule("weight.scale")
+def scale_weight(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axis = m.draw(st.integers(0, len(shape) - 1))
+    by = m.weight(m.draw(FLOAT_TYPES), shape[axis])
+    return m.add("weight.scale", m.weight(m.draw(FLOAT_TYPES), *shape), by, axis=axis, offset=m.draw(NUMBERS))
+
+
+@rule("weight.reshape")
+def reshape(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    return m.add("weight.reshape", m.weight(m.draw(FLOAT_TYPES), *shape), shape=m.draw(st.permutations([1, *shape])))
+
+
+@rule("weight.permute")
+def permute(m: Making) -> Sequence[Value]:
+    shape = m.draw(SHAPES)
+    axes = m.draw(st.permutations(range(len(shape))))
+    return m.add("weight.permute", m.weight(m.draw(FLOAT_TYPES), *shape), axes=axes)
+
+
+@rule("weight.fill")
+def fill(m: Making) -> Sequence[Value]:
+    return m.add("weight.fill", dtype=m.draw(FLOAT_TYPES), shape=m.draw(SHAPES), value=m.draw(st.floats(-9, 9)))
+
+
+@rule("weight.eye")
+def eye(m: Making) -> Sequence[Value]:
+    return m.add("weight.eye", dtype=m.draw(FLOAT_TYPES), shape=[*m.draw(SHAPES), m.size()])
+
+
+@rule("weight.random")
+def random(m: Making) -> Sequence[Value]:
+    drawn = {"std": m.draw(st.floats(0, 10)), "seed": m.draw(st.integers(0, 2**31))}
+    return m.add("weight.random", dtype=m.draw(FLOAT_TYPES), shape=m.draw(SHAPES), **drawn)
