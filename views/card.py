@@ -99,12 +99,12 @@ def _decode(facts: Facts) -> list[Block]:
     for n, step in facts.decode.items():
         row = [context(n), flops(step.flops), flops(step.attention_flops), size(step.bytes_read)]
         if facts.device is not None:
-            row.append(f"{facts.limit(n):,.0f}")
+            row.append(f"{facts.device.at[n].tokens_per_s:,.0f}")
         rows.append(row)
     blocks: list[Block] = [Heading(f"One decode step, {_sequences(facts.batch)}"), table(columns, rows)]
     if facts.device is not None:
-        bandwidth = facts.device.bandwidth_bytes_per_s / 1e12
-        blocks.append(f"limit: {facts.device.name}, sheet bandwidth {bandwidth:g} TB/s over bytes read")
+        bandwidth = facts.device.device.bandwidth_bytes_per_s / 1e12
+        blocks.append(f"limit: {facts.device.device.name}, sheet bandwidth {bandwidth:g} TB/s over bytes read")
     return blocks
 
 

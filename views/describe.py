@@ -7,26 +7,38 @@ from collections.abc import Sequence
 from regraft.ir.kinds import Kind
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend
-from regraft.ir.ops.core import Activation, Linear, Mul, Norm
+from regraft.ir.ops.core import Activation, Clamp, Linear, Mul, Norm
 from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Conv, Delta
 
+FOR_EACH_TOKEN = ("mixture of experts", "MLP")  # titles of jobs; the others mix tokens
+
 
 def describe(kind: Kind) -> str:
     """Return what a block kind is made of: how it mixes tokens, then what it does with each."""
     ops = kind.layers[0].ops
-    parts = [_attention(op, ops) for op in ops if isinstance(op, Attend)]
-    parts += [_delta(op) for op in ops if isinstance(op, Delta)]
-    parts += [f"causal convolution over {op.weight.tensor.sizes[-1]} tokens" for op in ops if isinstance(op, Conv)]
-    parts += [_experts(op, ops) for op in ops if isinstance(op, Experts)]
-    parts += [f"MLP {op.out.tensor.shape[-1]}, {op.kind}" for op in ops if isinstance(op, Activation) and _gates(op)]
-    return "; ".join(parts) or ", ".join(sorted({op.opname for op in ops}))
+    return "; ".join(", ".join(words) for _, words in jobs(ops)) or ", ".join(sorted({op.opname for op in ops}))
 
 
-def _attention(op: Attend, ops: Sequence[Op]) -> str:
+def jobs(ops: Sequence[Op]) -> list[tuple[str, list[str]]]:
+    """Return what ops do, each job by its title and in words: those that mix tokens, then those for each token."""
+    found = [("attention", _attention(op, ops)) for op in ops if isinstance(op, Attend)]
+    found += [("gated delta rule", _delta(op)) for op in ops if isinstance(op, Delta)]
+    taps = [op.weight.tensor.sizes[-1] for op in ops if isinstance(op, Conv)]
+    found += [("convolution", [f"{_times(taps.count(tap))} over {tap} tokens"]) for tap in dict.fromkeys(taps)]
+    found += [("mixture of experts", _experts(op, ops)) for op in ops if isinstance(op, Experts)]
+    gates = [op for op in ops if isinstance(op, Activation) and _gates(op)]
+    return found + [("MLP", [f"MLP {op.out.tensor.shape[-1]}", op.kind]) for op in gates]
+
+
+def _times(convolutions: int) -> str:
+    return "causal convolution" if convolutions == 1 else f"{convolutions} causal convolutions"
+
+
+def _attention(op: Attend, ops: Sequence[Op]) -> list[str]:
     heads, width = op.q.tensor.shape[2:]
     kept = op.memory.memory
     words = [f"{heads} query heads of {width} over {kept.fields[0].shape[0]} KV heads"]
@@ -54,19 +66,20 @@ def _attention(op: Attend, ops: Sequence[Op]) -> str:
         name for name, present in (("sinks", op.sink is not None), ("softcap", op.softcap is not None)) if present
     ]
     ropes = {each.base: each.scaling for each in ops if isinstance(each, Rope)}
-    words += [f"rope base {base:,.0f}{'' if scaling == 'none' else f' {scaling}'}" for base, scaling in ropes.items()]
-    return ", ".join(words)
+    return words + [
+        f"rope base {base:,.0f}{'' if scaling == 'none' else f' {scaling}'}" for base, scaling in ropes.items()
+    ]
 
 
-def _delta(op: Delta) -> str:
+def _delta(op: Delta) -> list[str]:
     heads, keys, values = op.matrix.memory.fields[0].shape
-    return f"gated delta rule, {heads} heads of {keys} × {values}"
+    return ["gated delta rule", f"{heads} heads of {keys} × {values}"]
 
 
-def _experts(op: Experts, ops: Sequence[Op]) -> str:
+def _experts(op: Experts, ops: Sequence[Op]) -> list[str]:
     chosen = next((each.chosen for each in ops if isinstance(each, Route)), 0)
     count, _, width = op.down.tensor.shape
-    return f"{count} experts of {width}, {chosen} a token, {op.activation}"
+    return [f"{count} experts of {width}", f"{chosen} a token", op.activation]
 
 
 def _gates(op: Activation) -> bool:
@@ -80,4 +93,5 @@ def _gates(op: Activation) -> bool:
 
 
 def _is_linear(value: Value) -> bool:
-    return isinstance(value.op, Linear)
+    """Whether a value is a linear map's, cut or not."""
+    return isinstance(value.op.x.op if isinstance(value.op, Clamp) else value.op, Linear)

@@ -2,89 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from regraft.ir.cost import cost, parameters
-from regraft.ir.graph import Graph, layer_of, relative
+from regraft.ir.cost import is_buffer
+from regraft.ir.graph import Graph
 from regraft.ir.hardware import Device, device
-from regraft.ir.kinds import block_kinds, ranges
-from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import Embed
-from regraft.views.describe import describe
+from regraft.ir.kinds import Kind, block_kinds, ranges
+from regraft.ir.types import ITEM_BITS
+from regraft.views.cache import CONVENTIONS, CacheFacts, Memories, MemoryFacts
+from regraft.views.describe import FOR_EACH_TOKEN, describe, jobs
+from regraft.views.limits import DeviceFacts, Limits, largest_context, limits
+from regraft.views.parts import Call, Parts, Work
 
 SCHEMA = "regraft.inspect/1"
 RUNS = 6  # of layers that a line spells out
 
+# Vendors count what a token uses without the table that it only looks up in; all others with it.
+_WITHOUT_EMBEDDING = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "gpt_oss", "zaya")
+
 
 @dataclass(frozen=True)
 class ParameterFacts:
-    """Counts of parameters; tied tensors once. ``buffers`` are what no gradient moves."""
+    """Counts of parameters; tied tensors once. ``buffers`` are what no gradient moves, and no part of the others.
+
+    Attributes:
+        total: All of them.
+        active: Those that a token uses: all but the experts that it does not choose.
+        active_without_embedding: The same without tables that are only looked up, and those that serve as head too.
+        embedding: The table of tokens.
+        per_layer_embedding: Tables that give every layer an input of its own.
+        head: The head's matrix; 0 where the table of tokens serves as such.
+        buffers: Numbers that no gradient moves.
+        effective: What the vendor calls active or effective, by the convention of ``effective_is``.
+        effective_is: That convention, in words.
+        by_part: The parameters of each part, by the keys of `regraft.views.parts.PARTS`.
+        active_by_part: Those that a token uses.
+    """
 
     total: int
     active: int
     active_without_embedding: int
     embedding: int
     per_layer_embedding: int
+    head: int
     buffers: int
+    effective: int
+    effective_is: str
+    by_part: dict[str, int]
+    active_by_part: dict[str, int]
 
 
 @dataclass(frozen=True)
-class CacheFacts:
-    """Bytes of the memories of ``batch`` sequences of one length, and what the same model would hold otherwise.
-
-    ``bytes_without_windows``: if every memory kept all rows. ``bytes_without_sharing``: if every layer that reads a
-    memory kept its own.
-    """
-
-    bytes: int
-    bytes_without_windows: int
-    bytes_without_sharing: int
-
-
-@dataclass(frozen=True)
-class DecodeFacts:
-    """One decode step of ``batch`` sequences at one context, the new token included.
+class CallFacts:
+    """One call of ``batch`` sequences: a decode step, the new token included in the context, or a prompt.
 
     ``attention_flops`` are the products of queries with keys and of weights with values alone. ``bytes_read`` are the
-    parameters that a step needs and the rows that each layer reads.
+    parameters that the call needs and the rows of memories that each layer reads. Of a prompt only the last token's
+    logits are computed.
     """
 
     flops: int
     attention_flops: int
     bytes_read: int
+    by_part: dict[str, Work]
 
 
 @dataclass(frozen=True)
 class KindFacts:
-    """A block kind: its name, its layers and what it is made of, in words."""
+    """A block kind.
+
+    Attributes:
+        name: Its name.
+        layers: The layers that it serves.
+        words: What it is made of, in one line.
+        mixer: How it mixes tokens, in words.
+        mlp: What it does with each token, in words.
+        parameters: Parameters of one layer.
+        active: Those of them that a token uses.
+        by_part: Parameters of one layer by part.
+        cache: Bytes of the memories that one layer owns, of all sequences, by context.
+        decode: The work of one layer in a decode step, by context.
+    """
 
     name: str
     layers: tuple[int, ...]
     words: str
-
-
-@dataclass(frozen=True)
-class MemoryFacts:
-    """Memories that are alike: what a row holds, which layers own one, and which layers read that of another.
-
-    ``window`` is how many rows are kept at most, None for all; ``fixed`` how many are held whatever the length,
-    ``rate`` how many tokens make a row where that is more than one.
-    """
-
-    row: str
-    row_bytes: int
-    window: int | None
-    fixed: int | None
-    rate: int | None
-    owners: tuple[int, ...]
-    readers: tuple[tuple[int, tuple[int, ...]], ...]
+    mixer: str
+    mlp: str
+    parameters: int
+    active: int
+    by_part: dict[str, int]
+    cache: dict[int, int]
+    decode: dict[int, Work]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What can be said of a model without its weights. `to_json` gives the schema ``regraft.inspect/1``."""
+    """What can be said of a model without its weights. `to_json` gives the schema ``regraft.inspect/1``.
+
+    ``cache``, ``decode`` and ``prefill`` are by context, in tokens.
+    """
 
     name: str
     family: str
@@ -98,58 +117,120 @@ class Facts:
     cache_dtype: str
     batch: int
     fixed_bytes: int
+    bytes_per_token: float
     cache: dict[int, CacheFacts]
-    decode: dict[int, DecodeFacts]
-    device: Device | None
+    decode: dict[int, CallFacts]
+    prefill: dict[int, CallFacts]
+    device: DeviceFacts | None
 
-    def limit(self, context: int) -> float:
-        """Return how many tokens a second the device's bandwidth allows, for the whole batch.
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The contexts that were asked for."""
+        return tuple(self.cache)
 
-        Raises:
-            ValueError: The facts were taken without a device.
-        """
-        if self.device is None:
-            raise ValueError("no device")
-        return self.batch * self.device.bandwidth_bytes_per_s / self.decode[context].bytes_read
+    @property
+    def pattern(self) -> tuple[str, ...]:
+        """The name of each layer's block kind, in order; empty for a layer that is of none."""
+        names = {layer: kind.name for kind in self.kinds for layer in kind.layers}
+        return tuple(names.get(layer, "") for layer in range(self.layers))
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as the JSON of ``regraft.inspect/1``; contexts are keys, as strings."""
-        limits = {} if self.device is None else {str(n): {"tokens_per_s_limit": self.limit(n)} for n in self.decode}
         return {
             "schema": SCHEMA,
+            "name": self.name,
             "family": self.family,
+            "dtype": self.dtype,
+            "trained_context": self.trained_context,
+            "vocabulary": self.vocabulary,
             "layers": self.layers,
             "block_kinds": len(self.kinds),
-            "parameters": dict(vars(self.parameters)),
+            "kinds": [_kind_json(kind) for kind in self.kinds],
+            "memories": [_memory_json(memory) for memory in self.memories],
+            "parameters": asdict(self.parameters),
             "cache": {
                 "dtype": self.cache_dtype,
                 "batch": self.batch,
                 "fixed_bytes": self.fixed_bytes,
-                "at": {str(n): dict(vars(each)) for n, each in self.cache.items()},
+                "bytes_per_token": self.bytes_per_token,
+                "conventions": dict(CONVENTIONS),
+                "at": _by_context({n: asdict(each) for n, each in self.cache.items()}),
             },
-            "decode": {"at": {str(n): dict(vars(each)) for n, each in self.decode.items()}},
-            "device": None if self.device is None else {"name": self.device.key, "at": limits},
+            "decode": {"at": _by_context({n: _call_json(each) for n, each in self.decode.items()})},
+            "prefill": {"at": _by_context({n: _call_json(each) for n, each in self.prefill.items()})},
+            "device": None if self.device is None else _device_json(self.device),
         }
 
 
+def _by_context(found: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(context): each for context, each in found.items()}
+
+
+def _work_json(work: Work) -> dict[str, int]:
+    return {"flops": work.flops, "bytes_read": work.bytes_read}
+
+
+def _call_json(call: CallFacts) -> dict[str, Any]:
+    parts = {part: _work_json(work) for part, work in call.by_part.items()}
+    return {**vars(call), "by_part": parts}
+
+
+def _kind_json(kind: KindFacts) -> dict[str, Any]:
+    return {
+        "name": kind.name,
+        "layers": list(kind.layers),
+        "structure": kind.words,
+        "mixer": kind.mixer,
+        "mlp": kind.mlp,
+        "parameters": kind.parameters,
+        "active": kind.active,
+        "by_part": kind.by_part,
+        "cache": {"at": _by_context(kind.cache)},
+        "decode": {"at": _by_context({n: _work_json(work) for n, work in kind.decode.items()})},
+    }
+
+
+def _memory_json(memory: MemoryFacts) -> dict[str, Any]:
+    return {
+        **vars(memory),
+        "bytes_per_token": float(memory.bytes_per_token),
+        "owners": list(memory.owners),
+        "readers": [{"owner": owner, "layers": list(layers)} for owner, layers in memory.readers],
+    }
+
+
+def _device_json(found: DeviceFacts) -> dict[str, Any]:
+    return {
+        "name": found.device.key,
+        "full_name": found.device.name,
+        "memory_bytes": found.device.memory_bytes,
+        "weight_bytes": found.weight_bytes,
+        "devices_for_weights": found.devices_for_weights,
+        "largest_context": found.largest_context,
+        "at": _by_context({n: asdict(each) for n, each in found.at.items()}),
+    }
+
+
 def facts(
-    graph: Graph, contexts: Sequence[int] = (4096, 131072), device_key: str | None = None, batch: int = 1
+    graph: Graph, contexts: Sequence[int] = (4096, 131072), on: Device | str | None = None, batch: int = 1
 ) -> Facts:
     """Return the facts of ``graph``.
 
     Args:
         graph: A verified graph.
         contexts: Tokens that a sequence holds, the current one included; each positive.
-        device_key: A key of ``hardware.json``, for limits.
+        on: A device, a key of ``hardware.json`` or the path of a file that describes one, for limits.
         batch: Sequences.
 
     Raises:
         UnknownDeviceError: There is no such device.
+        DeviceKeyError: The file describes none.
     """
-    on = None if device_key is None else device(device_key)
-    memories = graph.memories()
-    steps = {n: cost(graph, batch, 1, n) for n in contexts}
-    fixed = sum(m.op.cost({"B": batch, "T": 0, "S": 0}).cache for m in memories if m.op is not None)
+    target = device(on) if isinstance(on, str) else on
+    kinds = block_kinds(graph)
+    parts, memories = Parts(graph, kinds), Memories(graph, batch)
+    steps = {n: parts.call(batch, 1, n) for n in contexts}
+    prompts = {n: parts.call(batch, n, n, last_token_only=True) for n in contexts}
     meta = graph.meta
     return Facts(
         name=graph.name,
@@ -158,22 +239,17 @@ def facts(
         trained_context=_integer(meta.get("context")),
         vocabulary=_integer(meta.get("vocab")),
         layers=graph.layer_count(),
-        kinds=tuple(KindFacts(kind.name, kind.numbers, describe(kind)) for kind in block_kinds(graph)),
-        memories=tuple(_memory_facts(memories)),
-        parameters=_parameter_facts(graph),
-        cache_dtype=memories[0].memory.dtype if memories else str(meta.get("dtype", "")),
+        kinds=tuple(_kind_facts(kind, parts, steps, batch) for kind in kinds),
+        memories=memories.facts(),
+        parameters=_parameter_facts(parts),
+        cache_dtype=memories.dtype or str(meta.get("dtype", "")),
         batch=batch,
-        fixed_bytes=fixed,
-        cache={n: _cache_facts(memories, step.total.cache - fixed, n, batch) for n, step in steps.items()},
-        decode={
-            n: DecodeFacts(
-                flops=step.total.flops,
-                attention_flops=step.by_family["attn"].flops if "attn" in step.by_family else 0,
-                bytes_read=step.total.bytes_read,
-            )
-            for n, step in steps.items()
-        },
-        device=on,
+        fixed_bytes=memories.fixed_bytes,
+        bytes_per_token=float(memories.bytes_per_token),
+        cache={n: memories.at(n) for n in contexts},
+        decode={n: _call_facts(step) for n, step in steps.items()},
+        prefill={n: _call_facts(prompt) for n, prompt in prompts.items()},
+        device=None if target is None else _device_facts(target, parts, memories, steps, prompts),
     )
 
 
@@ -181,60 +257,75 @@ def _integer(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _parameter_facts(graph: Graph) -> ParameterFacts:
-    counted = parameters(graph)
-    tables = {op.table: None for op in graph.ops if isinstance(op, Embed)}  # the first makes the residual stream
-    sizes = [table.tensor.elements({}) for table in tables]
-    return ParameterFacts(
-        total=counted.total,
-        active=counted.active,
-        active_without_embedding=counted.active_without_embedding,
-        embedding=sum(sizes[:1]),
-        per_layer_embedding=sum(sizes[1:]),
-        buffers=counted.buffers,
+def _call_facts(call: Call) -> CallFacts:
+    total, core = call.total, call.parts.get("attention_core", Work())
+    return CallFacts(total.flops, core.flops, total.bytes_read, call.parts)
+
+
+def _kind_facts(kind: Kind, parts: Parts, steps: Mapping[int, Call], batch: int) -> KindFacts:
+    by_part, idle = parts.layer_parameters(kind)
+    total = sum(by_part.values())
+    found = jobs(kind.layers[0].ops)
+    states = [op for op in kind.layers[0].ops if op.is_state]
+    return KindFacts(
+        name=kind.name,
+        layers=kind.numbers,
+        words=describe(kind),
+        mixer="; ".join(", ".join(words) for job, words in found if job not in FOR_EACH_TOKEN),
+        mlp="; ".join(", ".join(words) for job, words in found if job in FOR_EACH_TOKEN),
+        parameters=total,
+        active=total - idle,
+        by_part=by_part,
+        cache={n: sum(op.cost({"B": batch, "T": 1, "S": n}).cache for op in states) for n in steps},
+        decode={n: sum(step.kinds[kind.name].values(), Work()) for n, step in steps.items()},
     )
 
 
-def _cache_facts(memories: Sequence[Value], held: int, context: int, batch: int) -> CacheFacts:
-    uncapped = own = 0
-    for memory in memories:
-        kept = memory.memory
-        rows = kept.rows(context)
-        uncapped += 0 if kept.window is None else (context - rows) * kept.row_bytes * batch
-        for reader in _other_readers(memory):
-            window = reader.attributes.get("window")
-            own += kept.with_window(window if isinstance(window, int) else None).rows(context) * kept.row_bytes * batch
-    return CacheFacts(held, held + uncapped, held + own)
+def _parameter_facts(parts: Parts) -> ParameterFacts:
+    by_part, active_by_part = parts.parameters()
+    total, active = sum(by_part.values()), sum(active_by_part.values())
+    sizes = [table.tensor.elements({}) for table in parts.tables]
+    embedding, per_layer = sum(sizes[:1]), sum(sizes[1:])
+    if per_layer:
+        effective, words = total - per_layer, "all but the per-layer embedding"
+    elif parts.graph.meta.get("family") in _WITHOUT_EMBEDDING:
+        effective, words = active - embedding, "what a token uses, without the embedding"
+    else:
+        effective, words = active, "what a token uses, with the embedding"
+    return ParameterFacts(
+        total=total,
+        active=active,
+        active_without_embedding=active - embedding - per_layer,
+        embedding=embedding,
+        per_layer_embedding=per_layer,
+        head=by_part.get("head", 0),
+        buffers=sum(v.tensor.elements({}) for v in parts.graph.parameters() if is_buffer(v)),
+        effective=effective,
+        effective_is=words,
+        by_part=by_part,
+        active_by_part=active_by_part,
+    )
 
 
-def _other_readers(memory: Value) -> list[Op]:
-    """Return one reading op for each layer that reads the memory of another layer."""
-    home = layer_of(memory.name)
-    readers = {layer_of(op.results[0].name): op for op in memory.users if op.reads_memory}
-    readers.pop(home, None)
-    return list(readers.values())
+def _device_facts(
+    on: Device, parts: Parts, memories: Memories, steps: Mapping[int, Call], prompts: Mapping[int, Call]
+) -> DeviceFacts:
+    weights = sum(v.tensor.elements({}) * ITEM_BITS[v.tensor.dtype] // 8 for v in parts.graph.parameters())
+    room, fixed, batch = on.memory_bytes - weights, memories.fixed_bytes, memories.batch
 
+    def held(context: int) -> int:
+        return memories.held(context) + fixed
 
-def _memory_facts(memories: Sequence[Value]) -> list[MemoryFacts]:
-    groups: dict[tuple[str, object], list[Value]] = {}
-    for memory in memories:
-        groups.setdefault((relative(memory.name), memory.type), []).append(memory)
-    found: list[MemoryFacts] = []
-    for group in groups.values():
-        kept = group[0].memory
-        shared = {m: sorted(layer_of(op.results[0].name) or 0 for op in _other_readers(m)) for m in group}
-        found.append(
-            MemoryFacts(
-                row=", ".join(f"{f.name} {' × '.join(map(str, f.shape))}" for f in kept.fields),
-                row_bytes=kept.row_bytes,
-                window=kept.window,
-                fixed=kept.fixed,
-                rate=kept.rate,
-                owners=tuple(layer_of(m.name) or 0 for m in group),
-                readers=tuple((layer_of(m.name) or 0, tuple(layers)) for m, layers in shared.items() if layers),
-            )
-        )
-    return found
+    at: dict[int, Limits] = {}
+    for n, step in steps.items():
+        at[n] = limits(on, batch, step.total, prompts[n].total, room, held(n) // batch)
+    return DeviceFacts(
+        device=on,
+        weight_bytes=weights,
+        devices_for_weights=-(-weights // on.memory_bytes),
+        largest_context=largest_context(room, held),
+        at=at,
+    )
 
 
 def layers_text(numbers: Sequence[int]) -> str:

@@ -30,6 +30,15 @@ class UnknownDeviceError(RegraftError):
     hint = "devices: {legal}"
 
 
+class DeviceKeyError(RegraftError):
+    """A file that describes a device has a key too many or too few, or a value that no device has."""
+
+    code = "RG607"
+    exit_code = 2
+    message = "a device's {key} {problem}"
+    hint = "a device needs {needed}; it may have {optional}"
+
+
 class MissingPackageError(RegraftError):
     """An optional package is not installed."""
 

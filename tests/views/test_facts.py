@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from regraft.frontends.folder import open_model
@@ -16,13 +18,20 @@ OWN = 2 * 16 * 32  # of its key and value projections
 TABLE = 100 * 32
 
 
+def shared(found: Any, wanted: Any) -> Any:
+    """Return ``found`` with just the keys that ``wanted`` has: a schema may grow."""
+    if not isinstance(wanted, dict):
+        return found
+    return {key: shared(found.get(key), each) for key, each in cast("dict[str, Any]", wanted).items()}
+
+
 def test_the_json_has_the_documented_numbers(tiny: Graph) -> None:
-    found = facts(tiny, contexts=(64,), device_key="h200-sxm", batch=2).to_json()
+    found = facts(tiny, contexts=(64,), on="h200-sxm", batch=2).to_json()
     total = 4 * LAYER + 3 * OWN + TABLE
     held = (64 + 16 + 16) * ROW * 2
     weights = (total + 1 * 32 * 2) * 2  # bf16; the table as the head, and a row for each new token
     read = weights + held + 64 * ROW * 2  # layer 3 reads layer 0's rows again
-    assert found == {
+    wanted = {
         "schema": "regraft.inspect/1",
         "family": "qwen3",
         "layers": 4,
@@ -58,22 +67,20 @@ def test_the_json_has_the_documented_numbers(tiny: Graph) -> None:
         },
         "device": {"name": "h200-sxm", "at": {"64": {"tokens_per_s_limit": 2 * 4.8e12 / read}}},
     }
+    assert shared(found, wanted) == wanted
 
 
 def test_without_a_device_there_is_no_limit(tiny: Graph) -> None:
-    found = facts(tiny, contexts=(64,))
-    assert found.to_json()["device"] is None
-    with pytest.raises(ValueError, match="no device"):
-        found.limit(64)
+    assert facts(tiny, contexts=(64,)).to_json()["device"] is None
 
 
 def test_an_unknown_device_is_refused_with_the_nearest(tiny: Graph) -> None:
     with pytest.raises(UnknownDeviceError, match="did you mean h200-sxm"):
-        facts(tiny, device_key="h200")
+        facts(tiny, on="h200")
 
 
 def test_the_card_names_kinds_layers_and_shared_memories(tiny: Graph) -> None:
-    text = plain(card(facts(tiny, contexts=(64, 4096), device_key="h200-sxm")))
+    text = plain(card(facts(tiny, contexts=(64, 4096), on="h200-sxm")))
     assert text.startswith("tiny: qwen3, 4 layers, bf16, vocabulary 100, trained context 512\n")
     assert "4 query heads of 8 over 2 KV heads, window 16, q/k norm, rope base 10,000; MLP 64, silu" in text
     assert "reads another layer's memory" in text
