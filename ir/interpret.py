@@ -12,7 +12,7 @@ from regraft.ir.errors.checks import CallError, ContextError, NeedsCalibrationEr
 from regraft.ir.errors.graph import UnknownValueError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.fits import Moment
+from regraft.ir.ops.fits import Statistic
 from regraft.ir.ops.weight import Load
 from regraft.ir.source import Source, TensorInfo, torch_dtype
 
@@ -53,11 +53,11 @@ class Run:
         valid: Tensor,
         cache: Cache | None,
         load: Callable[[Load], Tensor],
-        moment: Callable[[Moment], Tensor] | None = None,
+        statistic: Callable[[Statistic], Tensor] | None = None,
     ) -> None:
         self.pos, self.valid, self.cache = pos, valid, cache
         self.load = load
-        self._moment = moment
+        self._statistic = statistic
         self.written: dict[str, Rows] = {}
 
     def wide(self, x: Tensor) -> Tensor:
@@ -66,15 +66,15 @@ class Run:
 
         return x if x.dtype == torch.float64 else x.float()
 
-    def moment(self, op: Moment) -> Tensor:
+    def statistic(self, op: Statistic) -> Tensor:
         """Return a statistic.
 
         Raises:
             NeedsCalibrationError: There is no calibration text here.
         """
-        if self._moment is None:
-            raise NeedsCalibrationError(name=op.out.name)
-        return self._moment(op)
+        if self._statistic is None:
+            raise NeedsCalibrationError(name=op.results[0].name)
+        return self._statistic(op)
 
     def past(self, memory: Value, field: str) -> Tensor | None:
         """Return what the calls before left of a memory that holds as much at any length, if there were any."""

@@ -20,6 +20,7 @@ from regraft.ir.errors.recipe import ChoiceError, OptionRangeError, OptionTypeEr
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Linear
+from regraft.ir.ops.fits import Statistic
 from regraft.passes.located import Node, Place, Plain
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class Measurements(Protocol):
         evaluated, and fitted where an earlier pass says so. Ops come in the order given; where that is by depth, one
         statistic is in memory at a time.
         """
+        ...
+
+    def statistics(self, graph: Graph, wanted: Sequence[Statistic]) -> Iterator[Tensor]:
+        """Yield each of some statistics over edges of ``graph``, in the order given; the ops are in no graph yet."""
+        ...
+
+    def damage(self, graph: Graph, edits: Sequence[Callable[[Graph], object]]) -> list[float]:
+        """Return KL(original ‖ edited), in nats a token, of each edit of a copy of ``graph`` alone, refits included."""
         ...
 
     def weight(self, graph: Graph, value: Value) -> Tensor:

@@ -6,7 +6,7 @@ Fits are computed in float64 and given in the prior's dtype. An op per fit: its 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regraft.ir.attributes import FLOAT, INT, INTS, STR
 from regraft.ir.dims import B, T
@@ -18,11 +18,32 @@ from regraft.ir.types import TensorType, Type
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from regraft.ir.graph import Graph
     from regraft.ir.interpret import Run
 
 
+class Statistic(WeightOp):
+    """An op that takes the mean of something over the calibration text's tokens, in float64.
+
+    Its operands are run-time values; edges of the graph as it was lifted are named by attributes.
+    """
+
+    reads_run_time = True
+
+    def edges(self, original: Graph) -> list[Value]:
+        """Return the run-time values that it is over; ``original`` is the graph as it was lifted."""
+        return list(self.operands)
+
+    def batch_sum(self, run: Run, *values: Any) -> Tensor:
+        """Return the sum over the tokens of a batch, given what `edges` names: tensors, or the rows of memories."""
+        raise NotImplementedError(self.opname)
+
+    def reference(self, run: Run) -> Tensor:
+        return run.statistic(self)
+
+
 @op("weight.moment")
-class Moment(WeightOp):
+class Moment(Statistic):
     """Return ``E[a bᵀ]`` over the calibration text's tokens, in float64.
 
     ``a`` and ``b`` are run-time values ``[B, T, ...]``, flattened after the token axis. ``source_a`` and ``source_b``
@@ -41,7 +62,6 @@ class Moment(WeightOp):
     columns = attribute(INT)
 
     typed_attributes = ("rows", "columns")
-    reads_run_time = True
 
     @classmethod
     def attributes_of(cls, type: Type) -> dict[str, object]:
@@ -73,8 +93,19 @@ class Moment(WeightOp):
             problem = f"side {side} has {width(value.tensor)} channels, not {size}"
             raise OpRuleError(op=self.label, problem=problem, fix="the result's shape is the channels of a and of b")
 
-    def reference(self, run: Run) -> Tensor:
-        return run.moment(self)
+    def edges(self, original: Graph) -> list[Value]:
+        sides = ((self.a, self.source_a), (self.b, self.source_b))
+        return [value if value is not None else original[str(name)] for value, name in sides]
+
+    def batch_sum(self, run: Run, *values: Tensor) -> Tensor:
+        a, b = (value.flatten(2).flatten(0, 1).double() for value in values)
+        return a.T @ b
+
+
+def second_moment(x: Value) -> Moment:
+    """Return ``E[x xᵀ]`` of a run-time value, an op in no graph yet."""
+    size = width(x.tensor)
+    return Moment({"a": (x,), "b": (x,)}, {"rows": size, "columns": size})
 
 
 def width(type: TensorType) -> int:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.fits import Moment
+from regraft.ir.ops.fits import Statistic
 from regraft.ir.ops.weight import Load
 from regraft.ir.source import Sink, Source, TensorInfo, to_bytes
 from regraft.passes.fitting.sweep import Progress, Sweep, evaluate
+from regraft.passes.packing import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def plan_tensors(graph: Graph) -> list[TensorInfo]:
-    """Return what folding writes: each parameter's name, dtype and shape, in order of first use."""
+def plan_tensors(graph: Graph, kept: Collection[str] = ()) -> list[TensorInfo]:
+    """Return what folding writes: each parameter's name, dtype and shape, in order of first use.
+
+    For the parameters that are ``kept`` it is the tensors of the checkpoint that they are computed from.
+    """
+    if kept:
+        return read_tensors(folded(graph, kept).parameters())
     return [TensorInfo(v.name, v.tensor.dtype, v.tensor.sizes) for v in graph.parameters()]
 
 
@@ -30,15 +36,15 @@ def fitted_parameters(graph: Graph) -> list[Value]:
     for op in graph.ops:
         if op.weight_time:
             before = (v.op is not None and fitted.get(v.op, False) for v in op.operands)
-            fitted[op] = isinstance(op, Moment) or any(before)
+            fitted[op] = isinstance(op, Statistic) or any(before)
     return [v for v in graph.parameters() if v.op is not None and fitted[v.op]]
 
 
-def folded(graph: Graph) -> Graph:
-    """Return the graph of the model that folding writes: every parameter is loaded under its own name."""
+def folded(graph: Graph, kept: Collection[str] = ()) -> Graph:
+    """Return the graph of the model that folding writes: every parameter that is not ``kept`` loads under its name."""
     copy = graph.copy()
     for parameter in copy.parameters():
-        if isinstance(parameter.op, Load) and parameter.op.tensor is None:
+        if parameter.name in kept or (isinstance(parameter.op, Load) and parameter.op.tensor is None):
             continue
         assert parameter.op is not None
         name, type = parameter.name, parameter.tensor
@@ -57,8 +63,9 @@ def fold(
     keep: Callable[[str, Tensor], None] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    kept: Collection[str] = (),
 ) -> None:
-    """Write every parameter that ``sink`` still wants.
+    """Write every parameter that ``sink`` still wants, and every tensor behind one that is ``kept``.
 
     Tensors that no pass touched are copied byte by byte. Others are evaluated one at a time in each worker, from inputs
     that are dropped again at once. Parameters fitted to statistics come from ``sweep``, in depth order.
@@ -71,19 +78,22 @@ def fold(
         keep: Called with each fitted parameter, so that an interrupted run need not fit it again.
         progress: Called with tensors done, tensors in all, and what is being done.
         workers: Threads, one for each core by default.
+        kept: Parameters that stay expressions: what they read is copied. See `passes.packing`.
 
     Raises:
         NotFiniteError: A tensor holds NaN or infinity.
         NeedsCalibrationError: A parameter is fitted, and there is no sweep.
     """
     pending = set(sink.pending())
-    values = {v.name: v for v in graph.parameters()}
+    values = {v.name: v for v in graph.parameters() if v.name not in kept}
     fitted = {v.name: v for v in fitted_parameters(graph)} if sweep is not None else {}
     order = [name for name in sink.pending() if name not in fitted]
 
     def one(name: str) -> None:
-        value = values[name]
-        if isinstance(value.op, Load):
+        value = values.get(name)
+        if value is None:
+            sink.copy(name, source, name)
+        elif isinstance(value.op, Load):
             sink.copy(name, source, value.op.source)
         else:
             sink.write(name, to_bytes(_finite(name, evaluate(value, source))))

@@ -1,4 +1,4 @@
-"""Statistics that passes ask for before they decide: second moments of run-time edges on calibration text."""
+"""What passes ask for before they decide: statistics over calibration text, weights, and what single edits cost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from regraft.ir.errors.checks import NeedsCalibrationError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Linear
-from regraft.ir.ops.fits import Moment, width
+from regraft.ir.ops.fits import Statistic, second_moment
 from regraft.ir.source import Source
-from regraft.passes.fitting.sweep import Progress, Sweep, ancestors, evaluate
+from regraft.passes.fitting.damage import Damage, Edit
+from regraft.passes.fitting.stream import ancestors
+from regraft.passes.fitting.sweep import Progress, Sweep, evaluate
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FIT, JUDGE = 32, 16  # windows, at most, for single edits
 
 
 class Measurements:
@@ -42,33 +46,73 @@ class Measurements:
         Raises:
             NeedsCalibrationError: There is no calibration text.
         """
-        probe = graph.copy()
-        moments: dict[Value, Linear] = {}
-        weights: dict[Linear, Value] = {}
-        for linear in linears:
-            z, weight = probe[linear.x.name], probe[linear.weight.name]
-            size = width(z.tensor)
-            op = Moment({"a": (z,), "b": (z,)}, {"rows": size, "columns": size})
-            moments[probe.add(op, [probe.fresh(f"{linear.x.name}.moment")])[0]] = linear
-            if _is_fitted(weight):
-                weights[linear] = weight
-        sweep = self._sweep(probe, linears[0].x.name if linears else "nothing")
-        statistics: dict[Linear, Tensor] = {}
-        fitted: dict[Value, Tensor] = {}
-        expected = iter(linears)
-        following = next(expected, None)
-        for value, tensor in sweep.solve([*moments, *weights.values()], self._progress):
-            if value in moments:
-                statistics[moments[value]] = tensor
+        for linear, (c, weight) in zip(linears, self._projections(graph, linears), strict=True):
+            yield linear, c, weight
+
+    def _projections(self, graph: Graph, linears: Sequence[Linear]) -> Iterator[tuple[Tensor, Tensor]]:
+        fitted = [linear.weight for linear in linears if _is_fitted(linear.weight)]
+        found: dict[Value, Tensor] = {}
+        waiting: list[Tensor] = []
+        following = iter(linears)
+        statistics = [second_moment(linear.x) for linear in linears]
+        linear = next(following, None)
+        for value, tensor in self._solve(graph, statistics, fitted):
+            if value is None:
+                waiting.append(tensor)
             else:
-                fitted[value] = tensor
-            while following in statistics:
-                own = weights.get(following)
-                if own is not None and own not in fitted:
-                    break
-                weight = evaluate(following.weight, self.source) if own is None else fitted[own]
-                yield following, statistics.pop(following), weight
-                following = next(expected, None)
+                found[value] = tensor
+            while linear is not None and waiting and (linear.weight in found or linear.weight not in fitted):
+                weight = found[linear.weight] if linear.weight in fitted else evaluate(linear.weight, self.source)
+                yield waiting.pop(0), weight
+                linear = next(following, None)
+
+    def statistics(self, graph: Graph, wanted: Sequence[Statistic]) -> Iterator[Tensor]:
+        """Yield each of some statistics over edges of ``graph``, in the order given; the ops need not be in the graph.
+
+        One sweep serves all; where they ascend by layer, few are in memory at a time.
+
+        Raises:
+            NeedsCalibrationError: There is no calibration text.
+        """
+        for _, tensor in self._solve(graph, wanted, ()):
+            yield tensor
+
+    def _solve(
+        self, graph: Graph, wanted: Sequence[Statistic], weights: Sequence[Value]
+    ) -> Iterator[tuple[Value | None, Tensor]]:
+        """Yield the statistics in the order given, under None, and fitted weights as soon as they are known."""
+        probe = graph.copy()
+        places: dict[Value, int] = {}
+        for place, statistic in enumerate(wanted):
+            op = statistic.rebuilt(lambda value: probe[value.name])
+            places[probe.add(op, [probe.fresh(f"measured.{place}")])[0]] = place
+        fitted = {probe[weight.name]: weight for weight in weights}
+        name = next((edge.name for each in wanted for edge in each.edges(self.original)), "nothing")
+        early: dict[int, Tensor] = {}
+        following = 0
+        for value, tensor in self._sweep(probe, name).solve([*places, *fitted], self._progress):
+            if value in fitted:
+                yield fitted[value], tensor
+                continue
+            early[places[value]] = tensor
+            while following in early:
+                yield None, early.pop(following)
+                following += 1
+
+    def damage(self, graph: Graph, edits: Sequence[Edit]) -> list[float]:
+        """Return the KL(original ‖ edited) of each edit of ``graph`` alone, in nats a token; see `Damage`.
+
+        The last windows of the calibration text judge, others are fitted on.
+
+        Raises:
+            NeedsCalibrationError: There is no calibration text, or no two windows of it.
+        """
+        if self.tokens is None or len(self.tokens) < 2:
+            raise NeedsCalibrationError(name="the divergence after single edits")
+        judge = max(1, min(JUDGE, len(self.tokens) // 4))
+        rest = len(self.tokens) - judge
+        damage = Damage(graph, self.original, self.source, self.tokens[: min(FIT, rest)], self.tokens[rest:])
+        return damage.measure(edits, self._progress)
 
     def weight(self, graph: Graph, value: Value) -> Tensor:
         """Return a weight-time value of ``graph`` in the stored dtype; one that an earlier pass fits is fitted now."""
@@ -84,4 +128,4 @@ class Measurements:
 
 def _is_fitted(value: Value) -> bool:
     """Whether a weight depends on a statistic."""
-    return any(isinstance(op, Moment) for op in ancestors([value]))
+    return any(isinstance(op, Statistic) for op in ancestors([value]))
