@@ -65,7 +65,7 @@ class Decoder(Config):
     wrapper: ClassVar[Sequence[str]] = ()  # keys beside text_config
     rope_inert: ClassVar[Sequence[str]] = ()
     theta: ClassVar[float] = 10000.0
-    twin_gain: ClassVar[float] = 1.5  # of the twin's maps: less for a family whose norms follow small sums
+    twin_gain: ClassVar[float] = 1.0  # of the twin's maps: less where norms follow small sums or attention is sharp
     embedding: ClassVar[str] = "embed_tokens.weight"
     last_norm: str = "norm"
     head: ClassVar[str] = "lm_head.weight"

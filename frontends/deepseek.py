@@ -35,7 +35,7 @@ class DeepSeek(Decoder):
     Checkpoints in float8 have a scale for each block of a tensor; the blocks' size is in ``quantization_config``.
     """
 
-    twin_gain = 0.9  # yarn sharpens attention, which then amplifies rounding
+    twin_gain = 0.7  # yarn sharpens attention, which then amplifies rounding
     inert = ("aux_loss_alpha", "ep_size", "output_router_logits", "pretraining_tp", "qk_head_dim", "seq_aux")
 
     vocab_size = integer(129280, high=MAX_VOCABULARY)

@@ -81,7 +81,7 @@ def write_twin(
         return folder.commit()
 
 
-def random_tensors(graph: Graph, seed: int, gain: float = 1.5) -> dict[str, Array]:
+def random_tensors(graph: Graph, seed: int, gain: float = 1.0) -> dict[str, Array]:
     """Return a value for every tensor that a graph loads, as far from special values as training leaves them.
 
     Args:

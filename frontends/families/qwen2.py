@@ -13,7 +13,6 @@ class Qwen2(Qwen3):
     family = "qwen2"
     model_types = ("qwen2",)
     architectures = ("Qwen2ForCausalLM",)
-    twin_gain = 1.0
     inert = ("use_mrope",)
 
     head_dim = optional_integer(None, low=2, high=MAX_HEAD_WIDTH)

@@ -64,7 +64,6 @@ class Zaya(Decoder):
     model_types = ("zaya",)
     architectures = ("ZayaForCausalLM",)
     inert = ("output_router_logits", *FLAGS)
-    twin_gain = 1.0
 
     vocab_size = integer(262272, high=MAX_VOCABULARY)
     hidden_size = integer(2048)
@@ -201,6 +200,9 @@ class Zaya(Decoder):
         return [y, x, state]
 
     # -- the small twin
+
+    def twin_layers(self) -> list[int]:
+        return super().twin_layers()[1:]  # the first layer once: a second one would be of another kind
 
     def twin(self) -> dict[str, object]:
         config = super().twin()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,17 @@ from regraft.frontends.tensors import Declared
 from regraft.frontends.twin import random_tensors, twin_config
 from regraft.ir.cost import cache_bytes, cost, parameters
 from regraft.ir.errors.base import RegraftError
-from regraft.ir.graph import Graph
 from regraft.ir.header import build_header
 from regraft.ir.interpret import Interpreter
 from regraft.ir.kinds import block_kinds
-from regraft.ir.op import Op
 from regraft.ir.ops.attn import Attend
-from regraft.ir.ops.core import Norm
-from regraft.ir.ops.index import Index
-from regraft.ir.ops.moe import Route
 from regraft.ir.ops.pos import Rope
-from regraft.ir.ops.quantized import Dequantize, SliceEach
+from regraft.ir.ops.quantized import Dequantize
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorInfo, TensorSource
 from regraft.ir.text import print_graph
 from tests.frontends import agreement
+from tests.frontends.cases import builtin
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "data" / "mla_golden.json").read_text(encoding="utf-8")
@@ -96,17 +90,6 @@ def test_text_reads_back_to_the_same_graph(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_twins_are_small_and_read_back(name: str) -> None:
-    small = twin_config(open_model(f"builtin:{name}").config)
-    graph = lift_config(read_config(small), Declared("f32", published=True))
-    assert parameters(graph).total < 300_000
-    text = print_graph(graph)
-    assert print_graph(parse_graph(text)) == text
-    assert [kind.name for kind in block_kinds(graph)] == ["full", "full_moe"]
-    assert twin_config(small) == small
-
-
 # -- the golden tiny models
 
 
@@ -144,117 +127,6 @@ def test_golden_tiny_models(name: str) -> None:
     assert logits.argmax(-1).tolist() == golden["argmax"]
 
 
-# -- twins against transformers
-
-
-def builtin(name: str, **changes: Any) -> dict[str, Any]:
-    return {**open_model(f"builtin:{name}").config, **changes}
-
-
-YARN = {"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096}
-CASES: dict[str, Callable[[], dict[str, Any]]] = {
-    "v2 lite": lambda: builtin("DeepSeek-V2-Lite"),
-    "v2, query latent, best groups": lambda: builtin(
-        "DeepSeek-V2-Lite", q_lora_rank=1536, topk_method="group_limited_greedy", n_group=8, topk_group=3
-    ),
-    "v3": lambda: builtin("DeepSeek-V3"),
-    "v3, no query latent, plain rope, halves": lambda: builtin(
-        "DeepSeek-V3", q_lora_rank=None, rope_scaling=None, rope_interleave=False
-    ),
-    "v3, biases, another amplitude, weights as they are": lambda: builtin(
-        "DeepSeek-V3", attention_bias=True, rope_scaling=YARN, norm_topk_prob=False, rms_norm_eps=1e-5
-    ),
-    "v3.2": lambda: builtin("DeepSeek-V3.2"),
-}
-
-
-@pytest.fixture(scope="module", params=list(CASES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> agreement.Pair:
-    return agreement.pair(CASES[request.param](), tmp_path_factory.mktemp("model"))
-
-
-def test_the_interpreter_agrees_with_transformers(pair: agreement.Pair) -> None:
-    assert pair.logits.std() >= 1
-    pair.check_all(pair.interpreter)
-
-
-def test_the_emitted_program_agrees_with_transformers(pair: agreement.Pair) -> None:
-    pair.check_all(pair.program)
-
-
-# -- single wrong choices
-
-
-def twin_graph(config: dict[str, Any]) -> Graph:
-    return lift_config(read_config(twin_config(config)), Declared("f32"))
-
-
-@cache
-def weights() -> dict[str, Tensor]:
-    graph = twin_graph(builtin("DeepSeek-V3.2"))
-    return {name: torch.from_numpy(array) for name, array in random_tensors(graph, 0, gain=0.9).items()}
-
-
-def logits_of(graph: Graph) -> Tensor:
-    tokens = torch.randint(0, 128, (1, 24), generator=torch.Generator().manual_seed(0))
-    return Interpreter(graph, TensorSource(weights()))(tokens)
-
-
-def _index_rope(op: Op) -> bool:
-    return isinstance(op, Rope) and ".index." in op.out.name
-
-
-WRONG: dict[str, tuple[Callable[[Op], bool], dict[str, Any]]] = {
-    "the scale of heads without the yarn factor": (lambda op: isinstance(op, Attend), {"scale": 40**-0.5}),
-    "the scale of the latent": (lambda op: isinstance(op, Attend), {"scale": 48**-0.5}),
-    "rotation in halves": (lambda op: isinstance(op, Rope) and not _index_rope(op), {"layout": "halves"}),
-    "an index that turns in pairs": (_index_rope, {"layout": "interleaved"}),
-    "another base": (lambda op: isinstance(op, Rope), {"base": 1e5}),
-    "no yarn": (lambda op: isinstance(op, Rope), {"scaling": "none"}),
-    "one row more": (lambda op: isinstance(op, Index), {"chosen": 8}),
-    "a group counts by its best": (lambda op: isinstance(op, Route), {"best": 1}),
-    "one group more": (lambda op: isinstance(op, Route), {"kept": 3}),
-    "scores of a softmax": (lambda op: isinstance(op, Route), {"score": "softmax"}),
-    "weights not normalised": (lambda op: isinstance(op, Route), {"normalize": False}),
-    "weights not scaled": (lambda op: isinstance(op, Route), {"scale": 1.0}),
-    "norms centred on zero": (lambda op: isinstance(op, Norm), {"offset": 1.0}),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_single_wrong_choice_shows_on_the_twin(wrong: str) -> None:
-    graph = twin_graph(builtin("DeepSeek-V3.2"))
-    right = logits_of(graph)
-    which, attributes = WRONG[wrong]
-    for op in filter(which, graph.ops):
-        for name, value in attributes.items():
-            graph.set_attribute(op, name, value)
-    graph.retype()
-    assert (logits_of(graph) - right).abs().max() > 1e-3
-
-
-def test_keys_and_values_are_interleaved_by_head() -> None:
-    graph = twin_graph(builtin("DeepSeek-V3.2"))
-    right = logits_of(graph)
-    for op in graph.ops:
-        if isinstance(op, SliceEach):  # all keys, then all values
-            side = 24 * 4 if op.start == 0 else 20 * 4
-            start = 0 if op.start == 0 else 24 * 4
-            for name, value in (("parts", 1), ("start", start), ("stop", start + side)):
-                graph.set_attribute(op, name, value)
-    graph.retype()
-    assert (logits_of(graph) - right).abs().max() > 1e-3
-
-
-def test_the_bias_chooses_and_does_not_weigh() -> None:
-    graph = twin_graph(builtin("DeepSeek-V3.2"))
-    right = logits_of(graph)
-    for op in graph.ops:
-        if isinstance(op, Route):
-            graph.set_operand(op, "bias", ())
-    assert (logits_of(graph) - right).abs().max() > 1e-3
-
-
 # -- checkpoints in float8
 
 
@@ -265,7 +137,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Te
     graph = lift_config(read_config(config), Declared("f32", published=True))
     stored: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
-    for name, array in random_tensors(graph, 3, gain=0.9).items():
+    for name, array in random_tensors(graph, 3, gain=0.7).items():
         value = torch.from_numpy(array)
         if value.ndim < 2 or "embed_tokens" in name or "lm_head" in name or name.endswith("mlp.gate.weight"):
             stored[name] = plain[name] = value

@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[dict[str, Any] | str, Patch]] = {
 def logits(config: Decoder, seed: int = 0) -> torch.Tensor:
     graph = lift_config(config, Declared("f32", published=True))
     right = lift_config(read_config(config.given.values), Declared("f32", published=True))
-    weights = {name: torch.from_numpy(array) for name, array in random_tensors(right, seed).items()}
+    weights = {name: torch.from_numpy(array) for name, array in random_tensors(right, seed, config.twin_gain).items()}
     assert {info.name for info in expected_tensors(graph)} <= set(weights)
     tokens = torch.randint(0, 128, (1, 24), generator=torch.Generator().manual_seed(0))
     return Interpreter(graph, TensorSource(weights))(tokens)
