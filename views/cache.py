@@ -83,6 +83,15 @@ class MemoryFacts:
     owners: tuple[int, ...]
     readers: tuple[tuple[int, tuple[int, ...]], ...]
 
+    @property
+    def kept(self) -> str:
+        """What is kept of a sequence, in words."""
+        if self.fixed is not None:
+            return "at any length"
+        if self.rate is not None:
+            return f"a row for every {self.rate} tokens"
+        return "of every token" if self.window is None else f"of the last {self.window:,} tokens"
+
 
 class Memories:
     """The memories of a graph, those that are alike together.
@@ -120,7 +129,7 @@ class Memories:
 
     def facts(self) -> tuple[MemoryFacts, ...]:
         """Return what there is to say of each group of memories that are alike."""
-        return tuple(_facts(group) for group in self.groups)
+        return tuple(memory_facts(group) for group in self.groups)
 
     def held(self, context: int) -> int:
         """Return the bytes of the rows of sequences of ``context`` tokens, without what is held at any length."""
@@ -226,7 +235,8 @@ def other_readers(memory: Value) -> list[Op]:
     return list(readers.values())
 
 
-def _facts(group: Sequence[Value]) -> MemoryFacts:
+def memory_facts(group: Sequence[Value]) -> MemoryFacts:
+    """Return what there is to say of memories that are alike."""
     first = group[0]
     kept = first.memory
     shared = {m: sorted(layer_of(op.results[0].name) or 0 for op in other_readers(m)) for m in group}
