@@ -148,6 +148,7 @@ def _title(graph: Graph, facts: Mapping[str, Any]) -> str:
 
 def _header(graph: Graph, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     width = graph.parameters()[0].tensor.sizes[-1]
+    pooled = any(memory.memory.rate for memory in graph.memories())
     model = f"{facts['name']} ({facts['family']}): {facts['layers']} layers, M = {width}, V = {facts['vocab']}"
     weights = f"{facts['tensors']} tensors, {facts['parameters']:,} parameters, {facts['dtype']}"
     recipe = [("recipe" if i == 0 else "", step) for i, step in enumerate(facts["recipe"] or ["none"])]
@@ -157,6 +158,7 @@ def _header(graph: Graph, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("graph", f"sha256 {facts['digest']}"),
         ("weights", weights),
         ("dims", "B batch, T tokens of a call, N slots of a memory, S rows that queries see, V vocabulary"),
+        *([("", "E rows of several tokens that a call may finish")] if pooled else []),
     ]
 
 

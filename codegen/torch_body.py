@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from regraft.codegen.names import Namespace, comment, suffixes
-from regraft.codegen.torch_ops import Code, absorbs, emit_op
+from regraft.codegen.torch_code import Code
+from regraft.codegen.torch_memories import written_by_readers
+from regraft.codegen.torch_ops import absorbs, emit_op
 from regraft.codegen.wiring import Place
 from regraft.ir.dims import Sym
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.compress import Compressed
+from regraft.ir.ops.memory import RowPositions
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType
 
@@ -22,7 +26,9 @@ _GLOBALS = """
     frequencies llama3 yarn rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
     route_normalized mix_experts gelu_tanh
-    attend_by_scores softmax route_by quick_gelu
+    attend_by_scores attend_both chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
+    back pooled_view window_starts pool pool_overlapping windows keep_pooled Every
+    stream_maps read_streams write_streams collapse_streams
     with_tail convolve log_decay delta_rule delta_chunk Fixed start count
     last_rows new_memories Cache Model load KINDS self
 """
@@ -38,12 +44,16 @@ class Shared:
         helpers: The functions that are used, each with the forms in which it is.
         ropes: Parameters of each rotation, and its variable's name.
         views: What a memory keeps and how far a query looks, and the variable's name.
+        everies: How many tokens a pooled row is made of, and the name of the view of such rows.
+        row_ropes: A rotation's name and the tokens of a pooled row, and the variable for turning such rows.
     """
 
     def __init__(self) -> None:
         self.helpers: dict[str, set[str]] = {}
         self.ropes: dict[tuple[object, ...], str] = {}
         self.views: dict[tuple[int | None, int | None], str] = {}
+        self.everies: dict[int, str] = {}
+        self.row_ropes: dict[tuple[str, int], str] = {}
         self._names = Namespace(GLOBALS)
 
     def helper(self, name: str, *flags: str) -> str:
@@ -57,7 +67,10 @@ class Shared:
         key = (op.base, op.channels, op.layout, op.scaling, *scaled, op.pairs, op.amplitude)
         if key not in self.ropes:
             self.ropes[key] = self._names.give(key, "rope")
-        return self.ropes[key]
+        rope = self.ropes[key]
+        if not isinstance(op.pos.op, RowPositions) or (rate := op.pos.op.memory.memory.rate) is None:
+            return rope
+        return self.row_ropes.setdefault((rope, rate), self._names.give((rope, rate), f"{rope}_every_{rate}"))
 
     def view(self, kept: int | None, window: int | None) -> str:
         """Return the name of a view."""
@@ -68,9 +81,22 @@ class Shared:
             self.views[key] = self._names.give(key, name)
         return self.views[key]
 
+    def every(self, rate: int) -> str:
+        """Return the name of the view of rows that are made of ``rate`` tokens each."""
+        if rate not in self.everies:
+            self.everies[rate] = self._names.give(("every", rate), f"every_{rate}")
+        return self.everies[rate]
+
+    def type_of(self, name: str) -> str:
+        """Return the type of what is called ``name``."""
+        if name in self.ropes.values() or name in self.row_ropes.values():
+            return "Rope"
+        return "View" if name in self.views.values() or name in self.everies.values() else "Tensor"
+
     def reserved(self) -> Iterable[str]:
         """Return the names that no variable may have."""
-        return [*GLOBALS, *self.ropes.values(), *self.views.values()]
+        named = (self.ropes, self.views, self.everies, self.row_ropes)
+        return [*GLOBALS, *(name for names in named for name in names.values())]
 
 
 def kept(op: Op) -> Value:
@@ -104,6 +130,7 @@ class Body:
         self.used: dict[str, None] = {}  # rotations, views and facts of the call, in order of first use
         self.buffers: dict[tuple[int, ...], str] = {}
         self._pending: dict[Value, Code] = {}
+        self._pooled: set[str] = set()  # memories whose rows are still to be kept
 
     # -- what emitters ask for
 
@@ -140,6 +167,10 @@ class Body:
         """Return the variable that says what a query sees of a memory."""
         return self._use(self.shared.view(kept, window))
 
+    def every(self, rate: int) -> str:
+        """Return the variable that says what a query sees of pooled rows."""
+        return self._use(self.shared.every(rate))
+
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls."""
         if op not in self.pasts:
@@ -170,6 +201,9 @@ class Body:
             op: A run-time op.
             kept: Values that are needed by name, whoever uses them.
         """
+        if written_by_readers(op):
+            self._pooled |= {v.name for v in op.results if isinstance(op, Compressed)}
+            return
         code = emit_op(op, self)
         if len(op.results) == 1:
             (result,) = op.results
@@ -178,7 +212,7 @@ class Body:
                 return
         results = [v for v in op.results if v.users or v in kept or not isinstance(v.type, MemoryType)] or op.results
         names = [self.names.give(v, *suffixes(self.local(v.name))) for v in results]
-        told = ", ".join(_told(v, self.local) for v in results)
+        told = ", ".join(map(self._told, results))
         self.assign(", ".join(names), code.text, told)
 
     def _one_user_absorbs(self, op: Op) -> bool:
@@ -199,6 +233,16 @@ class Body:
             return
         self.lines.append(line + remark if len(line) + len(remark) + 12 <= WIDTH else line)
 
+    def _told(self, value: Value) -> str:
+        """Return a value's name and shape, for a comment; E are the pooled rows that a call may finish."""
+        name = self.local(value.name)
+        if isinstance(value.type, MemoryType):
+            fields = ", ".join(f"{f.name} [B, S, {', '.join(map(str, f.shape))}]" for f in value.type.fields)
+            return comment(f"%{name}: {fields}")
+        rows = {dim: "E" if dim.memory in self._pooled else "S" for dim in value.type.shape if isinstance(dim, Sym)}
+        dims = (rows[dim] if isinstance(dim, Sym) and dim.memory else str(dim) for dim in value.type.shape)
+        return comment(f"%{name} [{', '.join(dims)}]")
+
 
 def _arguments(inner: str) -> list[str]:
     """Return the arguments of a call, split at the commas that stand in no brackets."""
@@ -210,12 +254,3 @@ def _arguments(inner: str) -> list[str]:
         else:
             parts[-1] += char
     return [part.strip() for part in parts]
-
-
-def _told(value: Value, local: Callable[[str], str]) -> str:
-    """Return a value's name and shape, for a comment."""
-    if isinstance(value.type, MemoryType):
-        fields = ", ".join(f"{f.name} [B, S, {', '.join(map(str, f.shape))}]" for f in value.type.fields)
-        return comment(f"%{local(value.name)}: {fields}")
-    shape = ("S" if isinstance(dim, Sym) and dim.memory else str(dim) for dim in value.type.shape)
-    return comment(f"%{local(value.name)} [{', '.join(shape)}]")

@@ -4,266 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from regraft.codegen.names import literal
+from regraft.codegen.torch_code import ATOM, Code, Scope
+from regraft.codegen.torch_core import CORE
+from regraft.codegen.torch_memories import MEMORIES
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import REGISTRY, Op, Value
-from regraft.ir.ops.attn import KV, Attend, Temper
-from regraft.ir.ops.core import (
-    Activation,
-    Add,
-    Bias,
-    Concat,
-    Embed,
-    Flatten,
-    Gain,
-    LayerNorm,
-    Linear,
-    Mean,
-    Mul,
-    Norm,
-    Repeat,
-    Scale,
-    Slice,
-    Softcap,
-    Unflatten,
-)
-from regraft.ir.ops.index import Index
-from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
-from regraft.ir.ops.moe import Experts, Route
+from regraft.ir.ops.attn import KV
+from regraft.ir.ops.core import Activation, Add, Clamp, Concat, Flatten, Gain, Linear, Mul, Slice, Unflatten
+from regraft.ir.ops.hyper import Collapse, Read, Write
+from regraft.ir.ops.memory import StateRows
+from regraft.ir.ops.moe import Assign, Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Conv, Decay, Delta, Shift, Tail
-
-SUM, PRODUCT, ATOM = 1, 2, 3
-
-
-class Code(NamedTuple):
-    """Source of an expression, and how tightly its outermost operator binds."""
-
-    text: str
-    binds: int = ATOM
-
-    def within(self, binds: int) -> str:
-        """Return the text as an operand of an operator that binds that tightly."""
-        return f"({self.text})" if self.binds < binds else self.text
-
-
-class Scope(Protocol):
-    """What an emitter may ask of the place it writes for: a block, or the model itself."""
-
-    def of(self, value: Value) -> Code:
-        """Return the code of a value: a variable, an expression, or a parameter."""
-        ...
-
-    def module(self, value: Value, kind: str) -> str | None:
-        """Return the module of that ``kind`` that holds a parameter, such as ``self.q_proj``, if one does."""
-        ...
-
-    def helper(self, name: str, *flags: str) -> str:
-        """Return the name of a function of the emitted file, which is then written, in the forms ``flags``."""
-        ...
-
-    def rope(self, op: Rope) -> str:
-        """Return the variable that holds cosine and sine for an op."""
-        ...
-
-    def view(self, kept: int | None, window: int | None) -> str:
-        """Return the variable that says what a query sees of a memory that keeps ``kept`` rows."""
-        ...
-
-    def past(self, op: Op) -> str:
-        """Return the variable that holds a memory's rows of earlier calls."""
-        ...
-
-    def call(self, name: str) -> str:
-        """Return the variable of a fact of the call: ``start`` and ``count``, the tokens before it and of it [B]."""
-        ...
-
-    def head_map(self, heads: tuple[int, ...]) -> str:
-        """Return the buffer that holds the key/value head of each query head."""
-        ...
-
-
-def _embed(op: Embed, at: Scope) -> Code:
-    module = at.module(op.table, "embedding")
-    if module is not None:
-        return Code(f"{module}({at.of(op.tokens).text})")
-    return Code(f"F.embedding({at.of(op.tokens).text}, {at.of(op.table).text})")
-
-
-def _linear(op: Linear, at: Scope) -> Code:
-    module = at.module(op.weight, "linear")
-    if module is not None:
-        return Code(f"{module}({at.of(op.x).text})")
-    arguments = [at.of(op.x).text, at.of(op.weight).text]
-    if op.bias is not None:
-        arguments.append(at.of(op.bias).text)
-    return Code(f"F.linear({', '.join(arguments)})")
-
-
-def _norm(op: Norm, at: Scope) -> Code:
-    if op.clamp:
-        return Code(f"{at.helper('rms_norm_clamped')}({at.of(op.x).text}, {literal(op.eps)})")
-    flags = ("plain",) if op.weight is None else ("offset",) if op.offset else ()
-    name = {(): "rms_norm", ("plain",): "rms_norm_plain", ("offset",): "rms_norm_offset"}[flags]
-    if op.weight is not None and op.cast == "after":
-        name += "_wide"
-    arguments = [at.of(op.x).text]
-    if op.weight is not None:
-        arguments.append(at.of(op.weight).text)
-    arguments.append(literal(op.eps))
-    if op.weight is not None and op.offset:
-        arguments.append(literal(op.offset))
-    return Code(f"{at.helper(name)}({', '.join(arguments)})")
-
-
-def _add(op: Add, at: Scope) -> Code:
-    return Code(f"{at.of(op.a).within(SUM)} + {at.of(op.b).within(PRODUCT)}", SUM)
-
-
-def _mul(op: Mul, at: Scope) -> Code:
-    return Code(f"{at.of(op.a).within(PRODUCT)} * {at.of(op.b).within(ATOM)}", PRODUCT)
-
-
-def _bias(op: Bias, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(SUM)} + {at.of(op.bias).within(PRODUCT)}", SUM)
-
-
-def _mean(op: Mean, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(ATOM)}.mean(-2)")
-
-
-def _temper(op: Temper, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(PRODUCT)} * {at.of(op.by).within(ATOM)}[:, None]", PRODUCT)
-
-
-def _gain(op: Gain, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(PRODUCT)} * {at.of(op.by).within(ATOM)}", PRODUCT)
-
-
-def _scale(op: Scale, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(PRODUCT)} * {literal(op.factor)}", PRODUCT)
-
-
-ACTIVATIONS: Mapping[str, str] = {
-    "silu": "F.silu({})",
-    "gelu": "F.gelu({})",
-    "gelu_tanh": 'F.gelu({}, approximate="tanh")',
-    "relu": "F.relu({})",
-    "sigmoid": "torch.sigmoid({})",
-    "softplus": "F.softplus({})",
-    "tanh": "torch.tanh({})",
-}
-
-
-def _activation(op: Activation, at: Scope) -> Code:
-    if op.kind == "quick_gelu":
-        return Code(f"{at.helper('quick_gelu')}({at.of(op.x).text})")
-    return Code(ACTIVATIONS[op.kind].format(at.of(op.x).text))
-
-
-def _softcap(op: Softcap, at: Scope) -> Code:
-    cap = literal(op.cap)
-    return Code(f"torch.tanh({at.of(op.x).within(PRODUCT)} / {cap}) * {cap}", PRODUCT)
-
-
-def _concat(op: Concat, at: Scope) -> Code:
-    parts = [at.of(x).text for x in op.xs]
-    return Code(f"torch.cat(({', '.join(parts)}{',' if len(parts) == 1 else ''}), -1)")
-
-
-def _slice(op: Slice, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(ATOM)}[..., {op.start}:{op.stop}]")
-
-
-def _unflatten(op: Unflatten, at: Scope) -> Code:
-    sizes = op.out.tensor.shape[-2:]
-    return Code(f"{at.of(op.x).within(ATOM)}.unflatten(-1, ({sizes[0]}, {sizes[1]}))")
-
-
-def _flatten(op: Flatten, at: Scope) -> Code:
-    return Code(f"{at.of(op.x).within(ATOM)}.flatten(-2)")
-
-
-def _repeat(op: Repeat, at: Scope) -> Code:
-    leading = "-1, " * (len(op.x.tensor.shape) - 1)
-    return Code(f"{at.of(op.x).within(ATOM)}.unsqueeze(-2).expand({leading}{op.parts}, -1)")
-
-
-def _layer_norm(op: LayerNorm, at: Scope) -> Code:
-    width = op.weight.tensor.sizes[0]
-    values = [at.of(op.x).text, f"({width},)", at.of(op.weight).text, at.of(op.bias).text, literal(op.eps)]
-    return Code(f"F.layer_norm({', '.join(values)})")
-
-
-def _form(op: Op, what: str) -> MissingEmitterError:
-    """Return the error that the target lacks a form of an op."""
-    return MissingEmitterError(target="torch", op=f"{op.label} {what}", where=op.scope)
-
-
-def _rope(op: Rope, at: Scope) -> Code:
-    if op.pos.op is not None or op.pos.name != "pos":
-        raise _form(op, "at positions other than this call's")
-    if op.inverse:
-        raise _form(op, "turning back")
-    name = "rotate" if op.layout == "halves" else "rotate_pairs"
-    flags = () if op.channels == op.out.tensor.shape[-1] else ("part",)
-    return Code(f"{at.helper(name, *flags)}({at.of(op.x).text}, {at.rope(op)})")
-
-
-def _kv(op: KV, at: Scope) -> Code:
-    view = at.view(op.window, _owner_window(op))
-    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.k).text}, {at.of(op.v).text}), {view})")
-
-
-def _rows(op: StateRows, at: Scope) -> Code:
-    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.x).text},), {at.view(op.window, op.window)})")
-
-
-def _read(op: ReadRows, at: Scope) -> Code:
-    number = [each.name for each in op.memory.memory.fields].index(op.field)
-    return Code(f"{at.of(op.memory).within(ATOM)}[{number}]")
-
-
-def _view(op: ViewRows, at: Scope) -> Code:
-    keys = at.of(op.k).text
-    return Code(f"({keys}, {keys if op.v is None else at.of(op.v).text})")
-
-
-def _index(op: Index, at: Scope) -> Code:
-    values = [at.of(v).text for v in (op.q, op.weight, op.memory)]
-    more = [at.view(None, None), literal(op.scale), literal(op.chosen)]
-    return Code(f"{at.helper('best_rows')}({', '.join(values + more)})")
-
-
-def _owner_window(op: KV) -> int | None:
-    """Return the window of a reader beside the memory, so that both use one view; that of the memory if there is none.
-
-    A view's slots depend on what the memory keeps only.
-    """
-    windows = [user.window for user in op.out.users if isinstance(user, Attend)]
-    return op.window if op.window in windows or not windows else windows[0]
-
-
-def _attend(op: Attend, at: Scope) -> Code:
-    if op.entries is not None:
-        raise _form(op, "to two memories")
-    memory = at.of(op.memory).text
-    heads, kv_heads = op.out.tensor.shape[2], op.memory.memory.field("k").shape[0]
-    flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
-    if op.head_map is not None:
-        memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
-    view = at.view(op.memory.memory.window, op.window)
-    if op.chosen is not None:
-        view = f"{at.helper('among')}({view}, {at.of(op.chosen).text}, {at.of(op.memory).text}[0])"
-    if op.sink is not None or op.softcap is not None:
-        more = ([] if op.sink is None else [f"sink={at.of(op.sink).text}"]) + (
-            [] if op.softcap is None else [f"cap={literal(op.softcap)}"]
-        )
-        values = [at.of(op.q).text, memory, view, literal(op.scale), *more]
-        return Code(f"{at.helper('attend_by_scores')}({', '.join(values)})")
-    return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
 
 
 def _tail(op: Tail, at: Scope) -> Code:
@@ -310,18 +65,19 @@ def _route(op: Route, at: Scope) -> Code:
 
 
 def _route_by(op: Route, at: Scope) -> Code:
-    if op.given is not None or op.score == "sqrt_softplus":
-        raise _form(op, "of given experts, or by roots of softplus")
-    scores = "torch.sigmoid" if op.score == "sigmoid" else at.helper("softmax")
+    scores = "torch.sigmoid" if op.score == "sigmoid" else at.helper(op.score)
     values = [at.of(op.logits).text, literal(op.chosen), scores, literal(op.normalize)]
     values += [f"bias={at.of(op.bias).text}"] if op.bias is not None else []
     values += [f"gain={at.of(op.gain).text}"] if op.gain is not None else []
+    values += [f"given={at.of(op.given).text}"] if op.given is not None else []
     values += [f"scale={literal(op.scale)}"] if op.scale != 1.0 else []
     values += [f"eps={literal(op.eps)}"] if op.eps else []
+    flags = ["given"] if op.given is not None else []
     if op.kept < op.groups:
         at.helper("best_groups")
         values.append(f"groups=({op.groups}, {op.kept}, {op.best})")
-    return Code(f"{at.helper('route_by', *(['groups'] if op.kept < op.groups else []))}({', '.join(values)})")
+        flags.append("groups")
+    return Code(f"{at.helper('route_by', *flags)}({', '.join(values)})")
 
 
 def _experts(op: Experts, at: Scope) -> Code:
@@ -341,44 +97,47 @@ def _experts(op: Experts, at: Scope) -> Code:
     return Code(f"{at.helper('mix_experts', *(['told'] if more else []))}({', '.join(arguments + more)})")
 
 
+def _assign(op: Assign, at: Scope) -> Code:
+    return Code(f"{at.of(op.table).within(ATOM)}[{at.of(op.tokens).text}]")
+
+
+def _read_streams(op: Read, at: Scope) -> Code:
+    values = [at.of(v).text for v in (op.streams, op.fn, op.base, op.scale)]
+    more = [literal(op.eps), literal(op.floor), literal(op.iterations)]
+    return Code(f"{at.helper('read_streams')}({', '.join(values + more)})")
+
+
+def _write_streams(op: Write, at: Scope) -> Code:
+    values = [at.of(v).text for v in (op.streams, op.added, op.post, op.comb)]
+    return Code(f"{at.helper('write_streams')}({', '.join(values)})")
+
+
+def _collapse_streams(op: Collapse, at: Scope) -> Code:
+    values = [at.of(v).text for v in (op.streams, op.fn, op.base, op.scale)]
+    return Code(f"{at.helper('collapse_streams')}({', '.join([*values, literal(op.eps), literal(op.floor)])})")
+
+
 EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
-    Activation: _activation,
-    Add: _add,
-    Attend: _attend,
-    Bias: _bias,
-    Concat: _concat,
+    **CORE,
+    **MEMORIES,
+    Assign: _assign,
+    Collapse: _collapse_streams,
     Conv: _conv,
     Decay: _decay,
     Delta: _delta,
-    Embed: _embed,
     Experts: _experts,
-    Flatten: _flatten,
-    Gain: _gain,
-    Index: _index,
-    KV: _kv,
-    LayerNorm: _layer_norm,
-    Linear: _linear,
-    Mean: _mean,
-    Mul: _mul,
-    Norm: _norm,
-    ReadRows: _read,
-    Repeat: _repeat,
-    Rope: _rope,
+    Read: _read_streams,
     Route: _route,
-    Scale: _scale,
     Shift: _shift,
-    Slice: _slice,
-    Softcap: _softcap,
-    StateRows: _rows,
     Tail: _tail,
-    Temper: _temper,
-    Unflatten: _unflatten,
-    ViewRows: _view,
+    Write: _write_streams,
 }
 
 # What is written onto its operand's expression, or into its user's, where it is the only use: one line for one thought.
-CHAINS = (Unflatten, Flatten, Slice)
+CHAINS = (Unflatten, Flatten, Slice, Clamp)
 TERMS = (Linear, Activation, Experts)
+PARTS = (Slice, Rope)
+INTO_PARTS = (Concat, Rope)
 INTO_TERMS = (Add, Mul, Gain, Activation)
 
 
@@ -386,6 +145,8 @@ def absorbs(user: Op, made: Op) -> bool:
     """Return whether ``user`` may be written around the expression of ``made``."""
     if isinstance(user, CHAINS):
         return not isinstance(made, KV | Route | StateRows)
+    if isinstance(user, INTO_PARTS) and isinstance(made, PARTS):
+        return True
     return (isinstance(user, INTO_TERMS) and isinstance(made, TERMS)) or isinstance(made, Flatten)
 
 

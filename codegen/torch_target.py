@@ -10,8 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
-from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared, kept
-from regraft.codegen.torch_ops import ATOM
+from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
+from regraft.codegen.torch_code import ATOM
+from regraft.codegen.torch_text import (
+    angles,
+    branches,
+    empty,
+    fold,
+    head_list,
+    keeps_lines,
+    keeps_table,
+    signature,
+    turn,
+)
 from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, run_time
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
@@ -22,9 +33,6 @@ from regraft.ir.ops.core import Slice
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Delta
 from regraft.ir.types import FLOATS, MemoryType, TensorType
-
-INDENT = "        "
-
 
 @dataclass(frozen=True)
 class Class:
@@ -112,16 +120,10 @@ class TorchTarget:
             names.give(value, *suffixes(name))
         for op in run_time(layer.ops):
             body.write(op, set(kept))
-        arguments += [(name, self._form(name)) for name in body.used]
+        arguments += [(name, self.shared.type_of(name)) for name in body.used]
         arguments += [(name, "Memory | None") for name in body.pasts.values()]
         self._give_back(body, kind, results, arguments)
         return _Written(body, arguments, feeds, results)
-
-    def _form(self, name: str) -> str:
-        """Return the type of what a block is given of the call."""
-        if name in self.shared.ropes.values():
-            return "Rope"
-        return "View" if name in self.shared.views.values() else "Tensor"
 
     def _only_turns(self, layer: Layer, value: Value) -> bool:
         """Return whether a layer reads a value only to rotate by it; it is given cosine and sine instead."""
@@ -167,9 +169,9 @@ class TorchTarget:
         return Class(
             name=self.classes[kind.name],
             doc=self._doc(kind),
-            keeps=tuple(_keeps_lines(self.wiring.memories(kind))),
+            keeps=tuple(keeps_lines(self.wiring.memories(kind))),
             setup=tuple(self._setup(written.body, self.wiring.index[kind.layers[0].number], kind.layers[0])),
-            signature=_signature("forward", arguments, gives),
+            signature=signature("forward", arguments, gives),
             lines=tuple(written.body.lines),
         )
 
@@ -180,7 +182,8 @@ class TorchTarget:
         for op in attends:
             sight = "all tokens" if op.window is None else f"the last {op.window} tokens"
             own = op.memory.op in layer.ops
-            facts.append(f"attends to {sight}" + ("" if own else " in the memory of an earlier layer"))
+            pooled = "" if op.entries is None else f" and to rows of {op.entries.memory.rate} tokens"
+            facts.append(f"attends to {sight}{pooled}" + ("" if own else " in the memory of an earlier layer"))
         if any(isinstance(op, Delta) for op in layer.ops):
             facts.append("mixes tokens by the delta rule")
         if any(op.opname == "moe.experts" for op in layer.ops):
@@ -191,7 +194,8 @@ class TorchTarget:
         else:
             which = f"Layers {which}" if len(kind.numbers) > 1 else f"Layer {which}"
         origin = f"block kind {kind.name} of {comment(self.graph.name)}"
-        return (f"{which}: {' and '.join(facts) or 'mixes no tokens'}; {origin}.",)
+        told = f"{which}: {' and '.join(facts) or 'mixes no tokens'}; {origin}."
+        return (told,) if len(told) <= WIDTH - 10 else (f"{told.removesuffix(f'; {origin}.')}.", f"It is {origin}.")
 
     def _setup(self, body: Body, owner: int | None, layer: Layer | None) -> list[str]:
         """Return the statements that declare a module's own parameters and buffers."""
@@ -202,9 +206,11 @@ class TorchTarget:
                 continue
             told = comment(value.name if layer is None else layer.local(value.name))
             line = f"self.{place.attribute} = {self._constructor(value, place, mine)}"
+            if place.module == "buffer":
+                line = f'self.register_buffer("{place.attribute}", {empty(value.tensor)})'
             lines.append(f"{line}  # {told}" if len(line) + len(told) + 12 <= WIDTH else line)
         for heads, name in body.buffers.items():
-            lines.append(f'self.register_buffer("{name}", {_head_list(heads)}, persistent=False)')
+            lines.append(f'self.register_buffer("{name}", {head_list(heads)}, persistent=False)')
         return lines
 
     def _constructor(self, value: Value, place: Place, mine: list[tuple[Value, Place]]) -> str:
@@ -214,7 +220,7 @@ class TorchTarget:
             return f"nn.Linear({sizes[1]}, {sizes[0]}" + (")" if biased else ", bias=False)")
         if place.module == "embedding":
             return f"nn.Embedding({sizes[0]}, {sizes[1]})"
-        return f"nn.Parameter(torch.empty({', '.join(map(str, sizes)) or '()'}))"
+        return f"nn.Parameter({empty(value.tensor)})"
 
     # -- the model
 
@@ -320,7 +326,7 @@ class TorchTarget:
             body.lines.append("for i, layer in enumerate(self.layers):" if counted else "for layer in self.layers:")
         else:
             body.lines += [f"for i in range({first}, {last + 1}):", "    layer = self.layers[i]"]
-        body.lines += [f"    {line}" for line in _branches([self.classes[kind.name] for kind in kinds], calls)]
+        body.lines += [f"    {line}" for line in branches([self.classes[kind.name] for kind in kinds], calls)]
         for layer in layers[-1:]:
             for name in self.blocks[self.wiring.kind_of[layer.number].name].results:
                 if name in self.stream_names:
@@ -364,7 +370,7 @@ class TorchTarget:
                 lines.append(f"{self.kept_names[name]}[i] = tuple(memory) or pasts[i][{place}]")
             else:
                 lines.append(f"{self.kept_names[name]}[i] = {self._target(name, value)}")
-        return [part for line in lines for part in _fold(line, WIDTH - 16)]
+        return [part for line in lines for part in fold(line, WIDTH - 16)]
 
     def _target(self, name: str, value: Value) -> str:
         if isinstance(value.type, MemoryType):
@@ -401,14 +407,17 @@ class TorchTarget:
             helpers={name: sorted(flags) for name, flags in self.shared.helpers.items()},
             scalings={key[3] for key in self.shared.ropes},
             turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),
-            ropes=[(name, _angles(key), _turn(key), key[-1]) for key, name in self.shared.ropes.items()],
-            rotaries={_turn(key) for key in self.shared.ropes},
+            ropes=[(name, angles(key), turn(key), key[-1]) for key, name in self.shared.ropes.items()],
+            everies=[(name, rate) for rate, name in self.shared.everies.items()],
+            row_ropes=self._row_ropes(),
+            rotaries={turn(key) for key in self.shared.ropes},
             views=[(name, kept, window) for (kept, window), name in self.shared.views.items()],
             windowed=any(window is not None for window in kept) or any(w is not None for _, w in self.shared.views),
             narrower=any(kept != window for kept, window in self.shared.views),
             blocks=[self._class(kind) for kind in self.wiring.kinds],
-            keeps=_keeps(own),
+            keeps=keeps_table(own),
             fixed=any(memory.memory.fixed for memory in self.graph.memories()),
+            pooled=any(memory.memory.rate for memory in self.graph.memories()),
             setup=self._setup(model, None, None),
             lines=model.lines,
             reads=bool(self.wiring.kept) and any(map(self._reads, self.wiring.layers)),
@@ -416,6 +425,13 @@ class TorchTarget:
             dtype=f"self.{self.wiring.places[self.graph.parameters()[0]].path}.dtype",
             vocabulary=self.graph.outputs[0].tensor.shape[-1],
         )
+
+
+    def _row_ropes(self) -> list[tuple[str, str, str, object, int]]:
+        """Return, for each rotation of pooled rows, its name, whose angles it has, its function, amplitude and rate."""
+        keys = {name: key for key, name in self.shared.ropes.items()}
+        named = self.shared.row_ropes.items()
+        return [(name, of, turn(keys[of]), keys[of][-1], rate) for (of, rate), name in named]
 
 
 def _class_names(kinds: list[Kind]) -> dict[str, str]:
@@ -449,104 +465,3 @@ def _pieces(values: dict[int, Value]) -> tuple[Value, int] | None:
             return None
         found.add((op.x, op.stop - op.start))
     return found.pop() if len(found) == 1 else None
-
-
-def _keeps(states: list[Op]) -> str:
-    """Return the table of what is kept: for each memory its window and its fields' shapes."""
-    rows = [f"({_rows(op)}, {', '.join(literal(f.shape) for f in kept(op).memory.fields)})" for op in states]
-    return f"({', '.join(rows)}{',' if len(rows) == 1 else ''})"
-
-
-def _keeps_lines(states: list[Op]) -> list[str]:
-    """Return a class's statement of what is kept, broken as the formatter does."""
-    table, told = _keeps(states), "  # of each memory: its window, and the shape of each field"
-    line = f"keeps = {table}{told}"
-    if len(line) + 4 <= WIDTH:
-        return [line]
-    return [f"keeps = ({told}", *(f"    {_keeps([op])[1:-2]}," for op in states), ")"]
-
-
-def _rows(op: Op) -> str:
-    """Return how many rows a memory keeps, as the table of what is kept has it."""
-    memory = kept(op).memory
-    if memory.fixed is None:
-        return literal(memory.window)
-    return f"Fixed({memory.fixed}, wide=True)" if isinstance(op, Delta) else f"Fixed({memory.fixed})"
-
-
-def _head_list(heads: tuple[int, ...]) -> str:
-    """Return the tensor of a head map, by runs of equal heads."""
-    runs: list[list[int]] = []
-    for head in heads:
-        if runs and runs[-1][0] == head:
-            runs[-1][1] += 1
-        else:
-            runs.append([head, 1])
-    spelled = " + ".join(f"[{head}] * {count}" if count > 1 else f"[{head}]" for head, count in runs)
-    return f'torch.tensor({spelled}, device="cpu")'
-
-
-def _angles(key: tuple[object, ...]) -> str:
-    """Return the expression of a rotation's angles, given its parameters."""
-    base, channels, _, scaling, *scaled, pairs, _ = key
-    plain = f"frequencies({base!r}, {channels!r})"
-    if isinstance(pairs, int) and isinstance(channels, int):  # the others do not turn
-        plain = f"F.pad({plain}[:{pairs}], (0, {channels // 2 - pairs}))"
-    match scaling:
-        case "linear":
-            return f"{plain} / {scaled[0]!r}"
-        case "llama3":
-            factor, original, low, high, _ = scaled
-            return f"llama3({plain}, {factor!r}, {original!r}, {low!r}, {high!r})"
-        case "yarn":
-            factor, original, low, high, truncate = scaled
-            return f"yarn({plain}, {base!r}, {factor!r}, {original!r}, {low!r}, {high!r}, {truncate!r})"
-        case _:
-            return plain
-
-
-def _branches(classes: list[str], calls: list[list[str]]) -> list[str]:
-    """Return the calls of each class of layers, under its test where they differ; alike ones stand together."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, call in zip(classes, calls, strict=True):
-        groups.setdefault(tuple(call), []).append(name)
-    if len(groups) == 1:
-        return calls[0]
-    ordered = sorted(groups.items(), key=lambda group: len(group[1]))  # the largest needs no test
-    lines: list[str] = []
-    for number, (call, names) in enumerate(ordered):
-        tested = names[0] if len(names) == 1 else f"({', '.join(names)})"
-        test = f"{'el' if number else ''}if isinstance(layer, {tested}):"
-        if len(test) > WIDTH - 12:
-            each = [f"        {name}," for name in names]
-            test_lines = [f"{'el' if number else ''}if isinstance(", "    layer,", "    (", *each, "    ),", "):"]
-        else:
-            test_lines = [test]
-        lines += ["else:"] if number == len(ordered) - 1 else test_lines
-        lines += [f"    {line}" for line in call]
-    return lines
-
-
-def _turn(key: tuple[object, ...]) -> str:
-    """Return the function that makes cosine and sine in a rotation's layout."""
-    return "rotary" if key[2] == "halves" else "rotary_pairs"
-
-
-def _signature(name: str, arguments: list[str], gives: str) -> str:
-    """Return a method's ``def`` line, broken as the formatter does."""
-    inner = ", ".join(["self", *arguments])
-    line = f"    def {name}({inner}) -> {gives}:"
-    if len(line) <= WIDTH:
-        return line
-    if len(inner) + 8 <= WIDTH:
-        return f"    def {name}(\n{INDENT}{inner}\n    ) -> {gives}:"
-    each = "".join(f"{INDENT}{argument},\n" for argument in ["self", *arguments])
-    return f"    def {name}(\n{each}    ) -> {gives}:"
-
-
-def _fold(line: str, width: int) -> list[str]:
-    """Break an assignment of a call after its opening bracket where the line is too long."""
-    if len(line) <= width or not line.endswith(")"):
-        return [line]
-    opened = line.index("(", line.index("layer"))
-    return [line[: opened + 1], f"    {line[opened + 1 : -1]}", ")"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from regraft.codegen.names import MODULE_ATTRIBUTES, Namespace, suffixes
+from regraft.ir.cost import is_buffer
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, block_kinds, ranges, split_layers
@@ -38,8 +39,8 @@ class Place:
 
     owner: int | None
     attribute: str
-    module: str  # linear, embedding or parameter
-    part: str  # weight, bias, or empty for a bare parameter
+    module: str  # linear, embedding, parameter or buffer
+    part: str  # weight, bias, or empty for a bare tensor
 
     @property
     def path(self) -> str:
@@ -238,7 +239,8 @@ class Wiring:
                 return "linear", name.removesuffix(".weight"), "bias"
         if kind is None and any(isinstance(user, Embed) for user in value.users):
             return "embedding", stem, "weight"
-        return "parameter", local.removesuffix(".weight") if local.endswith(".weight") else local, ""
+        bare = "buffer" if all(map(is_buffer, alike)) else "parameter"
+        return bare, local.removesuffix(".weight") if local.endswith(".weight") else local, ""
 
     def _counterpart(self, value: Value, kind: Kind, layer: Layer) -> Value:
         made = self._maker[value]

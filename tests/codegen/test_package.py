@@ -43,17 +43,6 @@ FILES = {
     "regraft.lock.json",
 }
 
-LACKING: list[str] = [  # ops that the torch target cannot write yet
-    "core.clamp",
-    "core.grouped_linear",
-    "hyper.collapse",
-    "hyper.read",
-    "hyper.write",
-    "mem.pos",
-    "moe.assign",
-    "state.compressed",
-]
-
 
 def package(graph: Graph, folder: Path, **options: object) -> Path:
     return emit(graph, source_of(graph), folder, **options)  # pyright: ignore[reportArgumentType]
@@ -230,13 +219,13 @@ def test_expressions_over_weights_are_evaluated(tmp_path: Path) -> None:
 # -- refusals
 
 
-def test_what_the_target_lacks() -> None:
-    assert missing_ops() == LACKING
+def test_the_target_lacks_no_op() -> None:
+    assert missing_ops() == []
 
 
 def test_an_op_without_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch_ops, "EMITTERS", {cls: e for cls, e in EMITTERS.items() if cls is not Rope})
-    assert missing_ops() == sorted([*LACKING, "pos.rope"])
+    assert missing_ops() == ["pos.rope"]
     with pytest.raises(MissingEmitterError) as caught:
         package(small("one layer"), tmp_path / "package")
     assert str(caught.value) == (

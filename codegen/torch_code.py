@@ -1,0 +1,67 @@
+"""Target ``torch``: what emitters of ops work with: pieces of code, and what the place they write for offers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from regraft.ir.errors.codegen import MissingEmitterError
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.pos import Rope
+
+SUM, PRODUCT, ATOM = 1, 2, 3
+
+
+class Code(NamedTuple):
+    """Source of an expression, and how tightly its outermost operator binds."""
+
+    text: str
+    binds: int = ATOM
+
+    def within(self, binds: int) -> str:
+        """Return the text as an operand of an operator that binds that tightly."""
+        return f"({self.text})" if self.binds < binds else self.text
+
+
+class Scope(Protocol):
+    """What an emitter may ask of the place it writes for: a block, or the model itself."""
+
+    def of(self, value: Value) -> Code:
+        """Return the code of a value: a variable, an expression, or a parameter."""
+        ...
+
+    def module(self, value: Value, kind: str) -> str | None:
+        """Return the module of that ``kind`` that holds a parameter, such as ``self.q_proj``, if one does."""
+        ...
+
+    def helper(self, name: str, *flags: str) -> str:
+        """Return the name of a function of the emitted file, which is then written, in the forms ``flags``."""
+        ...
+
+    def rope(self, op: Rope) -> str:
+        """Return the variable that holds cosine and sine for an op."""
+        ...
+
+    def view(self, kept: int | None, window: int | None) -> str:
+        """Return the variable that says what a query sees of a memory that keeps ``kept`` rows."""
+        ...
+
+    def every(self, rate: int) -> str:
+        """Return the variable that says what a query sees of rows that are made of ``rate`` tokens each."""
+        ...
+
+    def past(self, op: Op) -> str:
+        """Return the variable that holds a memory's rows of earlier calls."""
+        ...
+
+    def call(self, name: str) -> str:
+        """Return the variable of a fact of the call: ``start`` and ``count``, the tokens before it and of it [B]."""
+        ...
+
+    def head_map(self, heads: tuple[int, ...]) -> str:
+        """Return the buffer that holds the key/value head of each query head."""
+        ...
+
+
+def lacking(op: Op, what: str) -> MissingEmitterError:
+    """Return the error that the target lacks a form of an op."""
+    return MissingEmitterError(target="torch", op=f"{op.label} {what}", where=op.scope)

@@ -1,0 +1,165 @@
+"""Target ``torch``: the code of memories and of what reads them: rotation, attention, choosing rows, pooled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from regraft.codegen.names import literal
+from regraft.codegen.torch_code import ATOM, Code, Scope, lacking
+from regraft.ir.dims import rows_of
+from regraft.ir.graph import layer_of
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.compress import Compressed
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
+from regraft.ir.ops.pos import Rope
+from regraft.ir.types import TensorType
+
+
+def _rope(op: Rope, at: Scope) -> Code:
+    at_rows = isinstance(op.pos.op, RowPositions)
+    if not at_rows and (op.pos.op is not None or op.pos.name != "pos"):
+        raise lacking(op, "at positions other than this call's")
+    name = "rotate" if op.layout == "halves" else "rotate_pairs"
+    flags = () if op.channels == op.out.tensor.shape[-1] else ("part",)
+    turn = f"{at.helper('back')}({at.rope(op)})" if op.inverse else at.rope(op)
+    return Code(f"{at.helper(name, *flags)}({at.of(op.x).text}, {turn})")
+
+
+def _kv(op: KV, at: Scope) -> Code:
+    view = at.view(op.window, _owner_window(op))
+    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.k).text}, {at.of(op.v).text}), {view})")
+
+
+def _rows(op: StateRows, at: Scope) -> Code:
+    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.x).text},), {at.view(op.window, op.window)})")
+
+
+def _read(op: ReadRows, at: Scope) -> Code:
+    if isinstance(op.memory.op, Compressed):  # what becomes of these rows is kept, where it is viewed
+        return _pool(op.memory.op, at)
+    number = [each.name for each in op.memory.memory.fields].index(op.field)
+    return Code(f"{at.of(op.memory).within(ATOM)}[{number}]")
+
+
+def _view(op: ViewRows, at: Scope) -> Code:
+    keys = at.of(op.k).text
+    state = op.memory.op
+    if isinstance(state, Compressed):
+        return Code(f"{at.helper('keep_pooled')}({at.past(state)}, {keys}, {at.every(state.rate)})")
+    return Code(f"({keys}, {keys if op.v is None else at.of(op.v).text})")
+
+
+def _positions(op: RowPositions, at: Scope) -> Code:
+    """Refuse positions that are no part of a rotation, which is written with them."""
+    raise lacking(op, "of rows that are not turned by them")
+
+
+def _pool(op: Compressed, at: Scope) -> Code:
+    pooled_view(op)
+    at.helper("with_tail")
+    name = at.helper("pool_overlapping" if op.overlap else "pool")
+    values = [at.of(v).text for v in (op.values, op.gates, op.bias)]
+    return Code(f"{name}({', '.join([at.past(op), *values, at.call('start'), at.call('count')])})")
+
+
+def pooled_view(op: Compressed) -> ViewRows:
+    """Return the view that shows a memory's pooled rows: they are kept as it shows them.
+
+    Each row is normed and turned once, when it is pooled, so all that is made of the rows must end in this one view.
+
+    Raises:
+        MissingEmitterError: Rows are used in some other way.
+    """
+    views = [user for user in op.out.users if isinstance(user, ViewRows)]
+    alike = len(views) == 1 and views[0].v is None and op.kept.memory.row_bytes == views[0].out.memory.row_bytes
+    if not alike or not all(_leads_to(user, views[0], rows_of(op.out.name), op) for user in op.out.users):
+        raise lacking(op, "whose rows are used otherwise than through one view of keys")
+    return views[0]
+
+
+def _leads_to(user: Op, view: ViewRows, rows: object, state: Op) -> bool:
+    """Return whether all that is made of a memory's rows goes into the view, row by row, in the memory's own layer."""
+    if layer_of(user.results[0].name) != layer_of(state.results[0].name):
+        return False
+    if user is view:
+        return True
+    made = [v.type for v in user.results]
+    along = all(isinstance(type, TensorType) and type.sequence == rows for type in made)
+    return along and all(_leads_to(each, view, rows, state) for v in user.results for each in v.users)
+
+
+def _index(op: Index, at: Scope) -> Code:
+    values = [at.of(v).text for v in (op.q, op.weight, op.memory)]
+    rate = op.memory.memory.rate
+    more = [at.view(None, None) if rate is None else at.every(rate), literal(op.scale), literal(op.chosen)]
+    return Code(f"{at.helper('best_rows')}({', '.join(values + more)})")
+
+
+def _owner_window(op: KV) -> int | None:
+    """Return the window of a reader beside the memory, so that both use one view; that of the memory if there is none.
+
+    A view's slots depend on what the memory keeps only.
+    """
+    windows = [user.window for user in op.out.users if isinstance(user, Attend)]
+    return op.window if op.window in windows or not windows else windows[0]
+
+
+def _attend(op: Attend, at: Scope) -> Code:
+    if op.memory.memory.rate is not None:
+        raise lacking(op, "to pooled rows alone")
+    if op.entries is not None:
+        return _attend_both(op, op.entries, at)
+    memory = at.of(op.memory).text
+    heads, kv_heads = op.out.tensor.shape[2], op.memory.memory.field("k").shape[0]
+    flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
+    if op.head_map is not None:
+        memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
+    view = at.view(op.memory.memory.window, op.window)
+    if op.chosen is not None:
+        view = f"{at.helper('among')}({view}, {at.of(op.chosen).text}, {at.of(op.memory).text}[0])"
+    if op.sink is not None or op.softcap is not None:
+        values = [at.of(op.q).text, memory, view, literal(op.scale), *_bounds(op, at)]
+        return Code(f"{at.helper('attend_by_scores')}({', '.join(values)})")
+    return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
+
+
+def _bounds(op: Attend, at: Scope) -> list[str]:
+    """Return the arguments for a sink and a softcap, where there are any."""
+    sink = [] if op.sink is None else [f"sink={at.of(op.sink).text}"]
+    return sink + ([] if op.softcap is None else [f"cap={literal(op.softcap)}"])
+
+
+def _attend_both(op: Attend, entries: Value, at: Scope) -> Code:
+    if entries.memory.rate is None or op.head_map is not None:
+        raise lacking(op, "to two memories of which the second is not pooled, or by a map of heads")
+    near = f"{at.of(op.memory).text}, {at.view(op.memory.memory.window, op.window)}"
+    far = f"{at.of(entries).text}, {at.every(entries.memory.rate)}"
+    if op.chosen is not None:
+        at.helper("among")
+        far = f"*{at.helper('chosen_rows')}({far}, {at.of(op.chosen).text})"
+    values = [at.of(op.q).text, near, far, literal(op.scale), *_bounds(op, at)]
+    return Code(f"{at.helper('attend_both')}({', '.join(values)})")
+
+
+MEMORIES: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
+    Attend: _attend,
+    Compressed: _pool,
+    Index: _index,
+    KV: _kv,
+    ReadRows: _read,
+    Rope: _rope,
+    RowPositions: _positions,
+    StateRows: _rows,
+    ViewRows: _view,
+}
+
+
+def written_by_readers(op: Op) -> bool:
+    """Return whether an op has no line of its own: pooling is written where its rows are read, positions in rotations."""
+    if isinstance(op, RowPositions):
+        pooled = isinstance(op.memory.op, Compressed)
+        return pooled and all(isinstance(user, Rope) for user in op.out.users)
+    return isinstance(op, Compressed)
