@@ -158,7 +158,7 @@ MEMORIES: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
 
 
 def written_by_readers(op: Op) -> bool:
-    """Return whether an op has no line of its own: pooling is written where its rows are read, positions in rotations."""
+    """Return whether an op has no line of its own: pooling stands where its rows are read, positions in rotations."""
     if isinstance(op, RowPositions):
         pooled = isinstance(op.memory.op, Compressed)
         return pooled and all(isinstance(user, Rope) for user in op.out.users)

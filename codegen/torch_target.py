@@ -34,6 +34,7 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Delta
 from regraft.ir.types import FLOATS, MemoryType, TensorType
 
+
 @dataclass(frozen=True)
 class Class:
     """A block kind as a class: what the template needs of it."""
@@ -425,7 +426,6 @@ class TorchTarget:
             dtype=f"self.{self.wiring.places[self.graph.parameters()[0]].path}.dtype",
             vocabulary=self.graph.outputs[0].tensor.shape[-1],
         )
-
 
     def _row_ropes(self) -> list[tuple[str, str, str, object, int]]:
         """Return, for each rotation of pooled rows, its name, whose angles it has, its function, amplitude and rate."""
