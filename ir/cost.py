@@ -109,8 +109,7 @@ def call_sizes(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 409
     for memory in graph.memories():
         kept = memory.memory
         if kept.fixed is None:
-            shown = kept.rows(context) if kept.window is None else min(context, kept.window + tokens - 1)
-            sizes[rows_of(memory.name).text] = shown
+            sizes[rows_of(memory.name).text] = kept.shown(tokens, context)
     return sizes
 
 

@@ -93,11 +93,11 @@ class Run:
         """Return the rows kept so far and this call's, and note what to keep for the next call."""
         import torch
 
-        rows, window = self.continued(memory.name, Rows(fields, self.pos, self.valid)), memory.memory.window
+        rows, kept = self.continued(memory.name, Rows(fields, self.pos, self.valid)), memory.memory
         keep = rows.valid
-        if window is not None:
+        if kept.window is not None:
             last = torch.where(rows.valid, rows.pos, -1).amax(1, keepdim=True)
-            keep = keep & (rows.pos > last - window)
+            keep = keep & ((rows.pos > last - kept.window) | (rows.pos < kept.first))
         self.keep_rows(memory.name, rows, keep)
         return rows
 

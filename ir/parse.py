@@ -459,7 +459,11 @@ class _Parser:
                 self.take("word", "window")
             self.at += 1
             kept[place.text] = self.integer()
-            if kept[place.text] < 1:
-                raise self.wrong(_KEPT[place.text], str(kept[place.text]), place)
+            if place.text == "window" and self.accept(","):
+                self.take("word", "first")
+                kept["first"] = self.integer()
+            if min(kept.values()) < 1:
+                raise self.wrong(_KEPT[place.text], str(min(kept.values())), place)
         self.take("mark", ">")
-        return MemoryType(dtype.text, tuple(fields), kept.get("window"), kept.get("fixed"), kept.get("every"))
+        window, fixed, every = (kept.get(word) for word in _KEPT)
+        return MemoryType(dtype.text, tuple(fields), window, fixed, every, kept.get("first", 0))

@@ -88,7 +88,8 @@ class Field:
 class MemoryType:
     """A memory: rows of one or more fields, one row a token.
 
-    ``window`` is how many rows back, its own included, the furthest reader may look; None is all of them. ``fixed`` is
+    ``window`` is how many rows back, its own included, the furthest reader may look; None is all of them. Beside a
+    window the ``first`` rows of the sequence stay, for readers that see them from anywhere. ``fixed`` is
     the number of rows of a memory that holds as many at any length: a convolution's tail, a recurrent matrix. ``rate``
     is how many tokens make a row, which is there once all of them are, and stands at the first. A memory's identity,
     which names its cache across programs, is the name of the value that has this type.
@@ -99,11 +100,12 @@ class MemoryType:
     window: int | None = None
     fixed: int | None = None
     rate: int | None = None
+    first: int = 0
 
     def __str__(self) -> str:
         parts = [self.dtype, ", ".join(map(str, self.fields))]
         if self.window is not None:
-            parts.append(f"window {self.window}")
+            parts.append(f"window {self.window}" + (f", first {self.first}" if self.first else ""))
         if self.fixed is not None:
             parts.append(f"fixed {self.fixed}")
         if self.rate is not None:
@@ -126,11 +128,17 @@ class MemoryType:
             return self.fixed
         if self.rate is not None:
             return context // self.rate
-        return context if self.window is None else min(context, self.window)
+        return context if self.window is None else min(context, self.window + self.first)
 
-    def with_window(self, window: int | None) -> MemoryType:
-        """Return the same rows, kept for ``window`` tokens."""
-        return replace(self, window=window)
+    def shown(self, tokens: int, context: int) -> int:
+        """Rows that a call of ``tokens`` sees which ends a sequence of ``context`` tokens: kept ones and its own."""
+        if self.fixed is not None or self.window is None:
+            return self.rows(context)
+        return min(context, self.window + self.first + tokens - 1)
+
+    def with_window(self, window: int | None, first: int = 0) -> MemoryType:
+        """Return the same rows, kept for ``window`` tokens, and beside them the ``first`` ones."""
+        return replace(self, window=window, first=first)
 
     def field(self, name: str) -> Field:
         """Return the field called ``name``."""

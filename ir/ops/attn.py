@@ -13,6 +13,7 @@ from regraft.ir.op import (
     Op,
     Value,
     attribute,
+    defaulted,
     memory,
     op,
     operand,
@@ -46,9 +47,24 @@ class State(Op):
         return Cost(cache_written=new, cache=kept.rows(at["S"]) * kept.row_bytes * at["B"])
 
 
+class Windowed(State):
+    """A state that keeps every row, or the last ``window`` and with them the ``first`` ones of the sequence."""
+
+    window = optional(INT)
+    first = defaulted(INT, 0)
+
+    def verify_kept(self) -> None:
+        """Refuse a window without rows, and first rows beside all of them."""
+        if self.window is not None and self.window < 1:
+            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window keeps at least one row")
+        if self.first < 0 or (self.first and self.window is None):
+            problem = f"first {self.first}, window {self.window or 'none'}"
+            raise OpRuleError(op=self.label, problem=problem, fix="first rows stay beside a window")
+
+
 @op("state.kv")
-class KV(State):
-    """Keep the keys and values of every token, or of the last ``window``.
+class KV(Windowed):
+    """Keep the keys and values of every token, or of the last ``window`` and the ``first`` ones.
 
     Example:
         %m = state.kv %k, %v {window = 512} : memory<bf16; k [4, 16], v [4, 16]; window 512>
@@ -57,14 +73,12 @@ class KV(State):
     k = operand("B T Hkv D", dtype="float")
     v = operand("B T Hkv Dv", dtype="k")
     out = result()
-    window = optional(INT)
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
-        if self.window is not None and self.window < 1:
-            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window keeps at least one row")
+        self.verify_kept()
         heads = dim.size("Hkv")
         fields = Field("k", (heads, dim.size("D"))), Field("v", (heads, dim.size("Dv")))
-        return (MemoryType(self.k.tensor.dtype, fields, self.window),)
+        return (MemoryType(self.k.tensor.dtype, fields, self.window, first=self.first),)
 
     def reference(self, run: Run, k: Tensor, v: Tensor) -> Rows:
         return run.extend(self.out, {"k": k, "v": v})
@@ -90,9 +104,9 @@ class Temper(Op):
 class Attend(Op):
     """Attend each query to the rows of a memory and mix their values.
 
-    A query at position ``p`` sees the rows at positions ``s <= p``, and with a window only ``s > p - window``. Query
-    head ``h`` reads key/value head ``head_map[h]``, by default ``h // (Hq // Hkv)``. Softmax is taken in float32 at
-    least.
+    A query at position ``p`` sees the rows at positions ``s <= p``, and with a window only ``s > p - window`` or
+    ``s < first``: sinks, as in Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks". Query head
+    ``h`` reads key/value head ``head_map[h]``, by default ``h // (Hq // Hkv)``. Softmax is taken in float32 at least.
 
     Scores are products times ``scale``, with ``softcap`` squashed to ``softcap * tanh(score / softcap)``. ``sink`` is a
     further score of each query head, as it stands: it has a share of the softmax and no value. With ``chosen`` a query
@@ -112,6 +126,7 @@ class Attend(Op):
     out = result("B T Hq Dv", dtype="q")
     scale = attribute(FLOAT)
     window = optional(INT)
+    first = defaulted(INT, 0)
     head_map = optional(INTS)
     softcap = optional(FLOAT)
     reads_memory = True
@@ -123,6 +138,10 @@ class Attend(Op):
             raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window shows at least one row")
         if kept is not None and (self.window is None or self.window > kept):
             raise WindowError(op=self.label, window=self.window or "all", kept=kept)
+        held = self.first if kept is None else self.memory.memory.first
+        if self.first < 0 or self.first > held or (self.first and self.window is None):
+            problem = f"first {self.first} rows, window {self.window or 'none'}, of {self.memory.memory}"
+            raise OpRuleError(op=self.label, problem=problem, fix="first rows beside a window, that the memory keeps")
         if self.softcap is not None and self.softcap <= 0:
             raise OpRuleError(op=self.label, problem=f"softcap is {self.softcap}", fix="a cap must be positive")
         if self.entries is not None and self._other_fields(self.entries.memory):
@@ -168,9 +187,14 @@ class Attend(Op):
         """Return the (query, row) pairs of one sequence at ``at``: ``T`` queries that end a context of ``S``."""
         chosen = None if self.chosen is None else evaluate(self.chosen.tensor.shape[2], at)
         if self.entries is None:
-            limits = [limit for limit in (self.window, chosen) if limit is not None]
+            limits = [limit for limit in (self._most, chosen) if limit is not None]
             return pairs(at, most=min(limits, default=None))
-        return pairs(at, most=self.window) + pairs(at, most=chosen, rate=self.entries.memory.rate or 1)
+        return pairs(at, most=self._most) + pairs(at, most=chosen, rate=self.entries.memory.rate or 1)
+
+    @property
+    def _most(self) -> int | None:
+        """The rows of the memory that a query sees at most."""
+        return None if self.window is None else self.window + self.first
 
     def flops(self, at: Sizes) -> int:
         heads, width = (evaluate(d, at) for d in self.q.tensor.shape[2:])
@@ -189,9 +213,10 @@ class Attend(Op):
         """Return the bytes of a memory's rows; those of a view are counted where they are read."""
         if memory.op is not None and not memory.op.is_state:
             return 0
-        window = self.window if memory is self.memory else None
-        rows = memory.memory.rows(at["S"]) if window is None else min(at["S"], window + at["T"] - 1)
-        return rows * memory.memory.row_bytes * at["B"]
+        kept = memory.memory
+        if memory is self.memory and self.window is not None:
+            kept = kept.with_window(self.window, self.first)
+        return kept.shown(at["T"], at["S"]) * memory.memory.row_bytes * at["B"]
 
     def reference(
         self,
@@ -206,7 +231,8 @@ class Attend(Op):
 
         seen = seen_rows(run, rows)
         if self.window is not None:
-            seen = seen & (run.pos[:, :, None] - rows.pos[:, None, :] < self.window)
+            near = run.pos[:, :, None] - rows.pos[:, None, :] < self.window
+            seen = seen & (near | (rows.pos[:, None, :] < self.first))
         last = seen if entries is None or self.entries is None else seen_rows(run, entries, self.entries.memory.rate)
         if chosen is not None:
             some = torch.zeros(*last.shape[:2], last.shape[2] + 1, dtype=torch.bool, device=last.device)

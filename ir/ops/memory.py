@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regraft.ir.attributes import INT, STR
+from regraft.ir.attributes import STR
 from regraft.ir.dims import B, Sizes, rows_of
 from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
-from regraft.ir.op import Cost, Dims, Op, defaulted, memory, op, operand, optional, optional_operand, result
-from regraft.ir.ops.attn import State
+from regraft.ir.op import Cost, Dims, Op, defaulted, memory, op, operand, optional_operand, result
+from regraft.ir.ops.attn import Windowed
 from regraft.ir.types import Field, MemoryType, TensorType, Type
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @op("state.rows")
-class StateRows(State):
-    """Keep a row of every token, or of the last ``window``: a latent, an index key.
+class StateRows(Windowed):
+    """Keep a row of every token, or of the last ``window`` and the ``first`` ones: a latent, an index key.
 
     Example:
         %m = state.rows %x : memory<bf16; x [576]>
@@ -31,12 +31,10 @@ class StateRows(State):
 
     x = operand("B T M", dtype="float")
     out = result()
-    window = optional(INT)
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
-        if self.window is not None and self.window < 1:
-            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window keeps at least one row")
-        return (MemoryType(self.x.tensor.dtype, (Field("x", (dim.size("M"),)),), self.window),)
+        self.verify_kept()
+        return (MemoryType(self.x.tensor.dtype, (Field("x", (dim.size("M"),)),), self.window, first=self.first),)
 
     def reference(self, run: Run, x: Tensor) -> Rows:
         return run.extend(self.out, {"x": x})
@@ -124,7 +122,7 @@ class ViewRows(MemoryOp):
         heads, kept = dim.size("Hkv"), self.memory.memory
         widths = {"k": dim.size("D"), **({} if self.v is None else {"v": dim.size("Dv")})}
         fields = tuple(Field(name, (heads, width)) for name, width in widths.items())
-        return (MemoryType(self.k.tensor.dtype, fields, kept.window, rate=kept.rate),)
+        return (MemoryType(self.k.tensor.dtype, fields, kept.window, rate=kept.rate, first=kept.first),)
 
     def cost(self, at: Sizes) -> Cost:
         return Cost()

@@ -247,7 +247,7 @@ class _Walk:
 
 def _without_window(op: Op) -> dict[str, object]:
     """Return an op's attributes, less how far back a memory keeps its rows, which is inferred from its readers."""
-    return {k: v for k, v in op.attributes.items() if not (op.is_state and k == "window")}
+    return {k: v for k, v in op.attributes.items() if not (op.is_state and k in ("window", "first"))}
 
 
 def _nothing(run: Run, values: Mapping[Value, Any]) -> None:

@@ -35,6 +35,7 @@ class LayerSpec:
     donor: int | None = None
     moe: bool = False
     tied: bool = False  # its MLP's weights are the model's, shared with all such layers
+    first: int = 0  # rows at the start that its window does not hide
     skip: int | None = None  # the layer whose output is added to the stream
 
 
@@ -78,7 +79,8 @@ def _layer(b: Builder, number: int, spec: LayerSpec, x: Value, pos: Value, outpu
             memory = b(KV, "memory", *kv)
         else:
             memory = b.graph[f"layers.{spec.donor}.attn.memory"]
-        context = b(Attend, "ctx", q, memory, scale=HEAD**-0.5, window=spec.window, head_map=spec.head_map)
+        sight = {"window": spec.window, "first": spec.first}
+        context = b(Attend, "ctx", q, memory, scale=HEAD**-0.5, **sight, head_map=spec.head_map)
         merged = b(Flatten, "merged", context)
         out = linear("out", f"{here}self_attn.o_proj.weight", merged, WIDTH, spec.heads * HEAD)
         x = b(Add, "residual", x, out)

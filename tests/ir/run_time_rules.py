@@ -141,14 +141,20 @@ def rope(m: Making) -> Sequence[Value]:
 WINDOWS = st.none() | st.integers(1, 2**40)
 
 
-def _memory(m: Making, heads: int, width: int, value_width: int, dtype: str, window: int | None) -> Value:
+def _sight(m: Making) -> dict[str, int | None]:
+    """A window and the first rows that it does not hide, or neither."""
+    window = m.draw(WINDOWS)
+    return {"window": window, "first": 0 if window is None else m.draw(st.integers(0, 9))}
+
+
+def _memory(m: Making, heads: int, width: int, value_width: int, dtype: str, sight: dict[str, int | None]) -> Value:
     k, v = m.input(dtype, B, T, heads, width), m.input(dtype, B, T, heads, value_width)
-    return m.add("state.kv", k, v, window=window)[0]
+    return m.add("state.kv", k, v, **sight)[0]
 
 
 @rule("state.kv")
 def kv(m: Making) -> Sequence[Value]:
-    return [_memory(m, m.size(), m.size(), m.size(), m.draw(FLOAT_TYPES), m.draw(WINDOWS))]
+    return [_memory(m, m.size(), m.size(), m.size(), m.draw(FLOAT_TYPES), _sight(m))]
 
 
 @rule("attn.attend")
@@ -158,14 +164,15 @@ def attend(m: Making) -> Sequence[Value]:
     if m.draw(st.booleans()):
         groups = tuple(m.draw(st.lists(st.integers(0, kv_heads - 1), min_size=1, max_size=6)))
     heads = len(groups) if groups else kv_heads * m.size()
-    kept = m.draw(WINDOWS)
-    window = m.draw(WINDOWS if kept is None else st.integers(1, kept))
+    kept = sight = _sight(m)
+    if isinstance(kept["window"], int) and isinstance(kept["first"], int):
+        sight = {"window": m.draw(st.integers(1, kept["window"])), "first": m.draw(st.integers(0, kept["first"]))}
     dtype = m.draw(FLOAT_TYPES)
     memory = _memory(m, kv_heads, width, value_width, dtype, kept)
     q = m.input(dtype, B, T, heads, width)
     sink = {"sink": m.weight(m.draw(FLOAT_TYPES), heads)} if m.draw(st.booleans()) else {}
     cap = m.draw(st.none() | POSITIVE)
-    return m.add("attn.attend", q, memory, **sink, scale=m.draw(NUMBERS), window=window, head_map=groups, softcap=cap)
+    return m.add("attn.attend", q, memory, **sink, scale=m.draw(NUMBERS), **sight, head_map=groups, softcap=cap)
 
 
 def _tail(m: Making, dtype: str, channels: int, rows: int) -> Value:
@@ -242,7 +249,7 @@ def _rows(m: Making, dtype: str, width: int) -> Value:
 
 @rule("state.rows")
 def state_rows(m: Making) -> Sequence[Value]:
-    return m.add("state.rows", m.input(m.draw(FLOAT_TYPES), B, T, m.size()), window=m.draw(WINDOWS))
+    return m.add("state.rows", m.input(m.draw(FLOAT_TYPES), B, T, m.size()), **_sight(m))
 
 
 @rule("mem.read")
@@ -250,7 +257,7 @@ def read(m: Making) -> Sequence[Value]:
     dtype = m.draw(FLOAT_TYPES)
     if m.draw(st.booleans()):
         return m.add("mem.read", _rows(m, dtype, m.size()))
-    kept = _memory(m, m.size(), m.size(), m.size(), dtype, m.draw(WINDOWS))
+    kept = _memory(m, m.size(), m.size(), m.size(), dtype, _sight(m))
     return m.add("mem.read", kept, field=m.draw(st.sampled_from(["k", "v"])))
 
 

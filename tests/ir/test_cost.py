@@ -23,25 +23,27 @@ SLIDING = LayerSpec(window=3)
 CALLS = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(0, 12)).map(lambda n: (n[0], n[1], n[1] + n[2]))
 
 
-def attend(window: int | None, heads: int = 4, kv_heads: int = 2, width: int = 8, value_width: int = 6) -> Attend:
-    graph = Graph("g")
+def attend(window: int | None, first: int = 0, heads: int = 4, kv_heads: int = 2) -> Attend:
+    graph, width, value_width = Graph("g"), 8, 6
     b = Builder(graph, "bf16")
     q, k, v = (
         graph.add_input(name, TensorType("bf16", (B, T, count, size)))
         for name, count, size in (("q", heads, width), ("k", kv_heads, width), ("v", kv_heads, value_width))
     )
-    op = b(Attend, "c", q, b(KV, "m", k, v, window=window), scale=1.0, window=window).op
+    sight = {"window": window, "first": first}
+    op = b(Attend, "c", q, b(KV, "m", k, v, **sight), scale=1.0, **sight).op
     assert isinstance(op, Attend)
     return op
 
 
 @settings(max_examples=300, deadline=None)
-@given(CALLS, st.none() | st.integers(1, 15))
-def test_visible_pairs_and_rows_read(call: tuple[int, int, int], window: int | None) -> None:
+@given(CALLS, st.none() | st.integers(1, 15), st.integers(0, 4))
+def test_visible_pairs_and_rows_read(call: tuple[int, int, int], window: int | None, first: int) -> None:
     batch, tokens, context = call
+    first = 0 if window is None else first
     queries = range(context - tokens, context)
-    pairs = [(q, s) for q in queries for s in range(q + 1) if window is None or q - s < window]
-    op, at = attend(window), {"B": batch, "T": tokens, "S": context}
+    pairs = [(q, s) for q in queries for s in range(q + 1) if window is None or q - s < window or s < first]
+    op, at = attend(window, first), {"B": batch, "T": tokens, "S": context}
     assert op.visible(at) == len(pairs)
     found = op.cost(at)
     assert found.flops == batch * 4 * 2 * (8 + 6) * len(pairs)
@@ -51,14 +53,15 @@ def test_visible_pairs_and_rows_read(call: tuple[int, int, int], window: int | N
 
 
 @settings(max_examples=100, deadline=None)
-@given(CALLS, st.none() | st.integers(1, 15))
-def test_a_memory_holds_its_window(call: tuple[int, int, int], window: int | None) -> None:
+@given(CALLS, st.none() | st.integers(1, 15), st.integers(0, 4))
+def test_a_memory_holds_its_window(call: tuple[int, int, int], window: int | None, first: int) -> None:
     batch, tokens, context = call
-    memory = attend(window).memory.op
+    first = 0 if window is None else first
+    memory = attend(window, first).memory.op
     assert isinstance(memory, KV)
     row = 2 * (8 + 6) * 2
-    kept = context if window is None else min(window, context)
-    new = tokens if window is None else min(window, tokens)
+    kept = context if window is None else min(window + first, context)
+    new = tokens if window is None else min(window + first, tokens)
     expected = Cost(cache_written=batch * new * row, cache=batch * kept * row)
     assert memory.cost({"B": batch, "T": tokens, "S": context}) == expected
 

@@ -34,6 +34,7 @@ MODELS = {
     "full": [FULL, FULL],
     "windowed": [SLIDING, LayerSpec(window=1), LayerSpec(window=3)],
     "shared": [FULL, replace(SLIDING, donor=0), SLIDING, replace(FULL, donor=0), LayerSpec(window=2, donor=2)],
+    "sinks": [LayerSpec(window=3, first=2), LayerSpec(window=5, donor=0), LayerSpec(window=2, first=1, donor=0)],
     "uneven": [LayerSpec(heads=5, head_map=(1, 0, 0, 1, 0)), replace(SLIDING, heads=1, head_map=(1,), donor=0)],
     "moe": [LayerSpec(moe=True), LayerSpec(window=3, moe=True)],
     "mixed": [SLIDING, LayerSpec(moe=True, window=6), replace(FULL, skip=0), replace(SLIDING, donor=0, tied=True)],

@@ -275,7 +275,11 @@ def test_results_have_the_types_that_are_inferred(name: str) -> None:
     def check(graph: Graph) -> None:
         pos = torch.arange(3).expand(2, 3)
         run = Run(
-            pos, pos >= 0, None, lambda load: filled(TensorType(load.dtype, load.shape)), lambda m: filled(m.out.tensor)
+            pos,
+            pos >= 0,
+            None,
+            lambda load: filled(TensorType(load.dtype, load.shape)),
+            lambda m: filled(m.results[0].tensor),
         )
         given_ = {value: filled(value.tensor) for value in graph.inputs}
         found = execute(graph.ops, given_, run, set(graph.outputs))

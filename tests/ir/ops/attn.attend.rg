@@ -139,3 +139,12 @@ graph @entries_of_a_window (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
   return %ctx
 }
 // ERROR: error[RG034]: attn.attend: memory<bf16; k [4, 16], v [4, 16]; window 4> beside memory<bf16; k [4, 16], v [4, 16]>
+
+// -----
+
+graph @first_rows_that_went (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v {window = 512, first = 2} : memory<bf16; k [4, 16], v [4, 16]; window 512, first 2>
+  %ctx = attn.attend %q, %m {scale = 0.25, window = 512, first = 4}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: first 4 rows, window 512, of memory<bf16; k [4, 16], v [4, 16]; window 512, first 2>

@@ -39,3 +39,11 @@ graph @dtypes_differ (%k: bf16[B, T, 4, 16], %v: f32[B, T, 4, 16]) {
   return %m
 }
 // ERROR: error[RG010]: state.kv: operand v is f32[B, T, 4, 16], expected bf16[B, T, Hkv, Dv], the dtype of k
+
+// -----
+
+graph @first_rows_beside_all (%k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v {first = 4}
+  return %m
+}
+// ERROR: error[RG034]: state.kv: first 4, window none
