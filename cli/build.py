@@ -8,7 +8,7 @@ from regraft.cli.options import allow_key_option, command, model_argument, out_o
 from regraft.cli.session import Session
 
 
-@command("build", report=False)
+@command("build")
 @model_argument
 @out_option("The package's folder; must not exist.")
 @click.option("--target", type=click.Choice(["torch"]), default="torch", show_default=True, help="What to emit.")
@@ -16,10 +16,20 @@ from regraft.cli.session import Session
 def build(session: Session, model: str, out: str, target: str, allow_keys: tuple[str, ...]) -> None:
     """Write a package for MODEL: a readable model.py, its weights, tokenizer, generate.py, verify.py and a card.
 
-    The package needs torch, safetensors and tokenizers, and nothing of regraft.
+    The package needs torch, safetensors and tokenizers, and nothing of regraft. Its weights are plain numbers: those of
+    a quantised MODEL are dequantised, and it says how much more disk they take.
     """
     from regraft import api
+    from regraft.passes.packing import packing
+    from regraft.views.reports import quantized_line
 
+    lifted = api.lift(model, allow_keys=allow_keys)
     with session.progress() as progress:
-        path = api.build(api.lift(model, allow_keys=allow_keys), out, target=target, progress=progress)
-    session.data(str(path))
+        path = str(api.build(lifted, out, target=target, progress=progress))
+    quantized = packing(lifted.graph, lifted.graph).to_json()
+    if session.json:
+        session.show(list, lambda: {"schema": "regraft.build/1", "out": path, "target": target, "quantized": quantized})
+        return
+    session.data(path)
+    if line := quantized_line(quantized):
+        session.note(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -64,7 +65,7 @@ class Session:
         elif self.coloured(sys.stdout):
             table.coloured(blocks(), sys.stdout)
         else:
-            sys.stdout.write(table.plain(blocks()))
+            sys.stdout.write(table.plain(blocks(), shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
     def data(self, text: str) -> None:
         """Print a result."""
@@ -74,6 +75,11 @@ class Session:
         """Tell more, with ``-v``."""
         if self.verbose:
             sys.stderr.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Tell what is no result and nothing odd, unless quiet."""
+        if not self.quiet:
+            sys.stderr.write(f"{text}\n")
 
     def warn(self, text: str) -> None:
         """Print a warning, unless quiet."""

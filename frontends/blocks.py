@@ -43,13 +43,14 @@ class ModelBuilder(Builder):
         if self._scaled(tensor) and tensor not in self.graph:
             block, scales = self._scales(shape)
             packed = self._load(Load, f"{tensor}_packed", "f8e4m3", shape, tensor=tensor)
-            scale = self._load(Load, f"{tensor}{_SCALE}", "f32", scales, tensor=None)
+            scale = self._load(Load, f"{tensor}{_SCALE}", self.tensors.dtype(f"{tensor}{_SCALE}"), scales, tensor=None)
             return self._dequantized(tensor, packed, scale, block)
         return super().weight(tensor, *shape, dtype=dtype or self.tensors.dtype(tensor))
 
     def _scaled(self, tensor: str) -> bool:
-        """Return whether a checkpoint holds the scales of a tensor's blocks."""
-        return self.block is not None and self.tensors.has(f"{tensor}{_SCALE}") is True
+        """Return whether a checkpoint holds a tensor as codes of blocks that have a scale."""
+        coded = self.tensors.has(f"{tensor}{_SCALE}") is True or self.tensors.stored(tensor) == "f8e4m3"
+        return self.block is not None and coded
 
     def _scales(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, ...]]:
         """Return the size of a block, and the shape of a tensor's scales."""
@@ -90,7 +91,8 @@ class ModelBuilder(Builder):
         if self._scaled(tensors.format(0)):
             block, scales = self._scales((count, *shape))
             packed = self._load(LoadEach, f"{name}_packed", "f8e4m3", (count, *shape), tensors=tensors)
-            scale = self._load(LoadEach, f"{name}{_SCALE}", "f32", scales, tensors=f"{tensors}{_SCALE}")
+            dtype = self.tensors.dtype(f"{tensors.format(0)}{_SCALE}")
+            scale = self._load(LoadEach, f"{name}{_SCALE}", dtype, scales, tensors=f"{tensors}{_SCALE}")
             return self._dequantized(name, packed, scale, block)
         dtype = self.tensors.dtype(tensors.format(0))
         return self.graph.add(LoadEach({}, {"tensors": tensors, "dtype": dtype, "shape": (count, *shape)}), [name])[0]

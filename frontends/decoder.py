@@ -96,11 +96,20 @@ class Decoder(Config):
         self.outer = given if self.towers and "text_config" in given.values else None
         super().__init__(given if self.outer is None else text_config(given), allow, strict=strict)
         self.prefix = self.prefixes[-1 if self.outer else 0]
+        self._check_tokens()
         names = (name for key in type(self).keys().values() for name in key.names)
         known = INERT.union(self.wrapper, names, (key for key, _ in self.towers.values()))
         for name, value in self.outer.values.items() if self.outer else ():
             if name not in known and name != "text_config" and value is not None:
                 self.stranger(given, name, [*self.wrapper, "text_config"])
+
+    def _check_tokens(self) -> None:
+        for name, ids in (("bos_token_id", self.bos_token_id), ("eos_token_id", self.eos_token_id)):
+            if self.given.values.get(name) is not None and max(ids, default=0) >= self.vocab_size:
+                count = self.vocab_size
+                raise self.disagree(
+                    name, f"{name} names token {max(ids)} of {count}", f"tokens are numbered 0 to {count - 1}"
+                )
 
     def check(self) -> None:
         """Check that heads, widths and the rope's keys agree."""
@@ -331,6 +340,10 @@ class Decoder(Config):
         """Return whether a checkpoint may hold a tensor of this name though the model does not read it."""
         return _INERT_TENSORS.search(name) is not None or name.startswith(tuple(self.towers))
 
+    def quantized_tensor(self, name: str) -> bool:
+        """Return whether checkpoints have a tensor of this name only where they are published quantised."""
+        return False
+
     # -- the small twin
 
     def twin(self) -> dict[str, object]:
@@ -361,6 +374,10 @@ class Decoder(Config):
         gone = {"text_config", *(key for key, _ in self.towers.values())}
         outer: dict[str, object] = {name: value for name, value in self.outer.values.items() if name not in gone}
         return outer | {"text_config": config}
+
+    def twin_packing(self) -> Mapping[str, object]:
+        """Return the keys by which the twin is quantised as the model is published; none where it is not."""
+        return {}
 
     def twin_layers(self) -> list[int]:
         """Return the layers that the twin keeps: the first two of each kind, in order."""

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from regraft.frontends.blocks import MLP, Block, ModelBuilder
 from regraft.frontends.config import (
@@ -24,9 +23,11 @@ from regraft.frontends.config import (
 )
 from regraft.frontends.decoder import Decoder
 from regraft.frontends.mla import GroupedMoE, Indexer, LatentAttention
+from regraft.frontends.quantization import TWIN_BLOCK, float8_block
 from regraft.frontends.rope import Rope
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_SCALED = re.compile(r"model\.layers\.\d+\..*(_proj|_proj_with_mqa|indexer\.w[a-z_]+)\.weight_scale_inv")
 
 
 class DeepSeek(Decoder):
@@ -78,7 +79,7 @@ class DeepSeek(Decoder):
             )
         self._check_groups()
         if self.quantization_config is not None:
-            _block(self)
+            float8_block(self, self.quantization_config)
         self.block(0)  # reads the rope's keys
 
     def _check_groups(self) -> None:
@@ -155,7 +156,7 @@ class DeepSeek(Decoder):
     def build(self, b: ModelBuilder, name: str, *, tied: bool, facts: Mapping[str, object]) -> None:
         """Build the model; the tensors of a checkpoint in float8 are dequantised."""
         if self.quantization_config is not None:
-            b.block = _block(self)
+            b.block = float8_block(self, self.quantization_config)
         super().build(b, name, tied=tied, facts=facts)
 
     # -- what checkpoints hold beside the decoder
@@ -176,7 +177,16 @@ class DeepSeek(Decoder):
         """Return whether a checkpoint may hold a tensor of this name though the model does not read it."""
         return self._predicts(name) or super().inert_tensor(name)
 
+    def quantized_tensor(self, name: str) -> bool:
+        """Return whether a name is that of scales that a checkpoint in float8 has."""
+        return _SCALED.fullmatch(name) is not None and not name.endswith("weights_proj.weight_scale_inv")
+
     # -- the small twin
+
+    def twin_packing(self) -> Mapping[str, object]:
+        """Return the packing as it is, in smaller blocks."""
+        given = self.quantization_config
+        return {"quantization_config": {**given, "weight_block_size": TWIN_BLOCK}} if given else {}
 
     def per_layer(self, layers: Sequence[int]) -> dict[str, object]:
         """Return small sizes, and as many layers without experts as the twin keeps."""
@@ -196,14 +206,3 @@ class DeepSeek(Decoder):
             "num_nextn_predict_layers": 0,
             "quantization_config": None,
         }
-
-
-def _block(config: DeepSeek) -> tuple[int, int]:
-    """Return the rows and columns of a block that has one scale."""
-    given: Mapping[str, Any] = config.quantization_config or {}
-    if given.get("quant_method") != "fp8" or given.get("fmt", "e4m3") != "e4m3":
-        raise config.unsupported("quantization_config", 'quant_method "fp8" with fmt "e4m3"')
-    block = given.get("weight_block_size", [128, 128])
-    if not isinstance(block, list) or len(block) != 2 or not all(type(side) is int and side > 0 for side in block):
-        raise config.unsupported("quantization_config", "weight_block_size of two positive integers")
-    return block[0], block[1]

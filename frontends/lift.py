@@ -137,10 +137,8 @@ def _checkpoint(folder: ModelFolder, strict: bool, warnings: list[str]) -> Check
 def expected_tensors(graph: Graph) -> Iterator[TensorInfo]:
     """Yield the tensors that a graph loads, in order; one that is loaded twice comes twice."""
     for op in graph.ops:
-        if isinstance(op, Load):
-            yield TensorInfo(op.source, op.dtype, op.shape)
-        elif isinstance(op, LoadEach):
-            yield from (TensorInfo(name, op.dtype, op.shape[1:]) for name in op.sources)
+        if isinstance(op, Load | LoadEach):
+            yield from op.tensor_infos
 
 
 def _check(graph: Graph, checkpoint: Checkpoint, config: Decoder, strict: bool, warnings: list[str]) -> None:

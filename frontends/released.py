@@ -11,12 +11,12 @@ from regraft.frontends.blocks import ModelBuilder
 from regraft.frontends.tensors import Tensors
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
-from regraft.ir.ops.quantized import Dequantize, Fp4
+from regraft.ir.ops.quantized import Fp4
 from regraft.ir.ops.weight import ConcatWeight, Load, LoadEach
 
-_BLOCK = (128, 128)  # rows and columns that share a scale in float8
 _GROUP = 32  # values of a row that share one in float4
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_MARK = "layers.0.attn_norm.weight"  # what tells a release
 _TOP = {
     "model.embed_tokens.weight": "embed.weight",
     "model.norm.weight": "norm.weight",
@@ -55,12 +55,20 @@ _PARTS = {
     "mlp.shared_experts.up_proj": "ffn.shared_experts.w3",
     "mlp.shared_experts.down_proj": "ffn.shared_experts.w2",
 }
+_SCALED = re.compile(  # what is published in float8 beside experts, and experts
+    r"layers\.\d+\.(attn\.(wq_a|wq_b|wkv|wo_a|wo_b|indexer\.wq_b)|ffn\.(shared_experts|experts\.\d+)\.w[123])\.scale"
+)
 _RESAVED = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+
+
+def quantized_name(name: str) -> bool:
+    """Return whether a released checkpoint has a tensor of this name, and one saved anew has not."""
+    return name == _MARK or _SCALED.fullmatch(name) is not None
 
 
 def is_released(tensors: Tensors) -> bool | None:
     """Return whether a checkpoint has the released names; False also where transformers saved them with a prefix."""
-    if tensors.has("layers.0.attn_norm.weight") is True:
+    if tensors.has(_MARK) is True:
         return True
     return False if tensors.has("model.layers.0.attn_norm.weight") is True else None
 
@@ -92,10 +100,17 @@ class ReleasedBuilder(ModelBuilder):
         graph: The graph to build.
         tensors: The checkpoint's tensors.
         released: Whether it is the release, and not a model saved anew.
+        block: Rows and columns that share a scale in float8.
+        experts: The element type of experts' codes where the checkpoint is not at hand: ``i8`` for two in float4 each,
+            ``f8e4m3``.
     """
 
-    def __init__(self, graph: Graph, tensors: Tensors, *, released: bool) -> None:
+    def __init__(
+        self, graph: Graph, tensors: Tensors, *, released: bool, block: tuple[int, int], experts: str = "i8"
+    ) -> None:
         super().__init__(graph, tensors)
+        self.block = block
+        self._coded = experts
         self._named = released_name if released else resaved_name
 
     def weight(self, tensor: str, *shape: int, dtype: str | None = None) -> Value:
@@ -111,32 +126,34 @@ class ReleasedBuilder(ModelBuilder):
             return self._experts(module, "w2", shape, tensor)
         source = self._named(tensor)
         scale = f"{source.removesuffix('.weight')}.scale"
-        if scale == source or self.tensors.has(scale) is not True:
-            return self._add(Load, tensor, self.tensors.dtype(source), shape, tensor=source)
-        blocks = tuple(-(-size // side) for size, side in zip(shape, _BLOCK, strict=True))
-        packed = self._add(Load, f"{tensor}_packed", "f8e4m3", shape, tensor=source)
-        scales = self._add(Load, f"{tensor}_scale", "f8e8m0", blocks, tensor=scale)
-        slots = {"x": (packed,), "scale": (scales,)}
-        return self.graph.add(Dequantize(slots, {"block": _BLOCK, "dtype": self.dtype}), [tensor])[0]
+        coded = self.tensors.has(scale) is True or self.tensors.stored(source) == "f8e4m3"
+        if scale == source or not coded:
+            return self._load(Load, tensor, self.tensors.dtype(source), shape, tensor=source)
+        block, blocks = self._scales(shape)
+        packed = self._load(Load, f"{tensor}_packed", "f8e4m3", shape, tensor=source)
+        scales = self._load(Load, f"{tensor}_scale", "f8e8m0", blocks, tensor=scale)
+        return self._dequantized(tensor, packed, scales, block)
 
     def buffer(self, tensor: str, *shape: int, dtype: str | None = None) -> Value:
         """Return a tensor that transformers counts as no parameter."""
         source = self._named(tensor)
-        return self._add(Load, tensor, dtype or self.tensors.dtype(source), shape, tensor=source, buffer=True)
+        return self._load(Load, tensor, dtype or self.tensors.dtype(source), shape, tensor=source, buffer=True)
 
     def _experts(self, module: str, part: str, shape: tuple[int, ...], name: str) -> Value:
         """Return one map of all experts ``[E, O, I]``."""
         gate = self._named(f"{module.removesuffix('.experts')}.gate.weight")
         tensors = f"{gate.removesuffix('gate.weight')}experts.{{}}.{part}"
         count, rows, columns = shape
-        if self.tensors.has(f"{tensors.format(0)}.scale") is not True:
-            source = f"{tensors}.weight"
-            return self._add(LoadEach, name, self.tensors.dtype(source.format(0)), shape, tensors=source)
-        packed = (count, rows, columns // 2)
-        codes = self._add(LoadEach, f"{name}_packed", "i8", packed, tensors=f"{tensors}.weight")
+        source, scale = f"{tensors}.weight", f"{tensors}.scale"
+        coded = self.tensors.stored(source.format(0))
+        if self.tensors.has(scale.format(0)) is not True and coded not in ("i8", "f8e4m3"):
+            return self._load(LoadEach, name, self.tensors.dtype(source.format(0)), shape, tensors=source)
+        if (coded or self._coded) == "f8e4m3":
+            block, blocks = self._scales(shape)
+            packed = self._load(LoadEach, f"{name}_packed", "f8e4m3", shape, tensors=source)
+            scales = self._load(LoadEach, f"{name}_scale", "f8e8m0", blocks, tensors=scale)
+            return self._dequantized(name, packed, scales, block)
+        codes = self._load(LoadEach, f"{name}_packed", "i8", (count, rows, columns // 2), tensors=source)
         groups = (count, rows, columns // _GROUP)
-        scales = self._add(LoadEach, f"{name}_scale", "f8e8m0", groups, tensors=f"{tensors}.scale")
+        scales = self._load(LoadEach, f"{name}_scale", "f8e8m0", groups, tensors=scale)
         return self.graph.add(Fp4({"codes": (codes,), "scales": (scales,)}, {"dtype": self.dtype}), [name])[0]
-
-    def _add(self, op: type[Load | LoadEach], name: str, dtype: str, shape: tuple[int, ...], **rest: object) -> Value:
-        return self.graph.add(op({}, {"dtype": dtype, "shape": shape, **rest}), [name])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from regraft.ir.graph import layer_of, relative
@@ -22,6 +22,10 @@ class Tensors(Protocol):
         """Return the element type of a tensor, or the one to expect."""
         ...
 
+    def stored(self, name: str) -> str | None:
+        """Return the element type of a tensor, be it of codes or of numbers; None where nobody knows."""
+        ...
+
     def layer(self, number: int) -> Hashable:
         """Return what makes a layer's tensors differ from another's in more than their numbers."""
         ...
@@ -33,18 +37,24 @@ class Declared:
     Args:
         dtype: The element type.
         published: Whether to declare them as checkpoints are published, rather than as the graph wants them.
+        quantized: Says of a name whether it is one that a checkpoint has because it is published quantised.
     """
 
-    def __init__(self, dtype: str, *, published: bool = False) -> None:
-        self._dtype, self._published = dtype, published
+    def __init__(self, dtype: str, *, published: bool = False, quantized: Callable[[str], bool] | None = None) -> None:
+        self._dtype, self._published, self._quantized = dtype, published, quantized
 
     def has(self, name: str) -> bool | None:
-        """Return False for what only a converted checkpoint has, otherwise None."""
+        """Return False for what only a converted checkpoint has, True for what only a quantised one, otherwise None."""
+        if self._quantized is not None and self._quantized(name):
+            return True
         return False if self._published else None
 
     def dtype(self, name: str) -> str:
         """Return the one element type."""
         return self._dtype
+
+    def stored(self, name: str) -> None:
+        """Return that nobody knows."""
 
     def layer(self, number: int) -> Hashable:
         """Return the same for every layer."""
@@ -78,6 +88,10 @@ class Stored:
         """Return the tensor's element type, the most common one for a tensor that is not there or holds no numbers."""
         found = self._dtypes.get(name, self._dtype)
         return found if found in FLOATS else self._dtype
+
+    def stored(self, name: str) -> str | None:
+        """Return the element type of a tensor that is there."""
+        return self._dtypes.get(name)
 
     def layer(self, number: int) -> Hashable:
         """Return the layer's tensors of another element type than most."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from regraft.frontends.family import family_of
 from regraft.frontends.folder import CONFIG
 from regraft.frontends.lift import expected_tensors, lift_config
 from regraft.frontends.tensors import Declared
+from regraft.ir.errors.config import NotQuantizedError
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.header import build_header
@@ -21,9 +22,11 @@ from regraft.ir.ops.attn import KV, Attend, Temper
 from regraft.ir.ops.core import Add, Embed, Gain, LayerNorm, Norm
 from regraft.ir.ops.moe import Assign, Route
 from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.quantized import Unpack
 from regraft.ir.ops.seq import Conv
+from regraft.ir.ops.weight import Load, LoadEach
 from regraft.ir.sink import SINGLE
-from regraft.ir.source import TensorInfo
+from regraft.ir.source import TensorInfo, to_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,24 +37,38 @@ _DTYPES = {"f": "f32", "i": "i64"}
 _HEAD_GAIN = 1.5  # logits then spread by more than one
 
 
-def twin_config(config: Mapping[str, Any], path: str = CONFIG, allow_keys: Iterable[str] = ()) -> dict[str, Any]:
+def twin_config(
+    config: Mapping[str, Any], path: str = CONFIG, allow_keys: Iterable[str] = (), *, packed: bool = False
+) -> dict[str, Any]:
     """Return the config of a model's small twin: every kind of layer twice, every mechanism at work.
 
     Args:
         config: The model's config.
         path: Where it stands, for messages.
         allow_keys: Keys to accept though the family does not know them.
+        packed: Whether its weights are quantised as the model's are published, in blocks so small that several share a
+            tensor.
 
     Raises:
         ConfigError: The config cannot be read.
+        NotQuantizedError: ``packed``, and the config names no quantisation.
     """
     given = Given(config, path)
-    family = family_of(given)
-    return dict(sorted(family(given, allow_keys).twin().items()))
+    model = family_of(given)(given, allow_keys)
+    packing = model.twin_packing() if packed else {}
+    if packed and not packing:
+        raise NotQuantizedError(config=path, where=path)
+    return dict(sorted({**model.twin(), **packing}.items()))
 
 
 def write_twin(
-    config: Mapping[str, Any], out: Path, seed: int = 0, *, path: str = CONFIG, allow_keys: Iterable[str] = ()
+    config: Mapping[str, Any],
+    out: Path,
+    seed: int = 0,
+    *,
+    path: str = CONFIG,
+    allow_keys: Iterable[str] = (),
+    packed: bool = False,
 ) -> Path:
     """Write a model's small twin, and return its folder; the same config and seed give the same bytes.
 
@@ -63,18 +80,25 @@ def write_twin(
         seed: Chooses the weights.
         path: Where the config stands, for messages.
         allow_keys: Keys to accept though the family does not know them.
+        packed: Whether to quantise the weights as the model's are published; otherwise all are float32.
 
     Raises:
         ConfigError: The config cannot be read.
+        NotQuantizedError: ``packed``, and the config names no quantisation.
         OutputExistsError: ``out`` exists.
     """
     allow = tuple(allow_keys)
-    small = twin_config(config, path, allow)
+    small = twin_config(config, path, allow, packed=packed)
     given = Given(small, path)
-    graph = lift_config(family_of(given)(given, allow), Declared("f32", published=True))
-    tensors = random_tensors(graph, seed, family_of(given).twin_gain)
-    infos = [TensorInfo(name, _DTYPES[array.dtype.kind], array.shape) for name, array in tensors.items()]
-    data = b"".join([build_header(infos), *(array.tobytes() for array in tensors.values())])
+    model = family_of(given)(given, allow)
+    graph = lift_config(model, Declared("f32", published=True, quantized=model.quantized_tensor if packed else None))
+    tensors: dict[str, tuple[TensorInfo, bytes]] = {}
+    for name, array in random_tensors(graph, seed, model.twin_gain).items():
+        tensors[name] = TensorInfo(name, _DTYPES[array.dtype.kind], array.shape), array.tobytes()
+    if packed:
+        tensors |= {info.name: (info, data) for info, data in _packed_tensors(graph, seed, model.twin_gain)}
+    wide_first = sorted(tensors.values(), key=lambda tensor: -tensor[0].itemsize)  # each at a multiple of its width
+    data = b"".join([build_header(info for info, _ in wide_first), *(data for _, data in wide_first)])
     with OutputFolder(out, f"twin {seed} {zlib.crc32(data)}") as folder:
         folder.write(CONFIG, json.dumps(small, indent=2) + "\n")
         folder.write(SINGLE, data)
@@ -84,11 +108,45 @@ def write_twin(
 def random_tensors(graph: Graph, seed: int, gain: float = 1.0) -> dict[str, Array]:
     """Return a value for every tensor that a graph loads, as far from special values as training leaves them.
 
+    What is quantised has none.
+
     Args:
         graph: The graph.
         seed: Chooses the values.
         gain: What a map within the layers does to a stream's spread: attention then prefers some tokens.
     """
+    fill = _filler(graph, seed, gain)
+    return {
+        info.name: fill(info, info.name if info.name in graph else op.out.name)
+        for op in graph.ops
+        if isinstance(op, Load | LoadEach) and not any(isinstance(user, Unpack) for user in op.out.users)
+        for info in op.tensor_infos
+    }
+
+
+def _packed_tensors(graph: Graph, seed: int, gain: float) -> Iterator[tuple[TensorInfo, bytes]]:
+    """Yield the codes and scales of what is quantised; its values are spread as `random_tensors` has them."""
+    import torch
+
+    fill = _filler(graph, seed, gain)
+    for op in graph.ops:
+        if not isinstance(op, Unpack):
+            continue
+        loads = [value.op for value in op.operands]
+        codes = op.packed.op
+        assert isinstance(codes, Load | LoadEach)
+        shape = op.results[0].tensor.sizes
+        single = shape if isinstance(codes, Load) else shape[1:]
+        arrays = [fill(TensorInfo(name, "f32", single), op.results[0].name) for name in codes.sources]
+        values = torch.stack([torch.from_numpy(array) for array in arrays])
+        for load, packed in zip(loads, op.pack(values.reshape(shape)), strict=True):
+            assert isinstance(load, Load | LoadEach)
+            parts = packed.unbind() if isinstance(load, LoadEach) else [packed]
+            yield from ((info, bytes(to_bytes(part))) for info, part in zip(load.tensor_infos, parts, strict=True))
+
+
+def _filler(graph: Graph, seed: int, gain: float) -> Callable[[TensorInfo, str], Array]:
+    """Return what makes a tensor's values, given also the name of the value that it is in the graph."""
     import numpy
 
     norms = {op.weight.name: op.offset for op in graph.ops if isinstance(op, Norm) and op.weight is not None}
@@ -103,27 +161,27 @@ def random_tensors(graph: Graph, seed: int, gain: float = 1.0) -> dict[str, Arra
     given = {op.given.op: op for op in graph.ops if isinstance(op, Route) and op.given is not None}
     experts = {op.table.name: given[op].logits.tensor.shape[-1] for op in given if isinstance(op, Assign)}
 
-    def fill(info: TensorInfo) -> Array:
+    def fill(info: TensorInfo, name: str) -> Array:
         generator = numpy.random.default_rng([seed, zlib.crc32(info.name.encode())])
-        if info.name in experts:  # some of them for each token, none twice
-            order = generator.random((info.shape[0], int(str(experts[info.name])))).argsort(1)
+        if name in experts:  # some of them for each token, none twice
+            order = generator.random((info.shape[0], int(str(experts[name])))).argsort(1)
             return order[:, : info.shape[1]].astype(numpy.int64)
         noise = generator.random(info.shape) * 2 - 1
-        if info.name in norms:
-            values = (1 + 0.3 * noise) * calm.get(info.name, 1.0) - norms[info.name]
-        elif info.name in tables:
+        if name in norms:
+            values = (1 + 0.3 * noise) * calm.get(name, 1.0) - norms[name]
+        elif name in tables:
             values = math.sqrt(3) / 4 * noise
-        elif info.name in biases:
+        elif name in biases:
             values = 0.1 * noise
         elif len(info.shape) == 1:
             values = 0.5 * noise
         else:
-            inner = layer_of(info.name) is not None
-            terms = math.prod(info.shape[1:]) if info.name in taps else info.shape[-1]
+            inner = layer_of(name) is not None
+            terms = math.prod(info.shape[1:]) if name in taps else info.shape[-1]
             values = (gain if inner else _HEAD_GAIN) * math.sqrt(3 / terms) * noise
         return values.astype(numpy.float32)
 
-    return {info.name: fill(info) for info in expected_tensors(graph)}
+    return fill
 
 
 def _calm_norms(graph: Graph) -> dict[str, float]:

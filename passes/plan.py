@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.ops.fits import Moment
 from regraft.passes.base import Measurements
+from regraft.passes.fitting.fold import plan_tensors
+from regraft.passes.packing import Packing, kept_packed, packing
 from regraft.passes.pipeline import CONTEXT, PipelineResult, Size, run_pipeline, size_of
 from regraft.passes.recipe import Recipe
 
@@ -24,6 +26,7 @@ class Plan:
         after: The size that is predicted.
         disk_bytes: What the weight files will take.
         memory_bytes: An upper estimate of the memory that `apply` uses beyond mapped files.
+        quantized: The checkpoint's quantised tensors: what stays as it is, and what dequantising the others costs.
     """
 
     result: PipelineResult
@@ -31,6 +34,7 @@ class Plan:
     after: Size
     disk_bytes: int
     memory_bytes: int
+    quantized: Packing
 
     def to_json(self) -> dict[str, object]:
         """Return the JSON of schema ``regraft.plan/1``."""
@@ -47,6 +51,7 @@ class Plan:
             "after": asdict(self.after),
             "disk_bytes": self.disk_bytes,
             "memory_bytes": self.memory_bytes,
+            "quantized": self.quantized.to_json(),
         }
 
 
@@ -59,11 +64,12 @@ def make_plan(graph: Graph, recipe: Recipe, measure: Measurements | None = None)
         IllegalPassError: The model does not allow what a pass asks for.
     """
     result = run_pipeline(graph, recipe, measure, assume=True)
-    stored = result.graph.parameters()
-    disk = sum(v.tensor.nbytes({}) + HEADER_BYTES for v in stored)
+    kept = kept_packed(result.graph, graph)
+    disk = sum(info.nbytes + HEADER_BYTES for info in plan_tensors(result.graph, kept))
     before = result.steps[0].before if result.steps else size_of(graph)
     after = result.steps[-1].after if result.steps else before
-    return Plan(result, before, after, disk, _memory(result.graph, recipe))
+    quantized = packing(result.graph, graph, kept)
+    return Plan(result, before, after, disk, _memory(result.graph, recipe), quantized)
 
 
 def _memory(graph: Graph, recipe: Recipe) -> int:

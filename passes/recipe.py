@@ -30,7 +30,7 @@ from regraft.passes.located import YAML_FORM, Node, Plain, escape_odd, read_pipe
 VERSION = 1
 TOKENS = 65536
 CONTEXT = 512
-RECORDS = ("inputs", "outputs", "measured")  # what a lock file holds besides the recipe
+RECORDS = ("inputs", "outputs", "measured", "dequantized")  # what a lock file holds besides the recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class Recipe:
         passes: The steps.
         calibration: The text for fits and measured decisions, if any.
         constraints: What every pass must respect.
-        records: What else a lock file holds: hashes of ``inputs`` and ``outputs``, and what was ``measured``.
+        records: What else a lock file holds: hashes of ``inputs`` and ``outputs``, what was ``measured``, and the
+            element types of tensors that were ``dequantized``.
     """
 
     passes: tuple[Pass, ...]
@@ -116,7 +117,7 @@ class Recipe:
         return ",".join(_step_text(step) for step in steps)
 
     def to_lock(self, **records: Mapping[str, object]) -> str:
-        """Return ``regraft.lock.json``: the expanded recipe, and ``inputs``, ``outputs`` and ``measured`` if given.
+        """Return ``regraft.lock.json``: the expanded recipe, and of `RECORDS` those that are given.
 
         The lock is a valid recipe. Equal arguments give equal text.
         """

@@ -144,10 +144,17 @@ def build(
     )
 
 
-def twin(model: str | Path | Model, out: str | Path, *, seed: int = 0) -> Path:
+def twin(model: str | Path | Model, out: str | Path, *, seed: int = 0, packed: bool = False) -> Path:
     """Write the small twin of a model: the same structure, tiny dimensions, random weights. Return its folder.
 
+    Args:
+        model: As in `lift`.
+        out: The folder to write; it must not exist.
+        seed: Draws the weights.
+        packed: Quantise the weights as the model's are published; otherwise they are float32.
+
     Raises:
+        NotQuantizedError: ``packed``, and the model's config names no quantisation.
         OutputExistsError: ``out`` exists.
         RewrittenTwinError: The model has been rewritten, or is a graph without a config.
     """
@@ -157,5 +164,5 @@ def twin(model: str | Path | Model, out: str | Path, *, seed: int = 0) -> Path:
     folder = subject.folder
     if not folder.config or folder.config.get("model_type") == "regraft":
         raise RewrittenTwinError(config=folder.config_path, where=folder.config_path)
-    write_twin(folder.config, Path(out), seed, path=folder.config_path, allow_keys=subject.allow_keys)
-    return Path(out)
+    allow = subject.allow_keys
+    return write_twin(folder.config, Path(out), seed, path=folder.config_path, allow_keys=allow, packed=packed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.frontends.folder import ModelFolder
 from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.calibration import TextError
 from regraft.ir.errors.files import OutputExistsError
@@ -23,6 +24,7 @@ from regraft.passes.fitting.fold import fitted_parameters, fold, folded, plan_te
 from regraft.passes.fitting.measure import Measurements
 from regraft.passes.fitting.sweep import Progress, Sweep
 from regraft.passes.fitting.text import Windows, load_tokenizer, read_windows, text_path
+from regraft.passes.packing import Packing, kept_packed, packing
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import Calibration, Recipe, load_recipe, parse_pipeline
 from regraft.quality import EvalReport, Probes
@@ -58,6 +60,7 @@ class ApplyReport:
         stock: The transformers class that loads the folder, or empty.
         quality: What the recipe did to the model, on windows of the calibration text that no fit saw; or none.
         note: Why there is no ``quality``.
+        quantized: The checkpoint's quantised tensors: what stayed as it was, and what dequantising the others cost.
     """
 
     out: Path
@@ -67,6 +70,7 @@ class ApplyReport:
     stock: str
     quality: EvalReport | None
     note: str
+    quantized: Packing
 
     def to_json(self) -> dict[str, object]:
         """Return the JSON of schema ``regraft.apply/1``."""
@@ -79,6 +83,7 @@ class ApplyReport:
             "steps": [step.to_json() for step in self.result.steps],
             "quality": self.quality.to_json() if self.quality else None,
             "note": self.note,
+            "quantized": self.quantized.to_json(),
         }
 
 
@@ -140,9 +145,11 @@ def apply(
         result = run_pipeline(subject.graph, steps, measure, dump=Path(dump_ir) if dump_ir else None)
         if decided is None:
             folder.record(recipe=result.recipe.to_pipeline(expanded=True))
-        shards = _write_weights(result, subject, source, folder, windows, shard_bytes, progress)
-        final = folded(result.graph)
-        stock = stock_config(final, subject.folder)
+        kept = kept_packed(result.graph, subject.graph)
+        quantized = packing(result.graph, subject.graph, kept)
+        shards = _write_weights(result, kept, source, folder, windows, shard_bytes, progress)
+        final = folded(result.graph, kept)
+        stock = _stock(final, subject.folder, folder.path, quantized)
         _write_config(folder, subject, final, stock)
         quality, note = _quality(subject, final, folder.path, windows, result)
         records = {
@@ -150,16 +157,18 @@ def apply(
             "outputs": {"graph.rg": _digest(print_graph(final)), **shards},
             "measured": quality.to_json() if quality else {},
         }
+        if quantized.dequantized:
+            records["dequantized"] = {info.name: info.dtype for info in quantized.dequantized}
         folder.write("regraft.lock.json", result.recipe.to_lock(**records))
         measured = _measured(folder.path)
         target = folder.commit()
     predicted = {
         "parameters": parameters(result.graph).total,
         "cache_bytes_4096": cache_bytes(result.graph, 4096),
-        "weight_bytes": sum(info.nbytes for info in plan_tensors(result.graph)),
+        "weight_bytes": sum(info.nbytes for info in plan_tensors(result.graph, kept)),
     }
     architecture = str(stock.get("architectures", [""])[0]) if stock else ""
-    return ApplyReport(target, result, predicted, measured, architecture, quality, note)
+    return ApplyReport(target, result, predicted, measured, architecture, quality, note, quantized)
 
 
 def calibration_path(calibration: Calibration, base: Path | None = None) -> Path:
@@ -201,7 +210,7 @@ def _rows(recipe: Recipe) -> int:
 
 def _write_weights(
     result: PipelineResult,
-    model: Model,
+    kept: Collection[str],
     source: Source,
     folder: OutputFolder,
     windows: Windows | None,
@@ -211,7 +220,7 @@ def _write_weights(
     """Fold the weights into the folder, and return each file's digest."""
     sweep = None
     names = {v.name for v in fitted_parameters(result.graph)}
-    infos = {info.name: info for info in plan_tensors(result.graph)}
+    infos = {info.name: info for info in plan_tensors(result.graph, kept)}
 
     def file(name: str) -> str:
         return f"{_FITS}/{hashlib.sha256(name.encode()).hexdigest()}"
@@ -227,10 +236,25 @@ def _write_weights(
         rows = windows.tokens[: _rows(result.recipe)]
         sweep = Sweep(result.graph, result.original, source, rows, known=known)
     with ShardWriter(folder, list(infos.values()), shard_bytes=shard_bytes) as sink:
-        fold(result.graph, source, sink, sweep, keep, progress)
+        fold(result.graph, source, sink, sweep, keep, progress, kept=kept)
         digests = sink.finish()
     folder.remove(_FITS)
     return digests
+
+
+def _stock(graph: Graph, folder: ModelFolder, written: Path, quantized: Packing) -> dict[str, Any] | None:
+    """Return the config with which a stock class computes what was written, or none.
+
+    The stock classes take a checkpoint that is quantised as published, or not at all.
+    """
+    if not quantized.tensors:
+        return stock_config(graph, folder)
+    if not quantized.dequantized:
+        return stock_config(graph, folder, written)
+    if quantized.kept_tensors:
+        return None
+    plain = {key: value for key, value in folder.config.items() if key != "quantization_config"}
+    return stock_config(graph, replace(folder, config=plain))
 
 
 def _write_config(folder: OutputFolder, model: Model, graph: Graph, stock: dict[str, Any] | None) -> None:

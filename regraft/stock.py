@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from regraft.frontends.folder import ModelFolder
@@ -18,18 +19,20 @@ _DTYPE = re.compile(r"\b(?:f64|f32|f16|bf16)(?=[\[;])")
 _HEADER = re.compile(r"^graph @.*?\(", re.MULTILINE)
 
 
-def stock_config(graph: Graph, folder: ModelFolder) -> dict[str, Any] | None:
+def stock_config(graph: Graph, folder: ModelFolder, written: Path | None = None) -> dict[str, Any] | None:
     """Return the config with which a stock class computes ``graph``, or none.
 
     Args:
         graph: A folded graph: every parameter loads under its own name.
         folder: The model that it came from.
+        written: The folder with its weights, where these are not as a config alone calls for them.
     """
     wanted = _signature(graph)
     for config in _candidates(graph, dict(folder.config)):
         try:
             found = lift(
-                replace(folder, kind="config", config=config, folder=None, graph_path=None, hub_id=None), strict=False
+                replace(folder, kind="config", config=config, folder=written, graph_path=None, hub_id=None),
+                strict=False,
             )
         except RegraftError:
             continue

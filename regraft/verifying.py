@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.dequantizing import dequantized, is_quantized
 from regraft.frontends.folder import open_model
 from regraft.ir.errors.program import IncomparableError, OracleError
 from regraft.ir.interpret import Interpreter
@@ -64,6 +66,7 @@ class _Subject:
     run: Runnable
     vocab: int
     folder: Path | None
+    model: Model | None = None
 
 
 def verify(
@@ -79,6 +82,9 @@ def verify(
     a ragged batch as for each row alone. With ``against``, prefill and decode must also equal the other's: a model,
     a package, or ``"transformers"``, the original implementation.
 
+    A quantised checkpoint must also give what it gives dequantised, lifted from a folder of its own; transformers is
+    given that one, since its kernels for quantised weights need a GPU.
+
     Raises:
         OracleError: transformers is asked for and cannot load the model.
         IncomparableError: The vocabularies differ.
@@ -89,13 +95,18 @@ def verify(
     subject = _subject(model, allow_keys)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(0, subject.vocab, (3, tokens), generator=generator)
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as files:
         base = subject.run(rows)
         bound = TOLERANCE * max(1.0, base.abs().max().item() / 4)
         checks = [
             *_splits(subject.run, rows, base, bound),
             _ragged(subject.run, rows, base, bound),
         ]
+        if subject.model is not None and is_quantized(subject.model):
+            subject = replace(subject, folder=files.enter_context(dequantized(subject.model)))
+            assert subject.folder is not None
+            plain = _subject(subject.folder, allow_keys)
+            checks += _equal("itself dequantised", subject.run, _fed(plain.run, rows), rows, base, bound)
         other = ""
         if against is not None:
             other, more = _against(subject, against, rows, base, bound, allow_keys)
@@ -108,7 +119,8 @@ def _subject(model: str | Path | Model, allow_keys: Collection[str]) -> _Subject
         program = load_program(model, dtype="float32")
         return _Subject(Path(model).name, program, int(program.vocab), Path(model))
     lifted = lift(model, allow_keys=allow_keys)
-    return _Subject(lifted.name, Interpreter(lifted.graph, lifted.require_source()), lifted.vocab, lifted.files)
+    run = Interpreter(lifted.graph, lifted.require_source())
+    return _Subject(lifted.name, run, lifted.vocab, lifted.files, lifted)
 
 
 def _check(name: str, found: Tensor, expected: Tensor, bound: float, detail: str = "") -> Check:
@@ -170,12 +182,24 @@ def _against(
             raise IncomparableError(first=subject.name, second=second.name, reason=reason)
         name = second.name
         other, detail = _fed(second.run, rows), ""
+    return name, _equal(name, subject.run, other, rows, base, bound, detail)
 
+
+def _equal(
+    name: str,
+    run: Runnable,
+    other: Callable[[list[int]], Tensor],
+    rows: Tensor,
+    base: Tensor,
+    bound: float,
+    detail: str = "",
+) -> list[Check]:
+    """Compare prefill and decode of ``run`` with those of another implementation, called ``name``."""
     length = rows.shape[1]
     sizes = [length // 2, *[1] * (length - length // 2)]
-    return name, [
+    return [
         _check(f"prefill = {name}", base, other([length]), bound, detail),
-        _check(f"decode = {name}", feed(subject.run, rows, sizes), other(sizes), bound, detail),
+        _check(f"decode = {name}", feed(run, rows, sizes), other(sizes), bound, detail),
     ]
 
 

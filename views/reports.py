@@ -88,9 +88,26 @@ def plan_report(found: Payload) -> list[Block]:
     blocks += [Heading("Predicted change"), table(("", "before", "after", "change"), rows)]
     need = [("disk for the weights", size(found["disk_bytes"])), ("memory, at most about", size(found["memory_bytes"]))]
     blocks += [Heading("Apply needs"), table(("", ""), need)]
+    if line := quantized_line(found["quantized"]):
+        blocks.append(line)
     if not found["decided"]:
         blocks.append("decided at apply: choices that need calibration text; --measure makes them now")
     return blocks
+
+
+def quantized_line(found: Payload) -> str:
+    """Return what becomes of a checkpoint's quantised tensors, and what that costs on disk; empty where it has none."""
+    if not found["tensors"]:
+        return ""
+    parts = [f"quantised: {found['tensors']:,} tensors of {size(found['bytes'])} with their scales"]
+    if found["kept_tensors"]:
+        parts.append(f"{found['kept_tensors']:,} copied as they are")
+    if found["dequantized"]:
+        now, then = size(found["dequantized_from_bytes"]), size(found["dequantized_bytes"])
+        added = found["added_bytes"]
+        more = f"{size(abs(added))} {'more' if added >= 0 else 'less'}"
+        parts.append(f"parameters dequantised: {found['dequantized']:,}, {now} become {then} ({more} on disk)")
+    return "; ".join(parts)
 
 
 def _steps(steps: Sequence[Payload]) -> list[Block]:
@@ -110,6 +127,8 @@ def apply_report(found: Payload) -> list[Block]:
     names = {**dict.fromkeys(predicted), **dict.fromkeys(measured)}
     rows = [(name.replace("_", " "), _amount(name, predicted), _amount(name, measured)) for name in names]
     blocks += [Heading("Result"), table(("", "predicted", "measured"), rows)]
+    if line := quantized_line(found["quantized"]):
+        blocks.append(line)
     if found["stock"]:
         blocks.append(f"transformers loads it as {found['stock']}")
     if found["quality"]:

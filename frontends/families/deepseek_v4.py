@@ -14,6 +14,7 @@ from regraft.frontends.config import (
     MAX_LAYERS,
     MAX_VOCABULARY,
     Given,
+    choice,
     fixed,
     integer,
     integers,
@@ -24,7 +25,8 @@ from regraft.frontends.config import (
     words,
 )
 from regraft.frontends.decoder import Decoder
-from regraft.frontends.released import ReleasedBuilder, is_released
+from regraft.frontends.quantization import TWIN_BLOCK, float8_block
+from regraft.frontends.released import ReleasedBuilder, is_released, quantized_name
 from regraft.frontends.rope import Rope, read_rope
 from regraft.frontends.streams import Chooser, ClampedMoE, Compressor, PooledAttention, StreamBlock, Streams
 from regraft.ir.op import Value
@@ -49,7 +51,7 @@ class DeepSeekV4(Decoder):
     model_types = ("deepseek_v4",)
     architectures = ("DeepseekV4ForCausalLM",)
     inert = (
-        *("expert_dtype", "norm_topk_prob", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
+        *("norm_topk_prob", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
         *("topk_method", "intermediate_size"),
     )
     twin_gain = 0.8  # yarn and cuts sharpen what rounding moves
@@ -92,6 +94,7 @@ class DeepSeekV4(Decoder):
     hc_eps = number(1e-6, high=1.0)
     num_nextn_predict_layers = integer(1, low=0)
     quantization_config = table()  # of the release's own layout of tensors
+    expert_dtype = choice("fp4", {"fp4": "i8", "fp8": "f8e4m3"}, null=True)  # the codes' element type
     bos_token_id = token_ids((0,))
     eos_token_id = token_ids((1,))
 
@@ -119,6 +122,7 @@ class DeepSeekV4(Decoder):
             if self.rate(layer_type) < 1:
                 raise self.unsupported("compress_rates", "tokens that make a row, by type of layer")
         self.check_chosen(self.num_experts_per_tok, self.n_routed_experts)
+        float8_block(self, self.quantization_config)
         self.block(0)  # reads the ropes' keys
 
     # -- what the keys say
@@ -227,7 +231,10 @@ class DeepSeekV4(Decoder):
     def build(self, b: ModelBuilder, name: str, *, tied: bool, facts: Mapping[str, object]) -> None:
         """Build the model, whatever its tensors are called in the checkpoint."""
         released = is_released(b.tensors)
-        builder = b if released is None else ReleasedBuilder(b.graph, b.tensors, released=released)
+        builder = b
+        if released is not None:
+            block = float8_block(self, self.quantization_config)
+            builder = ReleasedBuilder(b.graph, b.tensors, released=released, block=block, experts=self.expert_dtype)
         super().build(builder, name, tied=tied, facts=facts)
 
     def embed(self, b: ModelBuilder, tokens: Value, table: Value) -> Value:
@@ -256,7 +263,17 @@ class DeepSeekV4(Decoder):
         """Return whether a checkpoint may hold a tensor of this name though the model does not read it."""
         return name.startswith("mtp.") or super().inert_tensor(name)
 
+    def quantized_tensor(self, name: str) -> bool:
+        return quantized_name(name)
+
     # -- the small twin
+
+    def twin_packing(self) -> Mapping[str, object]:
+        given = self.quantization_config
+        if not given:
+            return {}
+        kept = {"expert_dtype": self.given.values["expert_dtype"]} if "expert_dtype" in self.given.values else {}
+        return {"quantization_config": {**given, "weight_block_size": TWIN_BLOCK}, **kept}
 
     def twin(self) -> dict[str, object]:
         """Return a small config, with schedules by layer and tensors that are not packed."""

@@ -155,6 +155,12 @@ class GptOss(Decoder):
             "swiglu_limit": 1.0,
         }
 
+    def quantized_tensor(self, name: str) -> bool:
+        return name.endswith(("_blocks", "_scales"))
+
+    def twin_packing(self) -> Mapping[str, object]:
+        return {"quantization_config": self.quantization_config} if self.quantization_config else {}
+
     def twin(self) -> dict[str, object]:
         """Return the small config, with experts that are not packed."""
         return {key: value for key, value in super().twin().items() if key != "quantization_config"}

@@ -76,6 +76,14 @@ class RewrittenTwinError(ConfigError):
     hint = "make the twin of the base model, and apply the recipe in regraft.lock.json to it"
 
 
+class NotQuantizedError(ConfigError):
+    """A quantised twin is asked for of a model that is not published quantised."""
+
+    code = "RG210"
+    message = "{config} does not say that the model is published quantised: it has no quantization_config"
+    hint = "leave --packed out, or give the config that stands beside the quantised checkpoint"
+
+
 class MissingGraphError(ConfigError):
     """A folder that ``apply`` wrote has lost its graph."""
 

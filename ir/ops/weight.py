@@ -20,7 +20,7 @@ from regraft.ir.op import (
     optional,
     result,
 )
-from regraft.ir.source import torch_dtype
+from regraft.ir.source import TensorInfo, torch_dtype
 from regraft.ir.types import FLOATS as FLOAT_TYPES
 from regraft.ir.types import ITEM_BITS, TensorType, Type
 
@@ -90,6 +90,11 @@ class Load(WeightOp):
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
+    @property
+    def tensor_infos(self) -> tuple[TensorInfo, ...]:
+        """The tensor of the checkpoint as it must be."""
+        return (TensorInfo(self.source, self.dtype, self.shape),)
+
     def reference(self, run: Run) -> Tensor:
         return run.load(self)
 
@@ -128,6 +133,11 @@ class LoadEach(WeightOp):
     @property
     def sources(self) -> tuple[str, ...]:
         return tuple(self.tensors.replace("{}", str(number)) for number in range(self.shape[0]))
+
+    @property
+    def tensor_infos(self) -> tuple[TensorInfo, ...]:
+        """The tensors of the checkpoint as they must be."""
+        return tuple(TensorInfo(name, self.dtype, self.shape[1:]) for name in self.sources)
 
     def reference(self, run: Run) -> Tensor:
         import torch

@@ -206,7 +206,7 @@ ERRORS = [
         "regraft: 1\npipline: []\n",
         "error[RG102]: recipe: unknown key pipline; did you mean pipeline?\n"
         "  --> recipe.yaml:2:1   pipline: []\n"
-        "  = help: legal keys: regraft, pipeline, calibration, constraints, inputs, outputs, measured",
+        "  = help: legal keys: regraft, pipeline, calibration, constraints, inputs, outputs, measured, dequantized",
     ),
     (
         "regraft: 1\npipeline:\n  - share-vk: {layers: 1}\n",

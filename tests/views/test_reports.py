@@ -14,6 +14,7 @@ from regraft.views.reports import (
     pass_report,
     passes_report,
     plan_report,
+    quantized_line,
     verify_report,
 )
 from regraft.views.table import plain
@@ -37,6 +38,16 @@ STEP: dict[str, Any] = {
     ],
     "before": SIZE,
     "after": SIZE,
+}
+PLAIN = {
+    "tensors": 0,
+    "bytes": 0,
+    "kept_tensors": 0,
+    "kept_bytes": 0,
+    "dequantized": 0,
+    "dequantized_from_bytes": 0,
+    "dequantized_bytes": 0,
+    "added_bytes": 0,
 }
 EVAL: dict[str, Any] = {
     "schema": "regraft.eval/1",
@@ -63,6 +74,7 @@ def test_a_plan_shows_every_layer_and_every_change() -> None:
         "after": {**SIZE, "cache_bytes": 1 << 19},
         "disk_bytes": 4_000_000,
         "memory_bytes": 300_000_000,
+        "quantized": PLAIN,
     }
     text = plain(plan_report(found))
     assert "1. share-kv{layers=1} (refit)" in text
@@ -70,6 +82,17 @@ def test_a_plan_shows_every_layer_and_every_change() -> None:
     assert "layer 0  left  not among the readers" in text
     assert "1.00 MiB     512 KiB  -50.0 %" in text
     assert "--measure" in text
+
+
+def test_what_dequantising_costs_is_said_where_there_is_something_quantised() -> None:
+    assert quantized_line(PLAIN) == ""
+    kept = {**PLAIN, "tensors": 5, "bytes": 3 << 20, "kept_tensors": 4, "kept_bytes": 2 << 20}
+    assert quantized_line(kept) == "quantised: 5 tensors of 3.00 MiB with their scales; 4 copied as they are"
+    part = {"dequantized": 1, "dequantized_from_bytes": 1 << 20, "dequantized_bytes": 4 << 20, "added_bytes": 3 << 20}
+    assert quantized_line({**kept, **part}) == (
+        "quantised: 5 tensors of 3.00 MiB with their scales; 4 copied as they are; "
+        "parameters dequantised: 1, 1.00 MiB become 4.00 MiB (3.00 MiB more on disk)"
+    )
 
 
 def test_an_apply_shows_predicted_beside_measured() -> None:
@@ -81,6 +104,7 @@ def test_an_apply_shows_predicted_beside_measured() -> None:
         "measured": {"tensors": 78, "weight_bytes": 3 << 20},
         "quality": None,
         "note": "every step is exact",
+        "quantized": PLAIN,
     }
     text = plain(apply_report(found))
     assert "parameters    1,968,640         -" in text
