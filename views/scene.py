@@ -104,6 +104,21 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """What is computed beside the residual stream: its nodes' ids, and where it leaves the stream and comes back.
+
+    ``enters`` is the id of the stream's node whose result it reads, empty for what the section takes; ``leaves`` that
+    of the node that reads its result, empty where none does.
+    """
+
+    title: str
+    lines: tuple[str, ...]
+    nodes: tuple[str, ...]
+    enters: str
+    leaves: str
+
+
+@dataclass(frozen=True)
 class Section:
     """Operations that are drawn once: a block kind, or what stands outside of layers (``layers`` is then empty).
 
@@ -117,6 +132,7 @@ class Section:
     inputs: tuple[Port, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[Port, ...]
+    branches: tuple[Branch, ...]
     parameters: int
 
     @property

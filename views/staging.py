@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from regraft.ir.attributes import spell
@@ -16,6 +16,7 @@ from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.seq import Delta, Tail
 from regraft.ir.types import MemoryType, TensorType
+from regraft.views.branches import branches
 from regraft.views.describe import describe
 from regraft.views.scene import CONTEXT, Form, Link, Memory, Node, Operand, Port, Role, Scene, Section, Weight
 from regraft.views.spine import stream_values
@@ -123,10 +124,22 @@ def _kind(kind: Kind, key: str, at: Sizes) -> Section:
         return param.get(value) or first.local(value.name)
 
     nodes = _nodes(first.ops, name, frozenset(param), frozenset(stream), at, first)
-    counted = {w.name: w.elements for node in nodes for w in node.weights}
     return Section(
-        key, kind.name, describe(kind), kind.numbers, tuple(inputs), nodes, tuple(outputs), sum(counted.values())
+        key,
+        kind.name,
+        describe(kind),
+        kind.numbers,
+        tuple(inputs),
+        nodes,
+        tuple(outputs),
+        branches(first.ops, stream, first.inputs, lambda op: name(op.results[0])),
+        _elements(nodes),
     )
+
+
+def _elements(nodes: Sequence[Node]) -> int:
+    """Return the numbers in the parameters that nodes read, each parameter once."""
+    return sum({weight.name: weight.elements for node in nodes for weight in node.weights}.values())
 
 
 def _origins(kind: Kind, index: int) -> tuple[str, ...]:
@@ -145,8 +158,10 @@ def _loose(ops: Sequence[Op], graph: Graph, at: Sizes, before: int, end: bool) -
     inputs = tuple(_port(f"in:{v.name}", v.name, v, _outer_role(v), (v.name,)) for v in taken)
     outputs = tuple(_port(f"out:{v.name}", v.name, v, _outer_role(v), (), None) for v in given)
     nodes, outputs = _folded(_nodes(ops, lambda v: v.name, frozenset(taken), frozenset(), at, None), outputs)
-    counted = {w.name: w.elements for node in nodes for w in node.weights}
-    return Section("", name, "", (), inputs, nodes, outputs, sum(counted.values()))
+    found = branches(ops, (), tuple(taken), lambda op: op.results[0].name)
+    ids = {node.id: None for node in nodes}
+    found = tuple(replace(each, nodes=tuple(dict.fromkeys(_kept(id, ids) for id in each.nodes))) for each in found)
+    return Section("", name, "", (), inputs, nodes, outputs, found, _elements(nodes))
 
 
 def _folded(nodes: tuple[Node, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Node, ...], tuple[Port, ...]]:
@@ -171,6 +186,11 @@ def _folded(nodes: tuple[Node, ...], outputs: tuple[Port, ...]) -> tuple[tuple[N
         for p in outputs
     )
     return tuple(dict.fromkeys(one.get(node.id, node) for node in nodes)), tuple(dict.fromkeys(ports))
+
+
+def _kept(id: str, ids: Container[str]) -> str:
+    """Return the id of the node that an op is drawn as."""
+    return id if id in ids else f"{_stem(id)}*"
 
 
 def _stem(name: str) -> str:
