@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -65,7 +64,7 @@ class Session:
         elif self.coloured(sys.stdout):
             table.coloured(blocks(), sys.stdout)
         else:
-            sys.stdout.write(table.plain(blocks(), shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+            sys.stdout.write(table.plain(blocks()))
 
     def data(self, text: str) -> None:
         """Print a result."""
