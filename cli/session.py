@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -64,7 +65,7 @@ class Session:
         elif self.coloured(sys.stdout):
             table.coloured(blocks(), sys.stdout)
         else:
-            sys.stdout.write(table.plain(blocks()))
+            sys.stdout.write(table.plain(blocks(), shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
     def data(self, text: str) -> None:
         """Print a result."""

@@ -61,7 +61,8 @@ class MemoryFacts:
         row: The fields of a row, as ``k 8 × 128, v 8 × 128``.
         dtype: Of the rows.
         row_bytes: Bytes of a row.
-        window: How many rows are kept at most, none for all.
+        window: How many of the last rows are kept at most, none for all.
+        first: How many of a sequence's first rows are kept beside a window.
         fixed: How many rows are held whatever the length, where that is what the memory does.
         rate: How many tokens make a row, where that is more than one.
         bytes_per_token: What a further token adds to each of them for good; none adds to a window that is full.
@@ -76,6 +77,7 @@ class MemoryFacts:
     dtype: str
     row_bytes: int
     window: int | None
+    first: int
     fixed: int | None
     rate: int | None
     bytes_per_token: Fraction
@@ -90,7 +92,8 @@ class MemoryFacts:
             return "at any length"
         if self.rate is not None:
             return f"a row for every {self.rate} tokens"
-        return "of every token" if self.window is None else f"of the last {self.window:,} tokens"
+        first = f"the first {self.first:,} and " if self.first else ""
+        return "of every token" if self.window is None else f"of {first}the last {self.window:,} tokens"
 
 
 class Memories:
@@ -111,6 +114,7 @@ class Memories:
         self.groups = tuple(groups.values())
         self._attends = next((op for op in graph.ops if isinstance(op, Attend)), None)
         self._recurrent = {layer_of(op.results[0].name) for op in graph.ops if isinstance(op, Delta)}
+        self._pooling = {layer_of(op.results[0].name) for op in graph.ops if isinstance(op, Compressed)}
 
     @property
     def dtype(self) -> str | None:
@@ -161,8 +165,9 @@ class Memories:
         for memory in (memory for group in self.groups for memory in group):
             kept = memory.memory
             for reader in other_readers(memory):
-                window = reader.attributes.get("window") if windows else None
-                total += kept.with_window(window if isinstance(window, int) else None).rows(context) * kept.row_bytes
+                shown = [reader.attributes.get(name) if windows else None for name in ("window", "first")]
+                window, first = (number if isinstance(number, int) else None for number in shown)
+                total += kept.with_window(window, first or 0).rows(context) * kept.row_bytes
         return total * self.batch
 
     def _uniform_row(self) -> int:
@@ -191,13 +196,14 @@ class Memories:
     def _transformers(self, context: int) -> int | None:
         if self.family in _NOT_IN_TRANSFORMERS:
             return None
-        return sum(self._dynamic_cache(group[0], context) * len(group) for group in self.groups) * self.batch
+        return sum(self._dynamic_cache(memory, context) for group in self.groups for memory in group) * self.batch
 
     def _dynamic_cache(self, memory: Value, context: int) -> int:
         """Return the bytes that transformers holds for one memory of one sequence.
 
         Between calls a window is kept without the row that the next token replaces; the tails of linear attention are
-        as long as the kernel; unfinished windows of a compression grow up to their end.
+        as long as the kernel; unfinished windows of a compression grow up to their end; rows that are key and value in
+        one are kept as both where the layer pools nothing beside them.
         """
         kept, op = memory.memory, memory.op
         if isinstance(op, Compressed):
@@ -206,9 +212,9 @@ class Memories:
             return kept.rows(context) * kept.row_bytes + 2 * (context % op.rate * width + overlap) * item
         if isinstance(op, Tail) and layer_of(memory.name) in self._recurrent:
             return (kept.rows(context) + 1) * kept.row_bytes
-        if kept.window is not None:
-            return min(context, kept.window - 1) * kept.row_bytes
-        return kept.rows(context) * kept.row_bytes
+        rows = kept.rows(context) if kept.window is None else min(context, kept.window - 1 + kept.first)
+        twice = layer_of(memory.name) not in self._pooling and any(view.v is None for view in _views(memory))
+        return rows * kept.row_bytes * (2 if twice else 1)
 
 
 def _all_rows(kept: MemoryType, context: int) -> int:
@@ -247,6 +253,7 @@ def memory_facts(group: Sequence[Value]) -> MemoryFacts:
         dtype=kept.dtype,
         row_bytes=kept.row_bytes,
         window=kept.window,
+        first=kept.first,
         fixed=kept.fixed,
         rate=kept.rate,
         bytes_per_token=bytes_per_token(kept),
@@ -274,7 +281,7 @@ def _holds(memory: Value) -> str:
     what = "pooled " if isinstance(op, Compressed) else ""
     if any(isinstance(reader, Index) for reader in _readers_of_rows(memory)):
         return f"{what}index keys of {width}"
-    views = [reader for reader in readers if isinstance(reader, ViewRows)]
+    views = _views(memory)
     if any(view.v is None for view in views):
         return f"{what}rows of {width} that are key and value in one"
     return f"{what}latents of {width}, for the keys and values of all heads" if views else f"{what}rows of {width}"
@@ -282,5 +289,8 @@ def _holds(memory: Value) -> str:
 
 def _readers_of_rows(memory: Value) -> list[Op]:
     """Return the ops that read a memory, or a view of it."""
-    views = (reader.out for reader in memory.users if isinstance(reader, ViewRows))
-    return [reader for value in (memory, *views) for reader in value.users]
+    return [reader for value in (memory, *(view.out for view in _views(memory))) for reader in value.users]
+
+
+def _views(memory: Value) -> list[ViewRows]:
+    return [reader for reader in memory.users if isinstance(reader, ViewRows)]

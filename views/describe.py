@@ -14,7 +14,7 @@ from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Conv, Delta
 
-FOR_EACH_TOKEN = ("mixture of experts", "MLP")  # titles of jobs; the others mix tokens
+FOR_EACH_TOKEN = ("mixture of experts", "shared expert", "MLP")  # titles of jobs; the others mix tokens
 
 
 def describe(kind: Kind) -> str:
@@ -30,8 +30,14 @@ def jobs(ops: Sequence[Op]) -> list[tuple[str, list[str]]]:
     taps = [op.weight.tensor.sizes[-1] for op in ops if isinstance(op, Conv)]
     found += [("convolution", [f"{_times(taps.count(tap))} over {tap} tokens"]) for tap in dict.fromkeys(taps)]
     found += [("mixture of experts", _experts(op, ops)) for op in ops if isinstance(op, Experts)]
-    gates = [op for op in ops if isinstance(op, Activation) and _gates(op)]
-    return found + [("MLP", [f"MLP {op.out.tensor.shape[-1]}", op.kind]) for op in gates]
+    return found + [_mlp(op) for op in ops if isinstance(op, Activation) and _gates(op)]
+
+
+def _mlp(op: Activation) -> tuple[str, list[str]]:
+    width = op.out.tensor.shape[-1]
+    if op.results[0].name.rpartition(".")[2].startswith("shared_"):
+        return "shared expert", [f"shared expert of {width}", op.kind]
+    return "MLP", [f"MLP {width}", op.kind]
 
 
 def _times(convolutions: int) -> str:
@@ -41,21 +47,22 @@ def _times(convolutions: int) -> str:
 def _attention(op: Attend, ops: Sequence[Op]) -> list[str]:
     heads, width = op.q.tensor.shape[2:]
     kept = op.memory.memory
-    words = [f"{heads} query heads of {width} over {kept.fields[0].shape[0]} KV heads"]
+    of = kept.fields[0].shape[0]
+    words = [f"{heads} query heads of {width} over {of} KV {'head' if of == 1 else 'heads'}"]
     view = op.memory.op
     if isinstance(view, ViewRows):
         words[0] += f" made from rows of {view.memory.memory.row_elements}"
     index = op.chosen.op if op.chosen is not None else None
     what = "tokens"
     if op.entries is not None:
-        words.append("all tokens" if op.window is None else f"window {op.window:,}")
+        words.append("all tokens" if op.window is None else _window(op))
         what = f"rows of {op.entries.memory.rate or 1} tokens"
     if isinstance(index, Index):
         words.append(f"the {index.chosen:,} {what} that an index of {index.q.tensor.shape[2]} heads chooses")
     elif op.entries is not None or op.window is None:
         words.append(f"all {what}")
     else:
-        words.append(f"window {op.window:,}")
+        words.append(_window(op))
     if op.head_map is not None:
         words.append("head map")
     if op.memory.op not in ops:
@@ -63,12 +70,18 @@ def _attention(op: Attend, ops: Sequence[Op]) -> list[str]:
     if any(isinstance(each, Norm) and len(each.out.tensor.shape) == 4 for each in ops):
         words.append("q/k norm")
     words += [
-        name for name, present in (("sinks", op.sink is not None), ("softcap", op.softcap is not None)) if present
+        name
+        for name, present in (("attention sinks", op.sink is not None), ("softcap", op.softcap is not None))
+        if present
     ]
     ropes = {each.base: each.scaling for each in ops if isinstance(each, Rope)}
     return words + [
         f"rope base {base:,.0f}{'' if scaling == 'none' else f' {scaling}'}" for base, scaling in ropes.items()
     ]
+
+
+def _window(op: Attend) -> str:
+    return f"window {op.window:,}{f' and the first {op.first:,}' if op.first else ''}"
 
 
 def _delta(op: Delta) -> list[str]:
@@ -77,9 +90,12 @@ def _delta(op: Delta) -> list[str]:
 
 
 def _experts(op: Experts, ops: Sequence[Op]) -> list[str]:
-    chosen = next((each.chosen for each in ops if isinstance(each, Route)), 0)
+    route = next((each for each in ops if isinstance(each, Route)), None)
+    chosen = f"{0 if route is None else route.chosen} a token"
+    if route is not None and route.given is not None:
+        chosen += ", looked up by the token's number"
     count, _, width = op.down.tensor.shape
-    return [f"{count} experts of {width}", f"{chosen} a token", op.activation]
+    return [f"{count} experts of {width}", chosen, op.activation]
 
 
 def _gates(op: Activation) -> bool:

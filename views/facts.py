@@ -79,6 +79,8 @@ class KindFacts:
         words: What it is made of, in one line.
         mixer: How it mixes tokens, in words.
         mlp: What it does with each token, in words.
+        unlike: Where an earlier kind is the same in words, what differs: that kind's name, ops that this one lacks, and
+            ops that it has beside those; empty otherwise.
         parameters: Parameters of one layer.
         active: Those of them that a token uses.
         by_part: Parameters of one layer by part.
@@ -91,6 +93,7 @@ class KindFacts:
     words: str
     mixer: str
     mlp: str
+    unlike: str
     parameters: int
     active: int
     by_part: dict[str, int]
@@ -180,6 +183,7 @@ def _kind_json(kind: KindFacts) -> dict[str, Any]:
         "name": kind.name,
         "layers": list(kind.layers),
         "structure": kind.words,
+        "unlike": kind.unlike,
         "mixer": kind.mixer,
         "mlp": kind.mlp,
         "parameters": kind.parameters,
@@ -239,7 +243,7 @@ def facts(
         trained_context=_integer(meta.get("context")),
         vocabulary=_integer(meta.get("vocab")),
         layers=graph.layer_count(),
-        kinds=tuple(_kind_facts(kind, parts, steps, batch) for kind in kinds),
+        kinds=tuple(_kind_facts(kind, kinds[:i], parts, steps, batch) for i, kind in enumerate(kinds)),
         memories=memories.facts(),
         parameters=_parameter_facts(parts),
         cache_dtype=memories.dtype or str(meta.get("dtype", "")),
@@ -262,7 +266,7 @@ def _call_facts(call: Call) -> CallFacts:
     return CallFacts(total.flops, core.flops, total.bytes_read, call.parts)
 
 
-def _kind_facts(kind: Kind, parts: Parts, steps: Mapping[int, Call], batch: int) -> KindFacts:
+def _kind_facts(kind: Kind, earlier: Sequence[Kind], parts: Parts, steps: Mapping[int, Call], batch: int) -> KindFacts:
     by_part, idle = parts.layer_parameters(kind)
     total = sum(by_part.values())
     found = jobs(kind.layers[0].ops)
@@ -273,12 +277,28 @@ def _kind_facts(kind: Kind, parts: Parts, steps: Mapping[int, Call], batch: int)
         words=describe(kind),
         mixer="; ".join(", ".join(words) for job, words in found if job not in FOR_EACH_TOKEN),
         mlp="; ".join(", ".join(words) for job, words in found if job in FOR_EACH_TOKEN),
+        unlike=_unlike(kind, earlier),
         parameters=total,
         active=total - idle,
         by_part=by_part,
         cache={n: sum(op.cost({"B": batch, "T": 1, "S": n}).cache for op in states) for n in steps},
         decode={n: sum(step.kinds[kind.name].values(), Work()) for n, step in steps.items()},
     )
+
+
+def _unlike(kind: Kind, earlier: Sequence[Kind]) -> str:
+    words = describe(kind)
+    other = next((each for each in earlier if describe(each) == words), None)
+    if other is None:
+        return ""
+    mine, others = (
+        {layer.local(op.results[0].name): None for op in layer.ops if not op.weight_time}
+        for layer in (kind.layers[0], other.layers[0])
+    )
+    lacks, adds = [name for name in others if name not in mine], [name for name in mine if name not in others]
+    told = [f"without {', '.join(lacks)}"] if lacks else []
+    told += [f"with {', '.join(adds)}"] if adds else []
+    return f"as {other.name}, {' and '.join(told) or 'in other shapes'}"
 
 
 def _parameter_facts(parts: Parts) -> ParameterFacts:
@@ -328,9 +348,14 @@ def _device_facts(
     )
 
 
-def layers_text(numbers: Sequence[int]) -> str:
-    """Return layer numbers as text, ``0..3, 5``; of many runs the first two, the last and how many there are."""
+def layers_text(numbers: Sequence[int], *, counted: bool = True) -> str:
+    """Return layer numbers as text, ``0..3, 5``; of many runs the first two, the last and how many there are.
+
+    Args:
+        numbers: Layers.
+        counted: Say how many there are, where some are left out.
+    """
     parts = ranges(sorted(numbers)).split(", ")
     if len(parts) <= RUNS:
         return ", ".join(parts)
-    return f"{parts[0]}, {parts[1]}, ..., {parts[-1]} ({len(numbers)})"
+    return f"{parts[0]}, {parts[1]}, ..., {parts[-1]}{f' ({len(numbers)})' if counted else ''}"

@@ -35,6 +35,26 @@ def context(tokens: int) -> str:
     return str(tokens)
 
 
+def seconds(number: float) -> str:
+    """Return a time: ``850 µs``, ``17.0 ms``, ``1.51 s``, ``3.20 min``, ``2.00 h``."""
+    for step, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):
+        if number >= step:
+            return f"{_three(number / step)} {unit}"
+    return f"{_three(number * 1e6)} µs"
+
+
+def share(part: float, whole: float) -> str:
+    """Return a part of a whole: ``12.5 %``, ``< 0.1 %``, and a dash for nothing."""
+    if not part or not whole:
+        return "-"
+    return "< 0.1 %" if part / whole < 0.0005 else f"{part / whole * 100:.1f} %"
+
+
+def plural(number: int, word: str) -> str:
+    """Return a number of things: ``1 layer``, ``1,024 layers``."""
+    return f"{number:,} {word if number == 1 else f'{word}s'}"
+
+
 def change(before: float, after: float) -> str:
     """Return a relative change: ``-50.0 %``, ``+1.2 %``, ``same``."""
     if before == after:

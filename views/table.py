@@ -1,10 +1,13 @@
-"""What reports are made of: headings, lines and tables, shown in a terminal, as plain text or as Markdown."""
+"""What reports are made of: headings, lines, items and tables, shown in a terminal, as plain text or as Markdown."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
+
+LEAST = 12  # characters of a column that is wrapped
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,14 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Item:
+    """Something that a report names, and lines that say more of it."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of text under column names. ``right`` lists the columns that are flush right, by number."""
 
@@ -24,7 +35,7 @@ class Table:
     right: frozenset[int] = frozenset()
 
 
-Block = Heading | Table | str
+Block = Heading | Item | Table | str
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> Table:
@@ -33,17 +44,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool =
     return Table(tuple(columns), tuple(tuple(row) for row in rows), right)
 
 
-def plain(blocks: Sequence[Block]) -> str:
-    """Return a report as text without any codes; a blank line before each heading but the first."""
+def plain(blocks: Sequence[Block], width: int | None = None) -> str:
+    """Return a report as text without any codes; a blank line before each heading but the first.
+
+    Args:
+        blocks: The report.
+        width: Characters of a line, where there is an end to them.
+    """
     lines: list[str] = []
     for block in blocks:
         match block:
             case Heading():
                 lines += ["", block.text] if lines else [block.text]
+            case Item():
+                lines += _wrapped(block.title, width, 2)
+                lines += [each for line in block.lines for each in _wrapped(line, width, 6)]
             case Table():
-                lines += [f"  {line}".rstrip() for line in _aligned(block)]
+                lines += [f"  {line}".rstrip() for line in _aligned(block, width)]
             case str():
-                lines.append(f"  {block}")
+                lines += _wrapped(block, width, 2)
     return "\n".join([*lines, ""])
 
 
@@ -53,13 +72,17 @@ def markdown(blocks: Sequence[Block]) -> str:
     for block in blocks:
         match block:
             case Heading():
-                parts.append(f"{'#' * block.level} {block.text}")
+                parts.append(f"{'#' * block.level} {_escaped(block.text)}")
+            case Item():
+                parts.append(
+                    "\n".join([f"- **{_escaped(block.title)}**", *(f"  - {_escaped(x)}" for x in block.lines)])
+                )
             case Table():
                 rule = ["---:" if i in block.right else "---" for i in range(len(block.columns))]
-                rows = [block.columns, rule, *block.rows]
-                parts.append("\n".join(f"| {' | '.join(_cell(c) for c in row)} |" for row in rows))
+                rows = [[_escaped(cell).replace("|", "\\|") for cell in row] for row in (block.columns, *block.rows)]
+                parts.append("\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])))
             case str():
-                parts.append(block)
+                parts.append(_escaped(block))
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,7 +90,6 @@ def coloured(blocks: Sequence[Block], file: TextIO) -> None:
     """Print a report to a terminal, with headings and table rules in colour."""
     from rich.console import Console
     from rich.padding import Padding
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console(file=file, highlight=False)
@@ -77,28 +99,66 @@ def coloured(blocks: Sequence[Block], file: TextIO) -> None:
                 if i:
                     console.print()
                 console.print(Text(block.text, style="bold cyan" if block.level == 1 else "bold"))
+            case Item():
+                console.print(Padding(Text(block.title, style="green"), (0, 0, 0, 2), expand=False))
+                for line in block.lines:
+                    console.print(Padding(Text(line), (0, 0, 0, 6), expand=False))
             case Table():
-                shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-                for j, column in enumerate(block.columns):
-                    shown.add_column(column, justify="right" if j in block.right else "left", overflow="fold")
-                for row in block.rows:
-                    shown.add_row(*(Text(cell) for cell in row))
-                console.print(Padding(shown, (0, 0, 0, 2)))
+                for n, line in enumerate(_aligned(block, console.width - 2)):
+                    style = "dim" if n == 0 and any(block.columns) else ""
+                    console.print(Text(f"  {line}".rstrip(), style=style), soft_wrap=True)
             case str():
-                console.print(Text(f"  {block}"), soft_wrap=True)
+                console.print(Padding(Text(block), (0, 0, 0, 2), expand=False))
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*<["})
 
 
-def _aligned(block: Table) -> list[str]:
+def _escaped(text: str) -> str:
+    """Return text in which Markdown finds no marks."""
+    return text.translate(_MARKS)
+
+
+def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
+    """Return a text as lines of at most ``width`` characters, further ones two deeper."""
+    first = " " * indent
+    if width is None or len(text) + indent <= width:
+        return [f"{first}{text}"]
+    return textwrap.wrap(
+        text, max(width, indent + LEAST), initial_indent=first, subsequent_indent=f"{first}  ", break_on_hyphens=False
+    )
+
+
+def _aligned(block: Table, width: int | None = None) -> list[str]:
     rows = [block.columns, *block.rows] if any(block.columns) else list(block.rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(block.columns))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in block.right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    if width is not None:
+        _shrink(widths, width - 2 * (len(widths) - 1), block.right)
+    lines: list[str] = []
+    for row in rows:
+        cells = [_in_column(cell, wide) for cell, wide in zip(row, widths, strict=True)]
+        deep = max(len(cell) for cell in cells)
+        for n in range(deep):
+            parts = [cell[n] if n < len(cell) else "" for cell in cells]
+            filled = [
+                part.rjust(wide) if i in block.right else part.ljust(wide)
+                for i, (part, wide) in enumerate(zip(parts, widths, strict=True))
+            ]
+            lines.append("  ".join(filled))
+    return lines
+
+
+def _shrink(widths: list[int], room: int, right: frozenset[int]) -> None:
+    """Make the widest columns of text narrower until all fit, where they can."""
+    texts = [i for i in range(len(widths)) if i not in right]
+    while sum(widths) > room and texts:
+        widest = max(texts, key=lambda i: widths[i])
+        if widths[widest] <= LEAST:
+            return
+        widths[widest] = max(LEAST, widths[widest] - (sum(widths) - room))
+
+
+def _in_column(cell: str, width: int) -> list[str]:
+    if len(cell) <= width:
+        return [cell]
+    return textwrap.wrap(cell, width, subsequent_indent="  ", break_on_hyphens=False) or [""]

@@ -74,7 +74,7 @@ def test_the_card_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", TINY, "--md", "--device", "none"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("# ")
-    assert "| context | held | without windows | without sharing |" in out
+    assert "| tokens in context | 4k | 128k |" in out
     assert "tokens/s" not in out
 
 
