@@ -104,12 +104,10 @@ class Decoder(Config):
                 self.stranger(given, name, [*self.wrapper, "text_config"])
 
     def _check_tokens(self) -> None:
-        for name, ids in (("bos_token_id", self.bos_token_id), ("eos_token_id", self.eos_token_id)):
-            if self.given.values.get(name) is not None and max(ids, default=0) >= self.vocab_size:
-                count = self.vocab_size
-                raise self.disagree(
-                    name, f"{name} names token {max(ids)} of {count}", f"tokens are numbered 0 to {count - 1}"
-                )
+        last = max(self.eos_token_id, default=0)
+        if last >= self.vocab_size and self.given.values.get("eos_token_id") is not None:
+            problem = f"eos_token_id names token {last} of {self.vocab_size}"
+            raise self.disagree("eos_token_id", problem, f"tokens are numbered 0 to {self.vocab_size - 1}")
 
     def check(self) -> None:
         """Check that heads, widths and the rope's keys agree."""

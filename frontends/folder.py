@@ -154,9 +154,19 @@ def _hub(name: str) -> ModelFolder:
         try:
             config = Path(hf_hub_download(name, CONFIG, local_files_only=True))
         except FileNotFoundError:
+            _reach(name)
             config = Path(hf_hub_download(name, CONFIG))
     short = name.rpartition("/")[2]
     return ModelFolder("hub", short, read_object(config), f"{name}/{CONFIG}", config.parent, hub_id=name)
+
+
+def _reach(name: str) -> None:
+    """Ask the hub once: a name that is a mistyped path must not cost the six requests that the library makes."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import get_session
+
+    if not constants.HF_HUB_OFFLINE:
+        get_session().head(hf_hub_url(name, CONFIG), timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _fetch(name: str, snapshot: Path) -> Path:
@@ -166,6 +176,7 @@ def _fetch(name: str, snapshot: Path) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     with _hub_errors(name):
+        _reach(name)
         found = Path(snapshot_download(name, revision=snapshot.name, allow_patterns=_WANTED))
     if not _complete(found):  # offline, the library returns what it has
         raise HubError(model=f"{name} (weights)", reason="no safetensors files were received")

@@ -60,18 +60,28 @@ def evaluate(
         TextError: The text is too short or no text.
         TokenizerError: The model has no tokenizer that fits it.
         IncomparableError: The vocabularies differ.
+        NeedleLengthError: A probe is longer than the model's context.
     """
     subject = _open(model)
+    probes = probes or Probes()
+    _check_probes(probes, subject)
     tokenizer = load_tokenizer(subject.folder)
     path = text_path(str(text))
     windows = read_windows(path, tokenizer, subject.vocab, subject.begin, context, tokens, seed)
     base = _open(against) if against is not None else None
-    return _report(subject, base, windows, tokenizer, probes or Probes(), progress)
+    return _report(subject, base, windows, tokenizer, probes, progress)
 
 
 def evaluate_on(model: Model, original: Model, windows: Windows, probes: Probes) -> EvalReport:
     """Evaluate a converted model against its original, on windows that are at hand."""
     return _report(_opened(model), _opened(original), windows, load_tokenizer(original.files), probes, None)
+
+
+def _check_probes(probes: Probes, subject: _Evaluated) -> None:
+    """Refuse recall probes beyond the context that a model was made for, before anything is measured."""
+    graph = subject.graph
+    if graph is not None and isinstance(context := graph.meta.get("context"), int):
+        probes.check(context, graph.name)
 
 
 def _report(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from regraft.ir.cost import cache_bytes
+from regraft.ir.errors.calibration import NeedleLengthError
 from regraft.ir.errors.program import IncomparableError
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Cache, Interpreter, execute
@@ -198,6 +199,16 @@ class Probes:
     count: int = 20
     seed: int = 1
 
+    def check(self, context: int, model: str) -> None:
+        """Check that a model has seen texts as long as the prompts.
+
+        Raises:
+            NeedleLengthError: One of them is longer than ``context`` tokens.
+        """
+        longest = max(self.lengths, default=0)
+        if longest > context:
+            raise NeedleLengthError(length=longest, model=model, context=context)
+
 
 def needles(model: Runnable, tokenizer: Tokenizer, begin: int | None, probes: Probes) -> list[Needle]:
     """Ask for one of many random key-value pairs, at five depths of prompts of each length in tokens.
@@ -225,8 +236,11 @@ def _probe(
         return "".join(rng.choices(string.ascii_lowercase, k=size))
 
     values: dict[str, str] = {}
+    letters = 2
+    while 26**letters < 2 * pairs:  # so many names that few are drawn twice
+        letters += 1
     while len(values) < pairs:
-        values[word(2)] = word(3)
+        values[word(letters)] = word(3)
     name = list(values)[asked]
     prompt = "".join(f"{key} = '{value}'\n" for key, value in values.items()) + f"assert {name} == '"
     encoded = tokenizer.encode(f"{prompt}{values[name]}'\n", add_special_tokens=False)

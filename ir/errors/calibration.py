@@ -21,6 +21,15 @@ class TokenizerError(RegraftError):
     hint = "put the model's tokenizer.json into its folder"
 
 
+class NeedleLengthError(RegraftError):
+    """A recall probe is longer than the contexts that a model was made for."""
+
+    code = "RG354"
+    exit_code = 2
+    message = "a recall probe of {length:,} tokens is longer than the context of {model}, {context:,} tokens"
+    hint = "ask for lengths up to {context:,}: --needle, or Probes(lengths=...)"
+
+
 class CalibrationMissingError(RegraftError):
     """A fitted pass has no text to be fitted on."""
 

@@ -114,6 +114,12 @@ BAD: dict[str, tuple[dict[str, Any], str, int, list[str]]] = {
     "a list for an object": ({"rope_scaling": [1]}, "RG203", 2, ["rope_scaling is [1], expected an object"]),
     "a word for a token": ({"eos_token_id": "</s>"}, "RG203", 2, ["eos_token_id", "a token id"]),
     "a null activation": ({"hidden_act": None}, "RG203", 2, ["hidden_act is null"]),
+    "an end beyond the vocabulary": (
+        {"vocab_size": 100, "eos_token_id": [2, 100]},
+        "RG206",
+        2,
+        ["eos_token_id names token 100 of 100", "0 to 99"],
+    ),
     "nothing wide": ({"hidden_size": 0}, "RG204", 2, ["hidden_size is 0, expected 1 to 1,048,576"]),
     "a negative size": ({"intermediate_size": -8}, "RG204", 2, ["intermediate_size is -8"]),
     "an absurd depth": ({"num_hidden_layers": 10**9}, "RG204", 2, ["1000000000", "1 to 1,024"]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,18 @@ def test_schedules_and_text(size: str) -> None:
     assert len(kinds) == {"Flash": 4, "Pro": 4}[size]
     hashed = [op.scope for op in graph.ops if isinstance(op, Route) and op.given is not None]
     assert hashed == [f"layers.{layer}.moe" for layer in schedule["hash_moe_layers"]]
+
+
+def test_inspecting_the_largest_takes_neither_torch_nor_much_memory() -> None:
+    code = (
+        "import sys; from regraft.cli.main import main; main(['-q', 'inspect', 'builtin:DeepSeek-V4-Pro']); "
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); "
+        "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')); "
+        "print(heavy or peak.split()[1], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "1,572,997,179,491" in done.stdout
+    assert int(done.stderr) * 1024 < 150e6
 
 
 def test_rotary_tables() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,20 @@ def test_a_cached_id(cache: Path) -> None:
     save_file({"w": torch.ones(2)}, cache / "blobs" / "beef")
     (model.folder / "model.safetensors").symlink_to("../../blobs/beef")
     assert model.require_checkpoint().read("w").tolist() == [1, 1]
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"it waits {seconds} s to ask again")
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with pytest.raises(HubError, match=r"cannot be fetched: .*refused"):
+        open_model("acme/toy")
 
 
 @pytest.mark.usefixtures("cache")

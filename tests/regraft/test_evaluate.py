@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from regraft.evaluating import evaluate
-from regraft.ir.errors.calibration import TextError, TokenizerError
+from regraft.ir.errors.calibration import NeedleLengthError, TextError, TokenizerError
+from regraft.model import lift
 from regraft.passes.fitting.text import load_tokenizer, read_windows
-from regraft.quality import Probes
+from regraft.quality import Probes, needles
 
 NONE = Probes(lengths=())
 
@@ -72,3 +74,24 @@ def test_a_model_without_a_tokenizer_says_so(tiny: Path, heldout: Path, tmp_path
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         evaluate(tmp_path, heldout)
+
+
+def test_probes_beyond_the_context_are_refused_before_anything_is_read(tiny: Path) -> None:
+    context = lift(tiny).graph.meta["context"]
+    assert isinstance(context, int)
+    with pytest.raises(NeedleLengthError, match=f"{context + 1:,} tokens is longer"):
+        evaluate(tiny, "nowhere.txt", probes=Probes((64, context + 1), 1))
+
+
+def test_probes_have_as_many_names_as_they_need(tiny: Path) -> None:
+    class Short:
+        """Says token 0, whatever it is asked."""
+
+        def __call__(self, tokens: Tensor, cache: object = None, lengths: object = None, last: object = None) -> Tensor:
+            return torch.ones(*tokens.shape, 1)
+
+        def new_cache(self, batch: int, context: int) -> None:
+            return None
+
+    found = needles(Short(), load_tokenizer(tiny), None, Probes((16_000,), 1))
+    assert [each.recall for each in found] == [0.0] * 5
