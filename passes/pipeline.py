@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -112,6 +112,7 @@ def run_pipeline(
     *,
     dump: Path | None = None,
     assume: bool = False,
+    seen: Callable[[Graph], None] | None = None,
 ) -> PipelineResult:
     """Run a recipe's passes over a graph, which stays as it is.
 
@@ -122,6 +123,7 @@ def run_pipeline(
         dump: A folder for the graph's text before the first and after each pass.
         assume: Where a choice needs data and there is none, go on with one of the same size instead of refusing: right
             for predictions, not for weights.
+        seen: Called with the graph after each pass; the next one changes it, so copy what is to stay.
 
     Raises:
         IllegalPassError: The model does not allow what a pass asks for.
@@ -141,6 +143,8 @@ def run_pipeline(
         before = after
         if dump is not None:
             _dump(work, dump, number, step.name, f"after {decided}, pass {number} of {len(recipe.passes)}")
+        if seen is not None:
+            seen(work)
     expanded = replace(recipe, passes=tuple(each.step for each in steps))
     return PipelineResult(work, graph, tuple(steps), expanded)
 
