@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from regraft.ir.graph import Graph, layer_of
-from regraft.ir.ops.fits import Moment
+from regraft.ir.ops.fits import Statistic
 from regraft.passes.base import Measurements
 from regraft.passes.fitting.fold import plan_tensors
 from regraft.passes.packing import Packing, kept_packed, packing
@@ -81,9 +81,10 @@ def _memory(graph: Graph, recipe: Recipe) -> int:
     width = 0
     for op in graph.ops:
         layer = layer_of(op.results[0].name)
-        if isinstance(op, Moment):
-            moments[layer] = moments.get(layer, 0) + op.out.tensor.nbytes({})
-            width = max(width, op.columns)
+        if isinstance(op, Statistic):
+            taken = op.results[0].tensor
+            moments[layer] = moments.get(layer, 0) + taken.nbytes({})
+            width = max(width, taken.sizes[-1])
         elif op.weight_time:
             weights[layer] = weights.get(layer, 0) + 4 * op.results[0].tensor.elements({})
     if not moments or recipe.calibration is None:

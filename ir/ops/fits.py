@@ -34,8 +34,17 @@ class Statistic(WeightOp):
         """Return the run-time values that it is over; ``original`` is the graph as it was lifted."""
         return list(self.operands)
 
+    @property
+    def weights(self) -> list[Value]:
+        """The weight-time values that it reads beside them."""
+        return []
+
+    def targets(self) -> list[tuple[str, int]]:
+        """Return the edges of the graph as it was lifted that it names, each with the channels it must have."""
+        return []
+
     def batch_sum(self, run: Run, *values: Any) -> Tensor:
-        """Return the sum over the tokens of a batch, given what `edges` names: tensors, or the rows of memories."""
+        """Return the sum over the tokens of a batch: of what `edges` names, tensors or rows, given the `weights`."""
         raise NotImplementedError(self.opname)
 
     def reference(self, run: Run) -> Tensor:
@@ -96,6 +105,10 @@ class Moment(Statistic):
     def edges(self, original: Graph) -> list[Value]:
         sides = ((self.a, self.source_a), (self.b, self.source_b))
         return [value if value is not None else original[str(name)] for value, name in sides]
+
+    def targets(self) -> list[tuple[str, int]]:
+        sides = ((self.source_a, self.rows), (self.source_b, self.columns))
+        return [(name, channels) for name, channels in sides if name is not None]
 
     def batch_sum(self, run: Run, *values: Tensor) -> Tensor:
         a, b = (value.flatten(2).flatten(0, 1).double() for value in values)

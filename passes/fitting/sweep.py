@@ -160,9 +160,17 @@ class Sweep:
             else:
                 segment[op] = None
         made = {v for op in segment for v in op.results}
-        reached = [self._deepest(m, made) for m in needed if not any(edge in blocked for edge in self._edges(m))]
+        reached = [
+            self._deepest(m, made)
+            for m in needed
+            if not any(edge in blocked for edge in self._edges(m)) and not self._waits(m)
+        ]
         limit = min(reached, default=-1)
         return {op: None for op in segment if depth_of(op) <= limit}
+
+    def _waits(self, statistic: Statistic) -> bool:
+        """Whether a weight that a statistic reads waits for another statistic."""
+        return any(self._open(weight) for weight in statistic.weights)
 
     def _deepest(self, statistic: Statistic, made: set[Value]) -> int:
         """Return the layer after which a statistic can be taken."""
@@ -173,16 +181,18 @@ class Sweep:
     def _accumulate(self, segment: Mapping[Op, None], ops: Sequence[Op], needed: set[Statistic]) -> set[Statistic]:
         """Run a segment over every batch, add up the statistics that it completes, and drop what nobody reads after."""
         there = self.stream.present | {v for op in segment for v in op.results}
-        ready = {m for m in needed if all(edge in there for edge in self._edges(m))}
+        ready = {m for m in needed if all(edge in there for edge in self._edges(m)) and not self._waits(m)}
         assert segment or ready, "the sweep makes no progress"
         later = {v for op in ops if op not in segment for v in op.operands}
         later |= {edge for m in needed - ready for edge in self._edges(m)}
         inputs = {v for op in segment for v in op.operands if v.is_weight}
+        weights = {m: [self._evaluate(v) for v in m.weights] for m in ready}
         sums: dict[Statistic, Tensor] = {}
 
         def add(run: Run, values: Mapping[Value, Any]) -> None:
             for statistic in ready:
-                total = statistic.batch_sum(run, *(values[edge] for edge in self._edges(statistic)))
+                seen = (values[edge] for edge in self._edges(statistic))
+                total = statistic.batch_sum(run, *seen, *weights[statistic])
                 sums[statistic] = sums[statistic] + total if statistic in sums else total
 
         edges = {edge for m in ready for edge in self._edges(m)}

@@ -194,3 +194,53 @@ def eye(m: Making) -> Sequence[Value]:
 def random(m: Making) -> Sequence[Value]:
     drawn = {"std": m.draw(st.floats(0, 10)), "seed": m.draw(st.integers(0, 2**31))}
     return m.add("weight.random", dtype=m.draw(FLOAT_TYPES), shape=m.draw(SHAPES), **drawn)
+
+
+def _projection(m: Making, heads: int) -> tuple[Value, dict[str, object]]:
+    """Return a weight that makes heads, and what goes with it in a statistic of them."""
+    width, inner = m.size(), m.size()
+    rest: dict[str, object] = {}
+    if m.draw(st.booleans()):
+        rest["x"] = m.input(m.draw(FLOAT_TYPES), B, T, inner)
+    else:
+        rest["source"] = m.draw(STRINGS)
+    if m.draw(st.booleans()):
+        rest["bias"] = m.weight(m.draw(FLOAT_TYPES), heads * width)
+    if m.draw(st.booleans()):
+        rest |= {"norm": m.weight(m.draw(FLOAT_TYPES), width), "eps": 1e-6, "offset": m.draw(NUMBERS)}
+    return m.weight(m.draw(FLOAT_TYPES), heads * width, inner), rest
+
+
+@rule("weight.joint_moment")
+def joint_moment(m: Making) -> Sequence[Value]:
+    heads = m.size()
+    weight, rest = _projection(m, heads)
+    return m.add("weight.joint_moment", weight, **rest, parts=heads)
+
+
+@rule("weight.group_moments")
+def group_moments(m: Making) -> Sequence[Value]:
+    parts = m.size()
+    groups = m.draw(st.lists(st.integers(0, parts - 1), min_size=1, max_size=6))
+    weight, rest = _projection(m, len(groups))
+    return m.add("weight.group_moments", weight, **rest, groups=groups, parts=parts)
+
+
+@rule("weight.group_gram")
+def group_gram(m: Making) -> Sequence[Value]:
+    parts = m.size()
+    groups = m.draw(st.lists(st.integers(0, parts - 1), min_size=1, max_size=6))
+    weight = m.weight(m.draw(FLOAT_TYPES), m.size(), len(groups) * m.size())
+    return m.add("weight.group_gram", weight, groups=groups, parts=parts)
+
+
+@rule("weight.merge_heads")
+def merge_heads(m: Making) -> Sequence[Value]:
+    groups = m.draw(st.permutations([*range(m.size()), 0]))
+    heads, half = len(groups), m.size()
+    width = 2 * half + m.size() - 1
+    layout = m.draw(st.sampled_from(["halves", "interleaved"]))
+    options = {"channels": 2 * half, "pairs": m.draw(st.integers(0, half)), "layout": layout}
+    options |= {"mixing": m.draw(st.booleans()), "method": m.draw(st.sampled_from(["mean", "procrustes", "pca"]))}
+    gram = m.weight("f64", heads * width, heads * width)
+    return m.add("weight.merge_heads", gram, m.weight("f64", heads, width, width), groups=groups, **options)

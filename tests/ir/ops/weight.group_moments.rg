@@ -1,0 +1,14 @@
+graph @valid (%x: f32[B, T, 12]) {
+  %w = weight.load : bf16[16, 12]
+  %c = weight.group_moments %w, x=%x {groups = [0, 1, 1, 0], parts = 3} : f64[3, 4, 4]
+  return %c
+}
+
+// -----
+
+graph @a_group_that_is_not_there (%x: f32[B, T, 12]) {
+  %w = weight.load : bf16[16, 12]
+  %c = weight.group_moments %w, x=%x {groups = [0, 2], parts = 2}
+  return %c
+}
+// ERROR: error[RG034]: weight.group_moments: groups [0, 2]
