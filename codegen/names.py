@@ -24,7 +24,7 @@ _ATTRIBUTES = """
     register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
     register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
     set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu zero_grad
-    device dtype layers memories new_cache new_memories reads run step vocab context
+    device dtype layers memories new_cache new_memories reads run step vocab context keeps plain wide
 """
 MODULE_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
 

@@ -12,13 +12,15 @@ from regraft.codegen.torch_core import CORE
 from regraft.codegen.torch_memories import MEMORIES
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import REGISTRY, Op, Value
-from regraft.ir.ops.attn import KV
+from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.core import Activation, Add, Clamp, Concat, Flatten, Gain, Linear, Mul, Slice, Unflatten
 from regraft.ir.ops.hyper import Collapse, Read, Write
 from regraft.ir.ops.memory import StateRows
 from regraft.ir.ops.moe import Assign, Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Conv, Decay, Delta, Shift, Tail
+from regraft.ir.types import FLOATS, ITEM_BITS
 
 
 def _tail(op: Tail, at: Scope) -> Code:
@@ -133,12 +135,32 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Write: _write_streams,
 }
 
+# Operands that are read in float32 at least: a parameter that is stored so may stay so, whatever the model's dtype.
+WIDE: Mapping[type[Op], tuple[str, ...]] = {
+    Attend: ("sink",),
+    Collapse: ("fn", "base", "scale"),
+    Compressed: ("bias",),
+    Decay: ("a_log", "dt_bias"),
+    Read: ("fn", "base", "scale"),
+    Route: ("bias", "gain"),
+}
+
 # What is written onto its operand's expression, or into its user's, where it is the only use: one line for one thought.
 CHAINS = (Unflatten, Flatten, Slice, Clamp)
 TERMS = (Linear, Activation, Experts)
 PARTS = (Slice, Rope)
 INTO_PARTS = (Concat, Rope)
 INTO_TERMS = (Add, Mul, Gain, Activation)
+
+
+def stays_wide(parameter: Value, dtype: str) -> bool:
+    """Return whether a parameter of a model of ``dtype`` keeps a wider one, as all that reads it widens first."""
+    own = parameter.tensor.dtype
+    if own not in FLOATS or ITEM_BITS[own] <= ITEM_BITS[dtype]:
+        return False
+    users = [user for user in parameter.users if not user.weight_time]
+    slots = [(user, slot) for user in users for slot, values in user.slots.items() if parameter in values]
+    return all(slot in WIDE.get(type(user), ()) for user, slot in slots)
 
 
 def absorbs(user: Op, made: Op) -> bool:

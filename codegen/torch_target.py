@@ -12,6 +12,7 @@ from typing import Any
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
 from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
 from regraft.codegen.torch_code import ATOM
+from regraft.codegen.torch_ops import stays_wide
 from regraft.codegen.torch_text import (
     angles,
     branches,
@@ -22,6 +23,7 @@ from regraft.codegen.torch_text import (
     keeps_table,
     signature,
     turn,
+    wide_lines,
 )
 from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, run_time
 from regraft.ir.errors.codegen import WiringError
@@ -88,6 +90,8 @@ class TorchTarget:
     def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str) -> None:
         self.graph, self.header, self.title = graph, header, title
         self.wiring = Wiring(graph)
+        dtype = graph.outputs[0].tensor.dtype
+        self.wide = {value: stays_wide(value, dtype) for value in self.wiring.places}
         self.shared = Shared()
         self.classes = _class_names(self.wiring.kinds)
 
@@ -170,7 +174,7 @@ class TorchTarget:
         return Class(
             name=self.classes[kind.name],
             doc=self._doc(kind),
-            keeps=tuple(keeps_lines(self.wiring.memories(kind))),
+            keeps=tuple(keeps_lines(self.wiring.memories(kind)) + self._wide_lines(kind.layers[0])),
             setup=tuple(self._setup(written.body, self.wiring.index[kind.layers[0].number], kind.layers[0])),
             signature=signature("forward", arguments, gives),
             lines=tuple(written.body.lines),
@@ -213,6 +217,13 @@ class TorchTarget:
         for heads, name in body.buffers.items():
             lines.append(f'self.register_buffer("{name}", {head_list(heads)}, persistent=False)')
         return lines
+
+    def _wide_lines(self, layer: Layer | None) -> list[str]:
+        """Return a class's statement of its wide tensors; nothing where no class has any."""
+        if not any(self.wide.values()):
+            return []
+        owner = None if layer is None else self.wiring.index[layer.number]
+        return wide_lines([p.path for v, p in self.wiring.places.items() if p.owner == owner and self.wide[v]])
 
     def _constructor(self, value: Value, place: Place, mine: list[tuple[Value, Place]]) -> str:
         sizes = value.tensor.sizes
@@ -417,6 +428,7 @@ class TorchTarget:
             narrower=any(kept != window for kept, window in self.shared.views),
             blocks=[self._class(kind) for kind in self.wiring.kinds],
             keeps=keeps_table(own),
+            wide=self._wide_lines(None),
             fixed=any(memory.memory.fixed for memory in self.graph.memories()),
             pooled=any(memory.memory.rate for memory in self.graph.memories()),
             setup=self._setup(model, None, None),

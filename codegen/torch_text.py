@@ -35,6 +35,16 @@ def keeps_lines(states: list[Op]) -> list[str]:
     return [f"keeps = ({told}", *(f"    {keeps_table([op])[1:-2]}," for op in states), ")"]
 
 
+def wide_lines(attributes: list[str]) -> list[str]:
+    """Return a class's statement of which tensors stay in the dtype that they are stored in."""
+    told = "  # these stay in the dtype that they are stored in, unless another is given"
+    table = ", ".join(map(literal, attributes)) + ("," if len(attributes) == 1 else "")
+    line = f"wide = ({table})" if attributes else "wide = ()"
+    if len(line) + len(told) + 4 <= WIDTH:
+        return [line + told]
+    return [f"wide = ({told}", *(f"    {literal(each)}," for each in attributes), ")"]
+
+
 def _rows(op: Op) -> str:
     """Return how many rows a memory keeps, as the table of what is kept has it."""
     memory = kept(op).memory

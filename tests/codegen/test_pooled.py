@@ -106,14 +106,17 @@ def test_each_kind_is_compiled_once(program: Emitted) -> None:
     assert whole.calls == 17
 
 
-def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, **changes: str) -> Graph:
-    """Return an attention to a window and to pooled rows, which an index may choose; lines may be given otherwise."""
+def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, dtype: str = "f32", **changes: str) -> Graph:
+    """Return an attention to a window and to pooled rows, which an index may choose; lines may be given otherwise.
+
+    Sinks and biases are stored in float32 whatever the dtype.
+    """
     width = 16 if overlap else 8
     options = f"{{rate = {rate}, overlap = {str(overlap).lower()}}}"
     rope = 'base = 100.0, channels = 8, layout = "interleaved"'
     index = f"""
       %iq = core.unflatten %embed {{parts = 2}}
-      %iw = weight.load : f32[2, 16]
+      %iw = weight.load : {dtype}[2, 16]
       %weights = core.linear %embed, %iw
       %numbers = seq.index %iq, %weights, %entries {{scale = 0.3, chosen = {chosen}}}
     """
@@ -125,11 +128,11 @@ def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, **changes: 
     }
     return parse_graph(f"""
     graph @pooled {{family = "test"}} (%tokens: i64[B, T], %pos: i64[B, T], %valid: bool[B, T]) {{
-      %table = weight.load : f32[40, 16]
-      %embed = core.embed %tokens, %table : f32[B, T, 16]
-      %vw = weight.load : f32[{width}, 16]
+      %table = weight.load : {dtype}[40, 16]
+      %embed = core.embed %tokens, %table : {dtype}[B, T, 16]
+      %vw = weight.load : {dtype}[{width}, 16]
       %values = core.linear %embed, %vw
-      %gw = weight.load : f32[{width}, 16]
+      %gw = weight.load : {dtype}[{width}, 16]
       %gates = core.linear %embed, %gw
       %bias = weight.load : f32[{rate}, {width}]
       %m = state.compressed %values, %gates, %bias {options}
@@ -139,7 +142,7 @@ def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, **changes: 
       %turned = pos.rope %keys, %at {{{rope}}}
       {lines["entries"]}
       {index if chosen else ""}
-      %kw = weight.load : f32[8, 16]
+      %kw = weight.load : {dtype}[8, 16]
       %k = core.linear %embed, %kw
       %near = state.rows %k {{window = 3}}
       %near_rows = mem.read %near
@@ -151,7 +154,7 @@ def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, **changes: 
       %ctx = {lines["attend"]}
       %back = pos.rope %ctx, %pos {{{rope}, inverse = true}}
       %y = core.flatten %back
-      %logits = core.linear %y, %table : f32[B, T, 40]
+      %logits = core.linear %y, %table : {dtype}[B, T, 40]
       return %logits
     }}
     """)
@@ -189,3 +192,16 @@ def test_rows_that_are_used_otherwise_are_refused(changes: dict[str, str], probl
     with pytest.raises(MissingEmitterError) as caught:
         TorchTarget(pooled(4, False, None, False, **changes), [], "").program()
     assert f"target torch has no code for {problem}" in str(caught.value)
+
+
+def test_what_is_stored_wide_and_read_wide_stays_wide(tmp_path: Path) -> None:
+    graph = pooled(4, True, 2, True, "bf16")
+    program = emitted(graph, tmp_path / "package")
+    plain, narrow = load_program(program.folder), load_program(program.folder, dtype="bfloat16")
+    assert {str(plain.table.weight.dtype), str(plain.vw.weight.dtype)} == {"torch.bfloat16"}
+    assert torch.equal(plain.sinks, program.source.read("sinks"))
+    assert torch.equal(plain.bias, program.source.read("bias"))
+    assert plain(tokens_of(2, 9)).dtype == torch.bfloat16
+    assert plain.new_cache(2, 9).nbytes == cache_bytes(graph, 9, 2)
+    assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
+    check_splits(program, tokens_of(2, 23), [(1, 7, 15)])
