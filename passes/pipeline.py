@@ -12,7 +12,7 @@ from regraft.ir.errors.recipe import RefitTargetError, UndecidedError
 from regraft.ir.files import write_atomic, writing
 from regraft.ir.graph import Graph
 from regraft.ir.memory import infer_windows
-from regraft.ir.ops.fits import Moment, width
+from regraft.ir.ops.fits import Statistic, width
 from regraft.ir.text import print_graph
 from regraft.passes.base import Constraints, Measurements, Pass, Preserves, Report
 from regraft.passes.recipe import Recipe
@@ -164,7 +164,7 @@ def _step(
         by, option = decided.open_choice
         raise UndecidedError(owner=step.name, by=by, option=option, where=step.place())
     explicit = decided.assume(work) if decided.needs_data else decided
-    given = {op for op in work.ops if isinstance(op, Moment)}  # of a graph that was fitted before: their graph is gone
+    given = {op for op in work.ops if isinstance(op, Statistic)}  # fitted before: the graph that they name is gone
     try:
         report = explicit.rewrite(work)
         work.drop_dead()
@@ -173,16 +173,14 @@ def _step(
     except RegraftError as error:
         error.notes.append(f"broken by: {place}")
         raise
-    _check_targets([op for op in work.ops if isinstance(op, Moment) and op not in given], original, step)
+    _check_targets([op for op in work.ops if isinstance(op, Statistic) and op not in given], original, step)
     return decided, report
 
 
-def _check_targets(moments: Sequence[Moment], original: Graph, step: Pass) -> None:
+def _check_targets(statistics: Sequence[Statistic], original: Graph, step: Pass) -> None:
     """Check that new statistics of the original name edges that it has, as wide as they are thought to be."""
-    for op in moments:
-        for name, wanted in ((op.source_a, op.rows), (op.source_b, op.columns)):
-            if name is None:
-                continue
+    for op in statistics:
+        for name, wanted in op.targets():
             found = width(original[name].tensor) if name in original else 0
             if found != wanted:
                 reason = f"has {found} channels, not {wanted}," if found else "does not exist"
