@@ -8,13 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from regraft.ir.errors.recipe import (
-    EmptySelectionError,
     HeadBudgetError,
-    HeadListError,
-    LayerMissingError,
     MissingKeyError,
     OptionConflictError,
-    OptionRangeError,
     StructureError,
     TensorParallelError,
 )
@@ -39,9 +35,10 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.counts import HEADS, MOST_HEADS, Count, Heads, counts_by_layer
 from regraft.passes.fitting.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, add_refit, refit_refusal, undo_refit
-from regraft.passes.located import Node, Plain
+from regraft.passes.located import Node
 from regraft.passes.matching.heads import (
     Cut,
     apply_cut,
@@ -53,45 +50,12 @@ from regraft.passes.matching.heads import (
 )
 from regraft.passes.matching.rewrite import Editor, Rule, drive
 from regraft.passes.matching.sites import Attention, Output, Refusal, attentions, output_of
-from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection, describe_kinds
+from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Count = int | float  # a number of heads, or a share of them from 0 to 1
-Heads = Count | tuple[Count, ...] | Mapping[str | int, Count]
 Keep = Mapping[int, tuple[int, ...]]
-
-MOST_HEADS = 65536
-HEADS_FORM = (
-    "a count, a share such as 0.5, a list with one entry a layer, or a map by kind {full: 6, sliding: 8} or layer"
-)
-
-
-def _read_count(node: Node, owner: str, name: str) -> Count:
-    value = node.scalar
-    if isinstance(value, float):
-        if not 0 < value <= 1:
-            legal = "above 0 and up to 1 as a share; a count is an integer"
-            raise OptionRangeError(owner=owner, name=name, found=node, legal=legal, where=str(node.place))
-        return value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise type_error(node, owner, name, HEADS_FORM)
-    return read_integer(node, owner, name, 1, MOST_HEADS)
-
-
-def _read_heads(node: Node, owner: str, name: str) -> Heads:
-    if node.items:
-        return tuple(_read_count(each, owner, name) for each in node.items)
-    if not node.entries:
-        return _read_count(node, owner, name)
-    found: dict[str | int, Count] = {}
-    for key, value in node.entries:
-        if key.scalar not in ("full", "sliding"):
-            found[read_key(key, owner, name, MOST_LAYERS)] = _read_count(value, owner, name)
-        else:
-            found[str(key.scalar)] = _read_count(value, owner, name)
-    return found
 
 
 def _read_keep(node: Node, owner: str, name: str) -> Keep:
@@ -108,13 +72,6 @@ def _read_keep(node: Node, owner: str, name: str) -> Keep:
     return kept
 
 
-def _spell_heads(heads: Heads) -> Plain:
-    if isinstance(heads, Mapping):
-        return dict(heads)
-    return list(heads) if isinstance(heads, tuple) else heads
-
-
-HEADS: OptionKind[Heads] = OptionKind(HEADS_FORM, _read_heads, _spell_heads)
 KEEP: OptionKind[Keep] = OptionKind(
     "a map {layer: [heads]}", _read_keep, lambda keep: {layer: list(heads) for layer, heads in keep.items()}
 )
@@ -228,7 +185,7 @@ class BudgetHeads(Pass):
             raise MissingKeyError(owner=self.name, name="heads", fix=fix, where=self.place())
         selection = self.layers or Selection(predicate="all")
         selected = selection.resolve(found, layers, self.name, self.place("layers"))
-        wanted = self._by_layer(self.heads, selected, found, layers)
+        wanted = counts_by_layer(self.heads, selected, found, layers, self.name, self.place("heads"))
         return {layer: _count(share, found[layer].heads, parts) for layer, share in sorted(wanted.items())}
 
     def _counts_of_keep(self, keep: Keep, found: Mapping[int, Attention], layers: int) -> dict[int, int]:
@@ -245,36 +202,6 @@ class BudgetHeads(Pass):
             raise OptionConflictError(owner=self.name, first="heads", second="keep", fix=fix, where=where)
         rest = {layer: found[layer].heads for layer in given if layer not in keep}
         return dict(sorted({**rest, **{layer: len(heads) for layer, heads in keep.items()}}.items()))
-
-    def _by_layer(
-        self, heads: Heads, selected: Sequence[int], found: Mapping[int, Attention], layers: int
-    ) -> dict[int, Count]:
-        if isinstance(heads, tuple):
-            if len(heads) != len(selected):
-                expected, legal = len(selected), ranges(selected)
-                where = self.place("heads")
-                raise HeadListError(found=len(heads), expected=expected, legal=legal, where=where)
-            return dict(zip(selected, heads, strict=True))
-        if not isinstance(heads, Mapping):
-            return dict.fromkeys(selected, heads)
-        wanted: dict[int, Count] = {}
-        for key, count in heads.items():
-            if isinstance(key, int):
-                self._check_layer(key, selected, found, layers)
-                wanted[key] = count
-                continue
-            of_kind = [layer for layer in selected if found[layer].kind == key and layer not in heads]
-            if not any(found[layer].kind == key for layer in selected):
-                legal, where = describe_kinds(found), self.place("heads")
-                raise EmptySelectionError(owner=self.name, text=f"kind == {key}", legal=legal, where=where)
-            wanted |= dict.fromkeys(of_kind, count)
-        return wanted
-
-    def _check_layer(self, layer: int, selected: Sequence[int], found: Mapping[int, Attention], layers: int) -> None:
-        where = self.place("heads")
-        Selection((layer,)).resolve(found, layers, self.name, where)
-        if layer not in selected:
-            raise LayerMissingError(owner=self.name, layer=layer, legal=f"{ranges(selected)} selected", where=where)
 
     def _check(self, attention: Attention, count: int, parts: int) -> None:
         heads, kv_heads = attention.heads, attention.kv_heads

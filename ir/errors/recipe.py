@@ -157,8 +157,16 @@ class HeadListError(IllegalPassError):
     """The number of entries in a list of head counts is not the number of layers."""
 
     code = "RG118"
-    message = "budget-heads: heads lists {found} layers, {expected} are selected"
+    message = "{owner}: heads lists {found} layers, {expected} are selected"
     hint = "give one entry a selected layer ({legal}), a count by kind, one count, or a share from 0 to 1"
+
+
+class MergeHeadsError(IllegalPassError):
+    """A layer's key/value heads cannot become the number of heads that a recipe asks for, or not in such groups."""
+
+    code = "RG125"
+    message = "merge-kv-heads: layer {layer} has {heads} KV heads, which cannot become {wanted}"
+    hint = "legal for layer {layer}: {legal}"
 
 
 class NoLegalDonorError(IllegalPassError):
