@@ -48,7 +48,9 @@ class Lifted:
     family: str
 
 
-def lift(folder: ModelFolder, allow_keys: Iterable[str] = (), strict: bool = True) -> Lifted:
+def lift(
+    folder: ModelFolder, allow_keys: Iterable[str] = (), strict: bool = True, *, published: bool = False
+) -> Lifted:
     """Return a model's graph, checked against the headers of its weights where they are at hand.
 
     A folder that ``apply`` wrote, and a graph file, are read as they are. Weights of a Hugging Face id are fetched only
@@ -58,6 +60,7 @@ def lift(folder: ModelFolder, allow_keys: Iterable[str] = (), strict: bool = Tru
         folder: The model.
         allow_keys: Config keys to accept though the family does not know them.
         strict: Refuse what may make the graph another model than the config means; otherwise warn.
+        published: Where there are no weights, take them to be quantised if the config says so.
 
     Raises:
         ConfigError: The config is not one that its family can read.
@@ -76,6 +79,8 @@ def lift(folder: ModelFolder, allow_keys: Iterable[str] = (), strict: bool = Tru
     if line := config.left_out(checkpoint.names() if checkpoint else ()):
         warnings.append(line)
     tensors = Stored(checkpoint, config.dtype) if checkpoint else Declared(config.dtype)
+    if published and checkpoint is None and config.quantization_config:
+        tensors = Declared(config.dtype, published=True, quantized=config.quantized_tensor)
     config.locate(tensors)
     tied = config.tie_word_embeddings and not (checkpoint and _untied(config, checkpoint, tensors, warnings))
     graph = lift_config(config, tensors, _name(folder.name), tied=tied, facts=_facts(folder))

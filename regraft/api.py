@@ -14,6 +14,7 @@ from pathlib import Path
 
 from regraft.applying import ApplyReport, apply, calibration_path, calibration_windows, read_recipe
 from regraft.evaluating import evaluate
+from regraft.frontends.lift import lift as lift_folder
 from regraft.ir.errors.config import RewrittenTwinError
 from regraft.ir.graph import Graph
 from regraft.model import Model, lift
@@ -95,7 +96,10 @@ def plan(
             rows = -(-steps.calibration.tokens // steps.calibration.context)
             tokens = calibration_windows(subject, steps.calibration, base).tokens[:rows]
         measurements = Measurements(subject.graph, subject.require_source(), tokens, progress)
-    return make_plan(subject.graph, steps, measurements)
+    graph = subject.graph
+    if subject.source is None and subject.folder.graph_path is None:  # a config says too what is published quantised
+        graph = lift_folder(subject.folder, subject.allow_keys, published=True).graph
+    return make_plan(graph, steps, measurements)
 
 
 def opt(model: str | Path | Model | Graph, pipeline: str | Recipe) -> PipelineResult:

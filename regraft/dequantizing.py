@@ -41,7 +41,7 @@ def dequantized(model: Model) -> Generator[Path]:
         CheckpointError: A tensor cannot be read.
     """
     with TemporaryDirectory(prefix="regraft-") as place:
-        yield write_dequantized(model, Path(place) / model.name)
+        yield write_dequantized(model, Path(place) / "model")
 
 
 def write_dequantized(model: Model, out: Path) -> Path:

@@ -18,7 +18,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.algebra import ScaleWeight
 from regraft.ir.ops.core import Linear, Norm
-from regraft.ir.ops.quantized import Unpack
+from regraft.ir.ops.quantized import Dequantize, Unpack
 from regraft.passes.base import Note, Pass, Preserves, Report
 from regraft.passes.matching.rewrite import Editor
 from regraft.passes.pipeline import run_pipeline
@@ -142,6 +142,21 @@ def test_commands_say_what_dequantising_costs(twins: Twins, tmp_path: Path, caps
     assert captured.out == f"{tmp_path / 'other'}\n"
     assert "parameters dequantised: 8, 306 KiB become 2.25 MiB (1.95 MiB more on disk)" in captured.err
     assert verify(package, against=twin).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "codes"),
+    [
+        ("DeepSeek-V4-Flash", 365 + 43 * 256 * 3, 365),  # specs/deepseek_v4.md, section 15, without the mtp module's
+        ("gpt-oss-20b", 48, 0),
+    ],
+)
+def test_a_config_alone_says_what_is_published_quantised(name: str, tensors: int, codes: int) -> None:
+    found = regraft.plan(f"builtin:{name}", "dce")
+    graph = found.result.graph
+    assert found.quantized.tensors == found.quantized.kept_tensors == tensors
+    assert sum(isinstance(op, Dequantize) for op in graph.ops) == codes
+    assert found.disk_bytes < found.before.weight_bytes / 1.9
 
 
 def test_packing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
