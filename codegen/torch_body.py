@@ -26,7 +26,7 @@ _GLOBALS = """
     frequencies llama3 yarn rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
     route_normalized mix_experts gelu_tanh
-    attend_by_scores attend_both chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
+    attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
     back pooled_view window_starts pool pool_overlapping windows keep_pooled Every
     stream_maps read_streams write_streams collapse_streams
     with_tail convolve log_decay delta_rule delta_chunk Fixed start count

@@ -110,38 +110,32 @@ def _owner_window(op: KV) -> int | None:
 def _attend(op: Attend, at: Scope) -> Code:
     if op.memory.memory.rate is not None:
         raise lacking(op, "to pooled rows alone")
-    if op.entries is not None:
-        return _attend_both(op, op.entries, at)
     memory = at.of(op.memory).text
     heads, kv_heads = op.out.tensor.shape[2], op.memory.memory.field("k").shape[0]
     flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
     if op.head_map is not None:
         memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
     view = at.view(op.memory.memory.window, op.window)
-    if op.chosen is not None:
+    if op.chosen is not None and op.entries is None:
         view = f"{at.helper('among')}({view}, {at.of(op.chosen).text}, {at.of(op.memory).text}[0])"
-    if op.sink is not None or op.softcap is not None:
-        values = [at.of(op.q).text, memory, view, literal(op.scale), *_bounds(op, at)]
-        return Code(f"{at.helper('attend_by_scores')}({', '.join(values)})")
-    return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
-
-
-def _bounds(op: Attend, at: Scope) -> list[str]:
-    """Return the arguments for a sink and a softcap, where there are any."""
+    if op.sink is None and op.softcap is None and op.entries is None:
+        return Code(f"{at.helper('attend', *flags)}({at.of(op.q).text}, {memory}, {view}, {literal(op.scale)})")
+    seen = [f"({memory}, {view})"] + ([] if op.entries is None else [_entries(op, op.entries, at)])
     sink = [] if op.sink is None else [f"sink={at.of(op.sink).text}"]
-    return sink + ([] if op.softcap is None else [f"cap={literal(op.softcap)}"])
+    cap = [] if op.softcap is None else [f"cap={literal(op.softcap)}"]
+    values = [at.of(op.q).text, f"[{', '.join(seen)}]", literal(op.scale), *sink, *cap]
+    return Code(f"{at.helper('attend_by_scores')}({', '.join(values)})")
 
 
-def _attend_both(op: Attend, entries: Value, at: Scope) -> Code:
+def _entries(op: Attend, entries: Value, at: Scope) -> str:
+    """Return the pooled rows that are attended to beside a memory, and the view of them."""
     if entries.memory.rate is None or op.head_map is not None:
         raise lacking(op, "to two memories of which the second is not pooled, or by a map of heads")
-    near = f"{at.of(op.memory).text}, {at.view(op.memory.memory.window, op.window)}"
     far = f"{at.of(entries).text}, {at.every(entries.memory.rate)}"
-    if op.chosen is not None:
-        at.helper("among")
-        far = f"*{at.helper('chosen_rows')}({far}, {at.of(op.chosen).text})"
-    values = [at.of(op.q).text, near, far, literal(op.scale), *_bounds(op, at)]
-    return Code(f"{at.helper('attend_both')}({', '.join(values)})")
+    if op.chosen is None:
+        return f"({far})"
+    at.helper("among")
+    return f"{at.helper('chosen_rows')}({far}, {at.of(op.chosen).text})"
 
 
 MEMORIES: Mapping[type[Op], Callable[[Any, Scope], Code]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
@@ -42,7 +43,7 @@ class Class:
     """A block kind as a class: what the template needs of it."""
 
     name: str
-    doc: tuple[str, ...]
+    doc: str
     keeps: tuple[str, ...]
     setup: tuple[str, ...]
     signature: str
@@ -180,7 +181,7 @@ class TorchTarget:
             lines=tuple(written.body.lines),
         )
 
-    def _doc(self, kind: Kind) -> tuple[str, ...]:
+    def _doc(self, kind: Kind) -> str:
         layer = kind.layers[0]
         attends = [op for op in layer.ops if isinstance(op, Attend)]
         facts: list[str] = []
@@ -199,8 +200,12 @@ class TorchTarget:
         else:
             which = f"Layers {which}" if len(kind.numbers) > 1 else f"Layer {which}"
         origin = f"block kind {kind.name} of {comment(self.graph.name)}"
-        told = f"{which}: {' and '.join(facts) or 'mixes no tokens'}; {origin}."
-        return (told,) if len(told) <= WIDTH - 10 else (f"{told.removesuffix(f'; {origin}.')}.", f"It is {origin}.")
+        facts = facts or ["mixes no tokens"]
+        told = f"{which}: {' and '.join(facts)}; {origin}."
+        if len(told) <= WIDTH - 10:
+            return told
+        more = wrap(f"Each {' and '.join(facts)}; it is {origin}.", WIDTH - 4)
+        return "\n    ".join([f"{which}.\n", *more, ""])
 
     def _setup(self, body: Body, owner: int | None, layer: Layer | None) -> list[str]:
         """Return the statements that declare a module's own parameters and buffers."""

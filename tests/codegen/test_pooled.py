@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,15 @@ def test_each_kind_is_compiled_once(program: Emitted) -> None:
     program.model.compile(whole=True, backend=whole)
     check(steps(), plain)
     assert whole.calls == 17
+
+
+def test_the_text_is_formatted_and_clean(program: Emitted) -> None:
+    ruff, options = [sys.executable, "-m", "ruff"], ["--isolated", "--line-length=120", "model.py"]
+    for command in (["format", "--check"], ["check", "--select=E,F,I,W,B"]):
+        done = subprocess.run(
+            [*ruff, *command, *options], cwd=program.folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, dtype: str = "f32", **changes: str) -> Graph:
