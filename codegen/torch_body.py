@@ -23,7 +23,7 @@ _LONGEST = 64  # characters of an expression that is written into another one
 _GLOBALS = """
     annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View
     rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
-    frequencies llama3 yarn rotary
+    frequencies llama3 yarn longrope rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
     route_normalized mix_experts gelu_tanh
     attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
@@ -64,6 +64,7 @@ class Shared:
     def rope(self, op: Rope) -> str:
         """Return the name of a rotation's cosine and sine; rotations with equal parameters share them."""
         scaled = (op.factor, op.original, op.low, op.high, op.truncate) if op.scaling != "none" else ()
+        scaled = (op.factors,) if op.factors else scaled
         key = (op.base, op.channels, op.layout, op.scaling, *scaled, op.pairs, op.amplitude)
         if key not in self.ropes:
             self.ropes[key] = self._names.give(key, "rope")

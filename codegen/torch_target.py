@@ -17,6 +17,7 @@ from regraft.codegen.torch_ops import stays_wide
 from regraft.codegen.torch_text import (
     angles,
     branches,
+    broken,
     empty,
     fold,
     head_list,
@@ -424,6 +425,7 @@ class TorchTarget:
             helpers={name: sorted(flags) for name, flags in self.shared.helpers.items()},
             scalings={key[3] for key in self.shared.ropes},
             turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),
+            broken=broken,
             ropes=[(name, angles(key), turn(key), key[-1]) for key, name in self.shared.ropes.items()],
             everies=[(name, rate) for rate, name in self.shared.everies.items()],
             row_ropes=self._row_ropes(),

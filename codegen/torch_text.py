@@ -87,8 +87,18 @@ def angles(key: tuple[object, ...]) -> str:
         case "yarn":
             factor, original, low, high, truncate = scaled
             return f"yarn({plain}, {base!r}, {factor!r}, {original!r}, {low!r}, {high!r}, {truncate!r})"
+        case "longrope":
+            (factors,) = scaled
+            return f"longrope({base!r}, {factors!r})"
         case _:
             return plain
+
+
+def broken(call: str) -> list[str]:
+    """Return the lines of a call of a number and a tuple, with a line for each item, as an argument of another call."""
+    name, number, items = call.removesuffix("))").split("(")
+    each = [f"        {item}," for item in items.split(", ")]
+    return [f"{name}(", f"    {number}".rstrip(), "    (", *each, "    ),", "),"]
 
 
 def branches(classes: list[str], calls: list[list[str]]) -> list[str]:

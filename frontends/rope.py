@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from regraft.frontends.config import MAX_CONTEXT, Config, Given, boolean, choice, number, optional_integer
+from regraft.frontends.config import MAX_CONTEXT, Config, Given, boolean, choice, number, numbers, optional_integer
 
 _THETA = 1e12  # the largest base that makes sense
-_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
+_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
+_MEANT = {**{name: name for name in _TYPES}, "su": "longrope"}
 _READ = {  # what each type reads beside its base
     "default": (),
     "proportional": (),
@@ -26,6 +27,13 @@ _READ = {  # what each type reads beside its base
         "mscale_all_dim",
         "truncate",
     ),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+}
+_NEEDED = {  # what it cannot do without
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
 }
 _ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
@@ -45,6 +53,7 @@ class Rope:
     truncate: bool = True
     amplitude: float = 1.0
     pairs: int | None = None
+    factors: tuple[float, ...] | None = None
 
     @property
     def attributes(self) -> Mapping[str, object]:
@@ -57,7 +66,7 @@ class _Table(Config):
 
     family: ClassVar[str] = "rope"
 
-    rope_type = choice("default", {name: name for name in _TYPES}, names=("type",))
+    rope_type = choice("default", _MEANT, names=("type",))
     rope_theta = number(0.0, low=1.0, high=_THETA)
     partial_rotary_factor = number(0.0, low=1e-6, high=1.0)
     factor = number(0.0, low=1.0, high=1e6)
@@ -70,14 +79,16 @@ class _Table(Config):
     mscale = number(0.0, high=1e6)
     mscale_all_dim = number(0.0, high=1e6)
     truncate = boolean(True)
+    short_factor = numbers(low=1e-6, high=1e6)
+    long_factor = numbers(low=1e-6, high=1e6)
 
     def check(self) -> None:
         read, declared = (*_ALWAYS, *_READ[self.rope_type]), self.keys()
         for name, value in self.given.values.items():
             if name in declared and name not in read and value is not None:
                 self.stranger(self.given, name, read)
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            if name in read and not self.values[name]:
+        for name in _NEEDED.get(self.rope_type, ()):
+            if not self.values[name]:
                 raise self.missing(name, f"rope_type {self.rope_type} calls for it", self.given)
         if self.rope_type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise self.disagree(
@@ -136,6 +147,8 @@ def read_rope(
     if table.rope_type == "linear":
         return Rope(base, channels, scaling="linear", factor=table.factor)
     original = table.original_max_position_embeddings or context
+    if table.rope_type == "longrope":
+        return _longrope(table, unknown, base=base, channels=channels, context=context)
     if table.rope_type == "llama3":
         low, high = table.low_freq_factor, table.high_freq_factor
         return Rope(base, channels, scaling="llama3", factor=table.factor, original=original, low=low, high=high)
@@ -150,3 +163,24 @@ def read_rope(
         truncate=table.truncate,
         amplitude=table.amplitude,
     )
+
+
+def _longrope(table: _Table, config: Config, *, base: float, channels: int, context: int) -> Rope:
+    """Return how heads turn while a sequence is no longer than the original context: by the short factors.
+
+    Beyond, the long ones turn the whole sequence, its earlier keys too, which no memory can do.
+    """
+    original = table.original_max_position_embeddings or context
+    factor = table.factor or context / original
+    if context > original:
+        legal = (
+            f"up to {original}, where longrope's short factors turn every token; with {table.given.prefix}factor = "
+            f"{factor:g} beside it, of which the amplitude is made"
+        )
+        raise config.unsupported("max_position_embeddings", legal)
+    if len(table.short_factor) != channels // 2:
+        problem = f"{table.given.prefix}short_factor has {len(table.short_factor)} entries"
+        raise table.disagree("short_factor", problem, f"one for each of the {channels // 2} pairs that turn")
+    amplitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    amplitude = table.attention_factor or amplitude
+    return Rope(base, channels, scaling="longrope", factors=table.short_factor, amplitude=amplitude)

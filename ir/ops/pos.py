@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from regraft.ir.attributes import BOOL, FLOAT, INT, STR
+from regraft.ir.attributes import BOOL, FLOAT, FLOATS, INT, STR
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, optional, result
 
@@ -21,9 +21,9 @@ class Rope(Op):
 
     The first ``channels`` of the last axis turn, the rest pass. Pair ``i`` is ``(i, i + channels/2)`` in the ``halves``
     layout and ``(2i, 2i + 1)`` in the ``interleaved`` one. Frequencies are ``base ** (-2i / channels)``, then scaled:
-    ``linear`` divides by ``factor``; ``llama3`` and ``yarn`` as specs/relatives.md, section 0, has them. ``amplitude``
-    multiplies cosine and sine. With ``pairs`` only the first so many turn; the others have frequency 0.
-    ``inverse`` turns the other way.
+    ``linear`` divides by ``factor``; ``llama3`` and ``yarn`` as specs/relatives.md, section 0, has them; ``longrope``
+    divides each pair's by its own of ``factors`` (Ding et al. 2024, "LongRoPE"). ``amplitude`` multiplies cosine and
+    sine. With ``pairs`` only the first so many turn; the others have frequency 0. ``inverse`` turns the other way.
 
     Example:
         %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
@@ -35,7 +35,7 @@ class Rope(Op):
     base = attribute(FLOAT)
     channels = attribute(INT)
     layout = defaulted(STR, "halves", choices=("halves", "interleaved"))
-    scaling = defaulted(STR, "none", choices=("none", "linear", "llama3", "yarn"))
+    scaling = defaulted(STR, "none", choices=("none", "linear", "llama3", "yarn", "longrope"))
     factor = defaulted(FLOAT, 1.0)
     original = optional(INT)
     low = defaulted(FLOAT, 1.0)
@@ -43,6 +43,7 @@ class Rope(Op):
     truncate = defaulted(BOOL, True)
     amplitude = defaulted(FLOAT, 1.0)
     pairs = optional(INT)
+    factors = optional(FLOATS)
     inverse = defaulted(BOOL, False)
 
     def verify(self, dim: Dims) -> None:
@@ -61,6 +62,10 @@ class Rope(Op):
             raise OpRuleError(op=self.label, problem=problem, fix=f"a number from 1 to {self.channels // 2}")
         if self.scaling in ("llama3", "yarn"):
             self._verify_scaling()
+        wanted = self.channels // 2 if self.scaling == "longrope" else 0
+        if len(self.factors or ()) != wanted or min(self.factors or (1.0,)) <= 0:
+            problem = f"{len(self.factors or ())} factors under scaling {self.scaling}"
+            raise OpRuleError(op=self.label, problem=problem, fix=f"{wanted} numbers above 0")
 
     def _verify_scaling(self) -> None:
         if self.original is None or self.original < 1:
@@ -75,6 +80,8 @@ class Rope(Op):
         import torch
 
         exponents = torch.arange(0, self.channels, 2, dtype=torch.int64).to(torch.float32) / self.channels
+        if self.factors is not None:
+            return 1.0 / (torch.tensor(self.factors) * self.base**exponents)
         plain = 1.0 / (self.base**exponents)
         if self.pairs is not None:
             plain[self.pairs :] = 0.0

@@ -74,6 +74,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "laguna, gates by channel, capped routing": builtin(
         "laguna-XS.2", gating="per-element", moe_router_logit_softcapping=0.5
     ),
+    "phi3, longrope within its original context": {
+        "model_type": "phi3",
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {
+            "type": "longrope",
+            "factor": 32.0,
+            "short_factor": [1 + 0.05 * i for i in range(48)],
+            "long_factor": [1 + 1.3 * i for i in range(48)],
+        },
+    },
     "gemma3, the older keys": {
         "model_type": "gemma3_text",
         "rope_theta": 1000000,

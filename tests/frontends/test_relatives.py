@@ -196,6 +196,7 @@ def test_laguna_as_published_and_as_transformers_names_it() -> None:
     assert "model.layers.2.mlp.shared_experts.up_proj.weight" in converted
 
 
+FACTORS = {"short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}
 BAD: dict[str, dict[str, Any]] = {
     "gating": {"model_type": "laguna", "gating": False},
     "layer_types has": {"model_type": "laguna", "layer_types": ["full_attention"]},
@@ -219,7 +220,14 @@ BAD: dict[str, dict[str, Any]] = {
         "num_kv_heads": [3],
     },
     "a number or a list": {"model_type": "openelm", "ffn_multipliers": "wide"},
-    "longrope": {"model_type": "phi3", "rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+    "short_factor is missing": {"model_type": "phi3", "rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+    "short_factor has 2 entries": {"model_type": "phi3", "rope_scaling": {"rope_type": "longrope", **FACTORS}},
+    "supported: up to 4096, .* rope_scaling.factor = 32 ": {
+        "model_type": "phi3",
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"rope_type": "longrope", **FACTORS},
+    },
     "use_bidirectional_attention": {"model_type": "gemma3_text", "use_bidirectional_attention": True},
     "query_pre_attn_scalar": {"model_type": "gemma2", "query_pre_attn_scalar": 0},
 }

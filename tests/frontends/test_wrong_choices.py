@@ -131,6 +131,10 @@ WRONG: dict[str, dict[str, Change]] = {
     "laguna, gates by channel, capped routing": {"another cap": other(Softcap, cap=5.0)},
     "glm4": {"halves turn": other(Rope, layout="halves"), "fewer channels turn": other(Rope, channels=4)},
     "phi3": {"all channels turn": other(Rope, channels=16)},
+    "phi3, longrope within its original context": {
+        "frequencies not scaled": other(Rope, factors=[1.0] * 8),
+        "no amplitude": other(Rope, amplitude=1.0),
+    },
     "granite": {
         "another scale": other(Attend, scale=0.25),
         "branches not scaled": other(Scale, "scaled", factor=1.0),
