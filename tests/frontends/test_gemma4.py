@@ -47,6 +47,11 @@ def test_counts_are_exact(name: str) -> None:
     found = parameters(graph)
     assert found.total == golden["params"]["text_total"]
     assert found.active == (golden["params"]["active_per_token"] or golden["params"]["text_total"])
+    parts = golden["params"]["components"]
+    assert found.embedding == parts["embed_tokens"] + parts.get("ple_table", 0)
+    assert found.active_without_embedding == found.active - found.embedding
+    if found.active == found.total:
+        assert found.active_without_embedding == golden["params"]["text_total_minus_all_embeddings"]
     assert found.buffers == golden["layers"]["num_hidden_layers"]
     for context, expected in golden["kv_cache_bytes_bf16_batch1"].items():
         assert cache_bytes(graph, int(context)) == expected["windowed_with_sharing"]
