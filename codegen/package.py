@@ -91,6 +91,7 @@ def emit(
         except BaseException as error:
             if not isinstance(error, RegraftError):
                 shutil.rmtree(folder.path, ignore_errors=True)  # there is nothing worth continuing
+                out.with_name(f"{out.name}.partial.journal").unlink(missing_ok=True)
             raise
 
 
