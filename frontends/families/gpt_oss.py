@@ -81,7 +81,6 @@ class GptOss(Decoder):
     family = "gpt_oss"
     model_types = ("gpt_oss",)
     architectures = ("GptOssForCausalLM",)
-    twin_gain = 0.75
     theta = 150000.0
     inert = ("experts_per_token", "initial_context_length", "output_router_logits", "router_aux_loss_coef")
 

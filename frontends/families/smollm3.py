@@ -27,7 +27,6 @@ class SmolLM3(Decoder):
     family = "smollm3"
     model_types = ("smollm3",)
     architectures = ("SmolLM3ForCausalLM",)
-    twin_gain = 0.75
     theta = 2000000.0
     inert = ("max_window_layers", "pretraining_tp")
 
