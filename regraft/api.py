@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regraft.applying import ApplyReport, apply, calibration_path, calibration_windows, read_recipe
+from regraft.drawing import draw
 from regraft.evaluating import evaluate
 from regraft.frontends.lift import lift as lift_folder
 from regraft.ir.errors.config import RewrittenTwinError
@@ -37,6 +38,7 @@ __all__ = [
     "VerifyReport",
     "apply",
     "build",
+    "draw",
     "evaluate",
     "inspect",
     "lift",

@@ -49,14 +49,14 @@ def _rows(style: str, count: int, x: float, width: float) -> str:
 
 def said(memory: Memory) -> str:
     """Return a memory in a few words: what it keeps, and how much."""
-    shape = "matrix" if memory.form == "recurrent" else "row"
+    held = size(memory.row_bytes)
     if memory.form == "recurrent":
-        return f"recurrent matrix, {size(memory.row_bytes)}"
+        return f"recurrent matrix, {held}"
     if memory.fixed is not None:
-        return f"tail of {memory.fixed}, {size(memory.row_bytes)} a {shape}"
-    kept = {"kv": "KV, every token", "latent": "latent, every token", "index": "index keys"}.get(memory.form, "")
+        return f"tail of {memory.fixed}, {held} a row"
     if memory.rate is not None:
-        kept = f"{'index, ' if memory.form == 'index' else ''}1 row for {memory.rate} tokens"
-    elif memory.window is not None:
-        kept = f"last {memory.window:,} rows"
-    return f"{kept}, {size(memory.row_bytes)} a row"
+        return f"{'index, ' if memory.form == 'index' else ''}1 row for {memory.rate} tokens, {held} a row"
+    if memory.window is not None:
+        return f"{memory.kept}, {held} a row"
+    what = {"kv": "KV", "latent": "latent", "index": "index keys"}.get(memory.form, memory.form)
+    return f"{what}, every token, {held} a row"

@@ -22,7 +22,7 @@ def escaped(text: object) -> str:
     return escape(_FORBIDDEN.sub("\ufffd", str(text)))
 
 
-def tag(name: str, *children: str, **attributes: object) -> str:
+def tag(name: str, /, *children: str, **attributes: object) -> str:
     """Return an element. Children are markup; attributes are escaped.
 
     ``class_`` and ``for_`` lose the underscore, others turn it to a dash; None and False leave an attribute out, True
@@ -107,8 +107,8 @@ class Figure:
     height: float
     body: str
 
-    def svg(self, label: str, *, role: str = "img", style: str | None = None) -> str:
-        """Return the picture for a page, named for those who do not see it."""
+    def svg(self, label: str, *, role: str = "img", look: str | None = None, least: float = 0.0) -> str:
+        """Return the picture for a page, named for those who do not see it; it shrinks to ``least`` of its size."""
         return tag(
             "svg",
             self.body,
@@ -117,5 +117,6 @@ class Figure:
             height=number(self.height),
             role=role,
             aria_label=label,
-            class_=style,
+            class_=look,
+            style=f"min-width:{self.width * least:.0f}px" if least else None,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from regraft.views import glyphs
 from regraft.views.layering import Box, Placed, place
 from regraft.views.markup import Figure, cut, escaped, moved, number, path, rectangle, tag, width_of, words
-from regraft.views.scene import Branch, Memory, Node, Port, Section
+from regraft.views.scene import Branch, Node, Port, Section
 from regraft.views.strands import sources, strands
 
 ROW, PAD = 20.0, 5.0
@@ -39,6 +39,7 @@ _CLASSES = {
     "pick": {"moe.route", "moe.assign", "seq.index"},
 }
 _SIGNS = {"core.add": "+", "hyper.write": "+", "core.gain": "×", "core.scale": "×", "core.bias": "+"}
+_STATES = {"added": "+", "changed": "~"}
 _LETTERS = {"attn.attend", "state.kv", "mem.view", "seq.index", "state.delta"}  # whose operands of one letter say much
 _SHAPED = re.compile(r"\w+\[(.*)\]")
 
@@ -46,7 +47,7 @@ Mark = Callable[[str], str]
 
 
 def unmarked(_: str) -> str:
-    """Return the class of an operation that no change is shown of."""
+    """Return that an operation did not change."""
     return ""
 
 
@@ -74,7 +75,7 @@ def op_graph(section: Section, *, interactive: bool = False, mark: Mark = unmark
     Args:
         section: A block kind, or what stands outside of layers.
         interactive: Make operations buttons that carry their number, ``data-op``.
-        mark: Gives the class that shows how an operation changed, by its id.
+        mark: Gives how an operation changed by its id: added, changed, or empty.
     """
     return _OpGraph(section, interactive, mark).draw()
 
@@ -99,7 +100,7 @@ class _OpGraph:
         self.number = {node.id: i for i, node in enumerate(section.nodes)}
         self.nodes = {node.id: node for node in section.nodes}
         self.stream = [node for node in section.nodes if node.stream]
-        self.left = SPINE + MARGIN if self.stream else 12.0
+        self.left = SPINE + MARGIN if self.stream else 20.0
         self.body: list[str] = []
         self.width = self.end = 0.0  # how far right, and how far down the branch at hand, things stand
         self.returns: list[tuple[str, float, float]] = []  # where branches end that the stream takes in: x, y
@@ -141,6 +142,7 @@ class _OpGraph:
         inner = tag("circle", cx=number(SPINE), cy=number(y), r=10, class_="node")
         inner += words(SPINE, y + 5, _SIGNS.get(node.opname, "·"), "mid bold", size=15)
         name = cut(_short(node), _NAME, SPINE - 18, mono=True)
+        inner += self._sign(node, SPINE + 13, y - 8)
         return self._op(node, inner + words(SPINE - 16, y + 4, name, "mono end"))
 
     # -- a branch
@@ -201,7 +203,7 @@ class _OpGraph:
         used = {end for edge in edges for end in edge[:2]}
         boxes = {"in": Box(1.0, 1.0, pinned=True)} if "in" in used else {}
         boxes |= {name: _port_box(port) for name, port in ports.items() if port.id.startswith("in:")}
-        boxes |= {name: _strand_box(strand) for name, strand in rows.items()}
+        boxes |= {name: _strand_box(strand, any(self.mark(n.id) for n in strand)) for name, strand in rows.items()}
         boxes |= {name: _port_box(port) for name, port in ports.items() if port.id.startswith("out:")}
         boxes |= {"exit": Box(1.0, 1.0)} if "exit" in used else {}
         pairs = [(source, target) for source, target, _, _ in edges]
@@ -247,6 +249,7 @@ class _OpGraph:
             row += words(11 + name_width + 8, y + 14, verb(node), "soft", size=_VERB)
             text = shape(node.results[0][1])
             row += words(19 + name_width + verb_width + 8, y + 14, text, "mono soft", size=_SHAPE)
+            row += self._sign(node, box.width - 15, y + 14)
             inner += self._op(node, row)
         return inner
 
@@ -257,23 +260,27 @@ class _OpGraph:
             inner += rectangle(0, 0, box.width, box.height, "hit", rx=12)
         inner += glyphs.glyph(node.memory.form, 10, 14)
         inner += words(44, 18, _short(node), "mono bold")
-        inner += words(44, 34, _kept(node.memory), "small")
+        inner += words(44, 34, glyphs.said(node.memory), "small") + self._sign(node, box.width - 18, 18)
         return self._op(node, inner)
 
+    def _sign(self, node: Node, x: float, y: float) -> str:
+        """Draw how an operation changed, if it did."""
+        state = self.mark(node.id)
+        return words(x, y, _STATES[state], f"bold {state}", size=14) if state else ""
+
     def _op(self, node: Node, inner: str) -> str:
-        changed = self.mark(node.id)
-        if changed:
-            inner = f"{inner}"
         if not self.interactive:
-            return tag("g", inner, class_=changed or None)
+            return inner
+        state = self.mark(node.id)
+        said = f"{node.id}: {verb(node)}, {shape(node.results[0][1])}"
         return tag(
             "g",
             inner,
-            class_=f"op {changed}".strip(),
+            class_="op",
             role="button",
             tabindex=-1,
             data_op=self.number[node.id],
-            aria_label=f"{node.id}: {verb(node)}, {shape(node.results[0][1])}",
+            aria_label=f"{said}, {state}" if state else said,
         )
 
     def _edge(self, stood: _Stood, edge: tuple[str, str, str, bool], top: float) -> str:
@@ -370,16 +377,12 @@ def _columns(strand: Sequence[Node]) -> tuple[float, float, float]:
     )
 
 
-def _strand_box(strand: Sequence[Node]) -> Box:
-    kept = strand[0].memory
+def _strand_box(strand: Sequence[Node], marked: bool) -> Box:
+    kept, room = strand[0].memory, 16.0 if marked else 0.0
     if kept is not None:
-        wide = max(width_of(_kept(kept), 11), width_of(_short(strand[0]), _NAME, mono=True))
-        return Box(56 + wide, _MEMORY_HEIGHT)
-    return Box(sum(_columns(strand)) + 40, len(strand) * ROW + 2 * PAD)
-
-
-def _kept(memory: Memory) -> str:
-    return glyphs.said(memory)
+        wide = max(width_of(glyphs.said(kept), 11), width_of(_short(strand[0]), _NAME, mono=True))
+        return Box(56 + wide + room, _MEMORY_HEIGHT)
+    return Box(sum(_columns(strand)) + 40 + room, len(strand) * ROW + 2 * PAD)
 
 
 def _port_lines(port: Port) -> tuple[str, str]:
@@ -389,10 +392,10 @@ def _port_lines(port: Port) -> tuple[str, str]:
             layers = ", ".join(dict.fromkeys(_place(origin) for origin in port.origins))
             return ("memory", "read by other layers" if given else f"of {cut(layers, 11, 130)}")
         case "tokens":
-            return ("tokens", shape(port.type))
+            return ("tokens", port.type)
         case _:
             if given:
-                return (cut(port.name, 11, 150, mono=True), "read elsewhere")
+                return (cut(port.name, 11, 150, mono=True), "given on")
             name = re.sub(r"layers\.\d+\.", "", port.origins[0]) if port.origins else port.name
             later = any("layers." in origin for origin in port.origins)
             return (

@@ -46,7 +46,7 @@ _RULES = """
 text{{font-family:{sans};font-size:12px;fill:{ink}}}
 .mono{{font-family:{mono};font-size:11px}}
 .title{{font-size:13px;font-weight:600}}
-.big{{font-size:20px;font-weight:650}}
+.big{{font-size:20px;font-weight:700}}
 .small{{font-size:11px}}
 .soft{{fill:{soft}}}
 .mid{{text-anchor:middle}}
@@ -54,6 +54,9 @@ text{{font-family:{sans};font-size:12px;fill:{ink}}}
 .bold{{font-weight:600}}
 .halo{{paint-order:stroke;stroke:{paper};stroke-width:3px;stroke-linejoin:round}}
 .plus{{fill:none;stroke:{stream};stroke-width:1.8}}
+.read{{fill:{accent}}}
+.work{{fill:{line};stroke:{edge}}}
+.stripe{{fill:none;stroke:{edge}}}
 .paper{{fill:{paper}}}
 .panel{{fill:{panel};stroke:{line}}}
 .box{{fill:{raised};stroke:{line}}}
@@ -118,7 +121,7 @@ def _themed(theme: int) -> str:
 def _sheet(roles: dict[str, str], ops: dict[str, str]) -> str:
     named = {role.replace("-", "_"): colour for role, colour in roles.items()}
     rules = _RULES.format(sans=SANS, mono=MONO, **named).replace("\n", "")
-    rules += "".join(f".op-{name}{{fill:{colour}}}" for name, colour in ops.items())
+    rules += "".join(f".op-{name}{{fill:{colour}}}.bar-{name}{{border-color:{colour}}}" for name, colour in ops.items())
     for i, (fill, ink) in enumerate(zip(KINDS, _ON_KIND, strict=True)):
-        rules += f".k{i}{{fill:{fill}}}.on-k{i}{{fill:{ink}}}"
+        rules += f".k{i}{{fill:{fill}}}.on-k{i}{{fill:{ink}}}.bg-k{i}{{background:{fill};color:{ink}}}"
     return rules

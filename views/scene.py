@@ -22,8 +22,8 @@ class Memory:
     """A memory, drawn as what it is.
 
     ``form``: keys and values of all tokens; a window of rows; a latent row a token; keys of an index; a row for several
-    tokens; the last rows before a convolution; a recurrent matrix. ``window``, ``fixed`` and ``rate`` are as in
-    `ir.types.MemoryType`.
+    tokens; the last rows before a convolution; a recurrent matrix. ``window``, ``first``, ``fixed`` and ``rate`` are as
+    in `ir.types.MemoryType`.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Memory:
     fields: str
     row_bytes: int
     window: int | None
+    first: int
     fixed: int | None
     rate: int | None
 
@@ -41,7 +42,9 @@ class Memory:
             return f"{self.fixed} row{'s' if self.fixed > 1 else ''} at any length"
         if self.rate is not None:
             return f"a row for {self.rate:,} tokens"
-        return "a row a token" if self.window is None else f"last {self.window:,} rows"
+        if self.window is None:
+            return "a row a token"
+        return f"last {self.window:,} rows" + (f" and first {self.first:,}" if self.first else "")
 
 
 @dataclass(frozen=True)

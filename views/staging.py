@@ -67,7 +67,7 @@ def memory_of(value: Value, name: str) -> Memory:
     """Return a memory, called ``name``, as what it is."""
     kept = value.memory
     fields = ", ".join(map(str, kept.fields))
-    return Memory(name, _form(value), fields, kept.row_bytes, kept.window, kept.fixed, kept.rate)
+    return Memory(name, _form(value), fields, kept.row_bytes, kept.window, kept.first, kept.fixed, kept.rate)
 
 
 def _form(value: Value) -> Form:

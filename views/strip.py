@@ -24,13 +24,13 @@ class Rail:
     link: Link
 
 
-def strip(scene: Scene, width: float, *, linked: bool = False) -> Figure:
+def strip(scene: Scene, width: float, *, anchor: str = "") -> Figure:
     """Return the strip of a scene, at most ``width`` wide where cells can still be told apart.
 
     Args:
         scene: The scene.
         width: Pixels.
-        linked: Make each cell a link to its kind, ``#kind-A``.
+        anchor: Make each cell a link to its kind, whose anchor is this and its key.
     """
     count = max(1, len(scene.layers))
     cell = max(LEAST, min(CELL, (width - 2) / count))
@@ -40,11 +40,12 @@ def strip(scene: Scene, width: float, *, linked: bool = False) -> Figure:
     forms: list[list[Form]] = [list(dict.fromkeys(each.form for each in memories)) for memories in owned.values()]
     deep = GLYPH * max((len(each) for each in forms), default=0)
     column = {number: i for i, (number, _) in enumerate(scene.layers)}
-    body = "".join(_cell(scene, i, cell, top, linked) for i in range(len(scene.layers)))
+    body = "".join(_cell(scene, i, cell, top, anchor) for i in range(len(scene.layers)))
     body += "".join(_owned(each, i, cell, top + HEIGHT + 4) for i, each in enumerate(forms))
     below = top + HEIGHT + 4 + deep
     body += "".join(_tick(n, column[n], cell, below + 12) for n in column if n % _step(cell) == 0)
     body += "".join(_rail(rail, column, cell, top) for rail in rails)
+    body += "".join(_named(rail, column, cell, top) for rail in rails)
     body += _brackets(fold(scene.letters), cell, below + 20)
     return Figure(max(cell * count + 2, _label_room(rails, column, cell)), below + 44, body)
 
@@ -53,7 +54,7 @@ def _step(cell: float) -> int:
     return 1 if cell >= 26 else 5
 
 
-def _cell(scene: Scene, i: int, cell: float, top: float, linked: bool) -> str:
+def _cell(scene: Scene, i: int, cell: float, top: float, anchor: str) -> str:
     layer, index = scene.layers[i]
     section = scene.sections[index]
     order = scene.kinds.index(section)
@@ -64,12 +65,12 @@ def _cell(scene: Scene, i: int, cell: float, top: float, linked: bool) -> str:
     size = 13 if cell > 20 else 11 if len(section.key) == 1 else 8
     body += words(x + cell / 2 - 1, top + HEIGHT / 2 + 4.5, section.key, f"mid bold on-{style}", size=size)
     said = f"layer {layer}: kind {section.key}, {section.name}"
-    if linked:
+    if anchor:
         return tag(
             "a",
             tag("title", escaped(said)),
             body,
-            href=f"#kind-{section.key}",
+            href=f"#{anchor}{section.key}",
             data_layer=layer,
             class_="cell",
             aria_label=said,
@@ -168,10 +169,13 @@ def _rail(rail: Rail, column: Mapping[int, int], cell: float, top: float) -> str
     tips = "".join(f"M{number(x - 3)} {number(top - 6)}h6l-3 5z" for x in readers)
     body = path(line, "carry other" if rail.lane % 2 else "carry") + path(tips, "carrytip")
     body += tag("circle", cx=number(start), cy=number(top), r=3.2, class_="carrytip")
-    left, wide = _label(rail, column, cell)
-    if wide:
-        body += words(left, y - 4, _said(rail), "halo", size=10.5)
     return tag("g", tag("title", escaped(_said(rail))), body, class_="rail")
+
+
+def _named(rail: Rail, column: Mapping[int, int], cell: float, top: float) -> str:
+    """Draw a rail's label, over whatever passes there."""
+    left, wide = _label(rail, column, cell)
+    return words(left, top - 14 - LANE * rail.lane, _said(rail), "halo", size=10.5) if wide else ""
 
 
 # -- the pattern

@@ -79,3 +79,12 @@ class DeviceMissingError(RegraftError):
     exit_code = 2
     message = "torch has no device {name} here"
     hint = "cpu is always there; regraft doctor shows what else this machine has"
+
+
+class DrawFormatError(RegraftError):
+    """A picture is to be written in a format that there is none of."""
+
+    code = "RG608"
+    exit_code = 2
+    message = "{path}: no picture ends in {suffix}"
+    hint = "the file's name gives the format: {legal}"

@@ -1,0 +1,42 @@
+"""``regraft draw``: a picture of a model, or of what each pass of a recipe makes of it."""
+
+from __future__ import annotations
+
+import click
+
+from regraft.cli.options import allow_key_option, command, model_argument, out_option, sizes_option
+from regraft.cli.session import Session
+
+
+@command("draw")
+@model_argument
+@out_option("The file to write, .html .svg or .png; must not exist.")
+@click.option("-r", "--recipe", type=click.Path(), metavar="RECIPE", help="Show what each pass of a recipe changes.")
+@sizes_option("--context", "4k,128k", "Contexts that figures are given at; 4k is 4096, 1M is 2**20.")
+@click.option("--operations", is_flag=True, help="Draw every operation in SVG and PNG too.")
+@allow_key_option
+def draw(
+    session: Session,
+    model: str,
+    out: str,
+    recipe: str | None,
+    context: tuple[int, ...],
+    operations: bool,
+    allow_keys: tuple[str, ...],
+) -> None:
+    """Draw MODEL: its layers by kind, their operations, its memories and who reads them, and what it costs.
+
+    An .html page is one file that works offline: kinds fold, operations open, a search finds them. With a recipe it has
+    the graph after each pass, and marks what changed. Reads the config, and no weights.
+    """
+    from regraft.drawing import draw as write
+    from regraft.model import lift
+
+    lifted = lift(model, allow_keys=allow_keys, strict=False)
+    for warning in lifted.warnings:
+        session.warn(warning)
+    path = str(write(lifted, out, recipe=recipe, contexts=tuple(sorted(context)), operations=operations))
+    if session.json:
+        session.show(list, lambda: {"schema": "regraft.draw/1", "out": path})
+        return
+    session.data(path)

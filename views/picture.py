@@ -1,0 +1,160 @@
+"""The picture of a model that stands alone: SVG, and PNG made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.ir.errors.usage import MissingPackageError
+from regraft.views.boxes import WIDTH, glance
+from regraft.views.charting import cache_chart, parts_chart
+from regraft.views.facts import Facts, layers_text
+from regraft.views.markup import Figure, cut, escaped, moved, number, rectangle, tag, width_of, words
+from regraft.views.numbers import context, count, size
+from regraft.views.opgraph import op_graph
+from regraft.views.palette import kind_style, picture_style
+from regraft.views.pattern import fold, spelled
+from regraft.views.scene import Scene, Section
+from regraft.views.strip import strip
+
+PAGE, EDGE, GAP = 1200.0, 24.0, 16.0  # pixels: the least width, the margin, and between cards
+PNG_SCALE = 2.0
+
+
+def picture(name: str, scene: Scene, facts: Facts, *, operations: bool = False) -> Figure:
+    """Return a model as one picture: its figures, its layers, what each kind of layer is made of, what it costs.
+
+    Args:
+        name: The model's name, any text.
+        scene: What the picture shows.
+        facts: The facts of the same graph, at one context or more.
+        operations: Draw every operation of every kind as well.
+    """
+    layers = strip(scene, PAGE - 2 * EDGE)
+    width = max(PAGE, layers.width + 2 * EDGE)
+    rows = [_head(name, facts), layers, _cards(scene, width - 2 * EDGE), _charts(facts)]
+    if operations:
+        rows += [_operations(section) for section in scene.sections]
+    body, y = "", EDGE
+    for row in rows:
+        body += moved(EDGE, y, row.body)
+        y += row.height + GAP
+        width = max(width, row.width + 2 * EDGE)
+    return Figure(width, y - GAP + EDGE, body)
+
+
+def svg(name: str, scene: Scene, facts: Facts, *, operations: bool = False, themes: bool = True) -> str:
+    """Return the picture as a file, dark where the reader's system is if ``themes`` is set."""
+    drawn = picture(name, scene, facts, operations=operations)
+    said = f"{name}: {facts.layers} layers of {len(scene.kinds)} kinds, pattern {spelled(fold(scene.letters))}. "
+    said += " ".join(f"Kind {kind.key}, {layers_text(kind.layers)}: {kind.words}." for kind in scene.kinds)
+    return (
+        tag(
+            "svg",
+            tag("title", escaped(f"{name}: architecture"), id="title"),
+            tag("desc", escaped(said), id="desc"),
+            tag("style", picture_style(themes=themes)),
+            rectangle(0, 0, drawn.width, drawn.height, "paper"),
+            drawn.body,
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {number(drawn.width)} {number(drawn.height)}",
+            width=number(drawn.width),
+            height=number(drawn.height),
+            role="img",
+            aria_labelledby="title desc",
+        )
+        + "\n"
+    )
+
+
+def png(picture: str) -> bytes:
+    """Return an SVG as PNG, two pixels for each of its own.
+
+    Raises:
+        MissingPackageError: resvg-py is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError:
+        raise MissingPackageError(what="a PNG", package="resvg-py", extra="png") from None
+    return bytes(resvg_py.svg_to_bytes(svg_string=picture, zoom=PNG_SCALE))
+
+
+def _head(name: str, facts: Facts) -> Figure:
+    room = PAGE - 2 * EDGE
+    last = facts.contexts[-1]
+    held = facts.parameters
+    said = [facts.family, f"{facts.layers} layers", facts.dtype, f"{count(held.total)} parameters"]
+    if held.active != held.total:
+        said.append(f"{count(held.active)} active for a token")
+    said.append(f"cache at {context(last)} tokens {size(facts.cache[last].bytes)}")
+    said.append(f"{size(facts.bytes_per_token)} more for each further token")
+    body = words(0, 20, cut(name, 20, room), "big")
+    return Figure(room, 48, body + words(0, 42, cut(" · ".join(filter(None, said)), 13, room), "soft", size=13))
+
+
+def _cards(scene: Scene, room: float) -> Figure:
+    """Draw the kinds side by side, as many as fit, in the order of first use; what is outside of layers in a line."""
+    columns = max(1, int((room + GAP) // (WIDTH + 24 + GAP)))
+    body, y = "", 0.0
+    row: list[Figure] = []
+    for section in scene.sections:
+        if not section.layers:
+            body, y, row = _row(body, y, row)
+            line = _outside(section, room)
+            body += moved(0, y, line.body)
+            y += line.height + GAP
+            continue
+        row.append(_card(scene, section))
+        if len(row) == columns:
+            body, y, row = _row(body, y, row)
+    body, y, row = _row(body, y, row)
+    return Figure(room, max(0.0, y - GAP), body)
+
+
+def _row(body: str, y: float, cards: Sequence[Figure]) -> tuple[str, float, list[Figure]]:
+    """Put cards side by side at ``y``; return the body with them, where the next row begins, and an empty row."""
+    for i, card in enumerate(cards):
+        body += moved(i * (WIDTH + 24 + GAP), y, card.body)
+    return body, y + (max(card.height for card in cards) + GAP if cards else 0), []
+
+
+def _card(scene: Scene, section: Section) -> Figure:
+    look = kind_style(scene.kinds.index(section))
+    inner = glance(section)
+    wide = max(26.0, width_of(section.key, 14, bold=True) + 12)
+    body = rectangle(0, 0, WIDTH + 24, inner.height + 66, "panel", rx=10)
+    body += rectangle(12, 12, wide, 26, look, rx=6)
+    body += words(12 + wide / 2, 30, section.key, f"mid bold on-{look}", size=14)
+    body += words(22 + wide, 24, f"{section.name.replace('_', ' ')}  ×{len(section.layers)}", "title")
+    layers = f"layer{'s' * (len(section.layers) > 1)} {layers_text(section.layers, counted=False)}"
+    said = f"{layers} · {count(section.parameters)} each"
+    body += words(22 + wide, 40, cut(said, 11, WIDTH - wide - 10), "small soft")
+    return Figure(WIDTH + 24, inner.height + 66, body + moved(12, 54, inner.body))
+
+
+def outside_words(section: Section) -> str:
+    """Return what stands outside of layers, in a line."""
+    lines = [line for branch in section.branches for line in branch.lines]
+    return ", ".join(lines) or ", ".join(dict.fromkeys(node.opname for node in section.nodes))
+
+
+def _outside(section: Section, room: float) -> Figure:
+    said = cut(f"{outside_words(section)} · {count(section.parameters)} parameters", 12, room - 180)
+    body = rectangle(0, 0, room, 34, "panel", rx=8) + words(12, 22, section.name, "title")
+    return Figure(room, 34, body + words(24 + width_of(section.name, 13, bold=True), 22, said, "soft"))
+
+
+def _charts(facts: Facts) -> Figure:
+    charts = [cache_chart(facts), parts_chart(facts)]
+    body, x, tall = "", 0.0, 0.0
+    for chart in charts:
+        body += moved(x, 0, chart.body)
+        x += chart.width + GAP
+        tall = max(tall, chart.height)
+    return Figure(x, tall, body)
+
+
+def _operations(section: Section) -> Figure:
+    inner = op_graph(section)
+    title = f"{section.key}  {section.name.replace('_', ' ')}".strip()
+    return Figure(inner.width, inner.height + 34, words(0, 22, title, "big", size=16) + moved(0, 34, inner.body))

@@ -1,0 +1,1 @@
+"""The text of pages: style and script, no decisions."""
