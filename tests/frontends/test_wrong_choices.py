@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from regraft.ir.graph import Graph
-from regraft.ir.interpret import Interpreter
+from regraft.ir.interpret import Interpreter, Rows
 from regraft.ir.op import Op
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Activation, Clamp, Norm, Scale, Slice, Softcap
 from regraft.ir.ops.hyper import Collapse, FromStreams, Read
 from regraft.ir.ops.index import Index
+from regraft.ir.ops.memory import RowPositions
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.quantized import SliceEach
@@ -289,3 +290,40 @@ def test_a_factor_that_a_norm_takes_back_shows_before_the_norm(wrong: str) -> No
     before, after = (Interpreter(each, source).run(TOKENS, edges=edges) for each in (graph, changed(case, change)))
     assert (after[edge] - before[edge]).abs().max() > 1e-3
     assert 0 < (after["logits"] - expected).abs().max() < 1e-3
+
+
+def halves_for_pairs(tensor: Tensor) -> Tensor:
+    return tensor.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def keys_first(tensor: Tensor) -> Tensor:
+    return torch.cat((tensor[32:64], tensor[:32], tensor[64:]))
+
+
+LAYOUT: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
+    "gate and up projection swapped": ("Qwen3-30B-A3B", "gate_up_proj", lambda t: t.roll(32, 1)),
+    "all gates and then all up projections": ("gpt-oss-20b", "gate_up_proj", halves_for_pairs),
+    "keys before queries": ("Qwen3.6-35B-A3B", "in_proj_qkv.weight", keys_first),
+    "a pool's own half for the one before": ("DeepSeek-V4-Flash", "compressor.kv_proj.weight", lambda t: t.roll(32, 0)),
+    "what is read for what is written": ("DeepSeek-V4-Flash", "attn_hc.fn", lambda t: t.roll(4, 0)),
+    "groups of results swapped": ("DeepSeek-V4-Flash", "o_a_proj.weight", lambda t: t.roll(12, 0)),
+}
+
+
+@pytest.mark.parametrize("wrong", LAYOUT)
+def test_a_tensor_read_in_another_layout_shows_on_the_twin(wrong: str) -> None:
+    case, ending, read = LAYOUT[wrong]
+    graph, source, expected = right(case)
+    tensors = {name: source.read(name) for name in source.names()}
+    tensors |= {name: read(tensor) for name, tensor in tensors.items() if name.endswith(ending)}
+    assert (Interpreter(graph, TensorSource(tensors))(TOKENS) - expected).abs().max() > 1e-3
+
+
+def test_pooled_rows_that_stand_where_their_last_token_does_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, source, expected = right("DeepSeek-V4-Flash")
+
+    def last(op: RowPositions, _: object, rows: Rows) -> Tensor:
+        return rows.pos + (op.memory.memory.rate or 1) - 1
+
+    monkeypatch.setattr(RowPositions, "reference", last)
+    assert (Interpreter(graph, source)(TOKENS) - expected).abs().max() > 1e-3
