@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import click
+from dataclasses import replace
 
-from regraft.cli.options import allow_key_option, command, model_argument, sizes_option
+from regraft.cli.options import allow_key_option, batch_option, command, device_option, model_argument, sizes_option
 from regraft.cli.session import Session
 
 
-@command("inspect")
+@command("inspect", markdown=True)
 @model_argument
 @sizes_option("--context", "4k,128k", "Contexts to report at; 4k is 4096, 1M is 2**20.")
-@click.option("--device", default="h200-sxm", show_default=True, help="Device for limits, or none.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences at a time.")
-@click.option("--md", is_flag=True, help="Markdown.")
+@device_option
+@batch_option
 @allow_key_option
 def inspect(
     session: Session,
@@ -21,10 +20,9 @@ def inspect(
     context: tuple[int, ...],
     device: str,
     batch: int,
-    md: bool,
     allow_keys: tuple[str, ...],
 ) -> None:
-    """Show the facts card of MODEL: structure, memories, parameters, cache, and what a decode step costs.
+    """Show the facts card of MODEL: structure, memories, parameters, cache, work, and what a device allows.
 
     Reads the config, and no weights. Config keys that nobody here reads are named on stderr.
     """
@@ -32,9 +30,8 @@ def inspect(
     from regraft.views.card import card
     from regraft.views.facts import facts
 
-    session.markdown = md
     lifted = lift(model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
-    found = facts(lifted.graph, context, None if device == "none" else device, batch)
+    found = replace(facts(lifted.graph, context, None if device == "none" else device, batch), name=lifted.name)
     session.show(lambda: card(found), found.to_json)

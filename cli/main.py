@@ -18,6 +18,7 @@ from regraft.ir.errors.base import RegraftError, nearest
 
 COMMANDS = {
     "inspect": "Facts card: structure, parameters, memory, compute, limits on a device.",
+    "compare": "Models side by side, and what differs between two.",
     "draw": "A picture: page, SVG, PNG; what each pass of a recipe changes.",
     "passes": "The passes; one pass: options, what it preserves, its source.",
     "plan": "Dry run of a recipe: legality, per-layer choices, predicted change.",

@@ -54,19 +54,23 @@ def loudness() -> list[click.Parameter]:
     ]
 
 
-def command(name: str, *, report: bool = True, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
-    """Declare a command: its function takes the session first. ``report`` adds ``--json``."""
+def command(
+    name: str, *, report: bool = True, markdown: bool = False, **settings: Any
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Declare a command: its function takes the session first. ``report`` adds ``--json``, ``markdown`` ``--md``."""
 
     def declare(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
-        def run(quiet: bool, verbose: int, no_color: bool, json: bool = False, **rest: Any) -> None:
+        def run(quiet: bool, verbose: int, no_color: bool, json: bool = False, md: bool = False, **rest: Any) -> None:
             session = click.get_current_context().ensure_object(Session)
             session.set(quiet, verbose, no_color)
-            session.json = json
+            session.json, session.markdown = json, md
             session.hush_libraries()
             function(session, **rest)
 
         made = click.command(name, context_settings={"help_option_names": ["-h", "--help"]}, **settings)(run)
+        if markdown:
+            made.params.append(click.Option(["--md"], is_flag=True, help="Markdown."))
         if report:
             made.params.append(click.Option(["--json"], is_flag=True, help="JSON on stdout, with a schema field."))
         made.params += loudness()
@@ -100,3 +104,15 @@ def allow_key_option(function: F) -> F:
 def sizes_option(flag: str, default: str, text: str) -> Callable[[F], F]:
     """Add an option of several token counts."""
     return click.option(flag, type=Sizes(), default=default, show_default=True, metavar="N,...", help=text)
+
+
+def device_option(function: F) -> F:
+    """Add ``--device NAME|FILE``."""
+    text = "Device for limits: a name, a JSON file that describes one, or none."
+    return click.option("--device", default="h200-sxm", show_default=True, metavar="NAME|FILE", help=text)(function)
+
+
+def batch_option(function: F) -> F:
+    """Add ``--batch N``."""
+    text = "Sequences at a time."
+    return click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help=text)(function)

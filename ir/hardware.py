@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -101,7 +102,7 @@ def _problem(name: str, value: object) -> str:
         fits, must = _number(value) and 1 <= cast(float, value) < 1e30, "a number of at least 1"
     else:
         fits, must = _number(value) and 0 < cast(float, value) <= 1, "a number above 0 and at most 1"
-    text = repr(value)
+    text = json.dumps(value, ensure_ascii=False)
     return "" if fits else f"is {text if len(text) <= 40 else f'{text[:37]}...'}, and must be {must}"
 
 

@@ -8,9 +8,22 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from regraft.api import apply, build, draw, evaluate, inspect, lift, opt, plan, twin, verify
+    from regraft.api import apply, build, compare, draw, evaluate, inspect, lift, opt, plan, twin, verify
 
-__all__ = ["__version__", "apply", "build", "draw", "evaluate", "inspect", "lift", "opt", "plan", "twin", "verify"]
+__all__ = [
+    "__version__",
+    "apply",
+    "build",
+    "compare",
+    "draw",
+    "evaluate",
+    "inspect",
+    "lift",
+    "opt",
+    "plan",
+    "twin",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -10,9 +10,11 @@ regraft.build("out", "pkg")
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from regraft.applying import ApplyReport, apply, calibration_path, calibration_windows, read_recipe
+from regraft.comparing import Comparison, compare
 from regraft.drawing import draw
 from regraft.evaluating import evaluate
 from regraft.frontends.lift import lift as lift_folder
@@ -29,6 +31,7 @@ from regraft.views.facts import Facts
 
 __all__ = [
     "ApplyReport",
+    "Comparison",
     "EvalReport",
     "Facts",
     "Model",
@@ -38,6 +41,7 @@ __all__ = [
     "VerifyReport",
     "apply",
     "build",
+    "compare",
     "draw",
     "evaluate",
     "inspect",
@@ -56,17 +60,18 @@ def inspect(
     device: str | None = "h200-sxm",
     batch: int = 1,
 ) -> Facts:
-    """Return the facts of a model: structure, memories, parameters, cache, and what a decode step costs.
+    """Return the facts of a model: structure, memories, parameters, cache, work, and what a device allows.
 
     Args:
         model: As in `lift`; config keys that nobody reads are passed over.
         contexts: Context lengths in tokens to report at.
-        device: A device of ``hardware.json`` for limits, or none.
+        device: A device of ``hardware.json``, a file that describes one, or none; for limits.
         batch: Sequences at a time.
     """
     from regraft.views.facts import facts
 
-    return facts(lift(model, strict=False).graph, tuple(contexts), device, batch)
+    subject = lift(model, strict=False)
+    return replace(facts(subject.graph, tuple(contexts), device, batch), name=subject.name)
 
 
 def plan(

@@ -154,7 +154,19 @@ def _work(facts: Facts) -> list[Block]:
         "a step: a new token of each sequence; operations count two for a multiply-add;"
         " attention: scores and mix alone; of a prompt only the last logits"
     )
-    return [Heading(f"Work, {plural(facts.batch, 'sequence')}"), table(columns, rows), note]
+    notes = [note, *expansion_note([facts])]
+    return [Heading(f"Work, {plural(facts.batch, 'sequence')}"), table(columns, rows), *notes]
+
+
+def expansion_note(models: Sequence[Facts]) -> list[Block]:
+    """Return what to say of latents that each step makes keys and values of, if some model has such."""
+    found = [call.expansion_flops / call.flops for facts in models for call in facts.decode.values() if call.flops]
+    if not any(found):
+        return []
+    return [
+        f"up to {share(max(found), 1)} of a step's operations make keys and values of kept latents anew, as the graph stands;"
+        " limits leave these out, for a program can absorb them into other maps"
+    ]
 
 
 def _limits(facts: Facts, found: DeviceFacts) -> list[Block]:
@@ -174,7 +186,7 @@ def _limits(facts: Facts, found: DeviceFacts) -> list[Block]:
         Heading(f"At most, on {device.name}{together}"),
         table(columns, rows),
         _fits(facts, found),
-        f"by the sheet ({sheet}): nothing real is faster; memory counts weights and cache alone",
+        f"limits by the sheet ({sheet}) for what the graph reads and computes; memory counts weights and cache alone",
     ]
 
 

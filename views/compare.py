@@ -172,7 +172,7 @@ def _told(op: Op, name: Callable[[Value], str], attribute: Callable[[object], ob
             says[slot] = ", ".join(_weight(v) if v.is_weight else name(v) for v in values)
     for value in op.results:
         if isinstance(value.type, MemoryType):
-            says["memory"] = str(value.type)
+            says["keeps"] = str(value.type).removeprefix("memory<").removesuffix(">")
     return _Told(op.opname, says)
 
 

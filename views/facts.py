@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from regraft.ir.cost import is_buffer
@@ -67,6 +67,11 @@ class CallFacts:
     attention_flops: int
     bytes_read: int
     by_part: dict[str, Work]
+
+    @property
+    def expansion_flops(self) -> int:
+        """Operations that make keys and values of kept latents, anew in each call, as the graph stands."""
+        return self.by_part.get("attention_rows", Work()).flops
 
 
 @dataclass(frozen=True)
@@ -338,7 +343,8 @@ def _device_facts(
 
     at: dict[int, Limits] = {}
     for n, step in steps.items():
-        at[n] = limits(on, batch, step.total, prompts[n].total, room, held(n) // batch)
+        absorbed = replace(step.total, flops=step.total.flops - step.parts.get("attention_rows", Work()).flops)
+        at[n] = limits(on, batch, absorbed, prompts[n].total, room, held(n) // batch)
     return DeviceFacts(
         device=on,
         weight_bytes=weights,

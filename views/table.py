@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 LEAST = 12  # characters of a column that is wrapped
+ADDED, REMOVED, CHANGED = "+ ", "- ", "~ "
+_COLOURS = {ADDED: "green", REMOVED: "red", CHANGED: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,10 @@ class Heading:
 
 @dataclass(frozen=True)
 class Item:
-    """Something that a report names, and lines that say more of it."""
+    """Something that a report names, and lines that say more of it.
+
+    Titles and lines that start with `ADDED`, `REMOVED` or `CHANGED` say what is no longer as it was.
+    """
 
     title: str
     lines: tuple[str, ...] = ()
@@ -28,20 +33,37 @@ class Item:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column names. ``right`` lists the columns that are flush right, by number."""
+    """Rows of text under column names.
+
+    Attributes:
+        columns: The names; a table whose names are all empty has no head.
+        rows: Cells, one for each column.
+        right: The columns that are flush right, by number.
+        marked: The rows whose cells differ from one another, by number; they are shown so.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[int] = frozenset()
+    marked: frozenset[int] = frozenset()
+
+    def labelled(self) -> tuple[tuple[str, ...], ...]:
+        """Return the rows, those that are marked with a sign before their first cell."""
+        if not self.marked:
+            return self.rows
+        signs = (CHANGED if n in self.marked else " " * len(CHANGED) for n in range(len(self.rows)))
+        return tuple((f"{sign}{row[0]}", *row[1:]) for sign, row in zip(signs, self.rows, strict=True))
 
 
 Block = Heading | Item | Table | str
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> Table:
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, marked: Sequence[int] = ()
+) -> Table:
     """Return a table whose columns but the first are flush right, or none with ``numbers=False``."""
     right = frozenset(range(1, len(columns))) if numbers else frozenset[int]()
-    return Table(tuple(columns), tuple(tuple(row) for row in rows), right)
+    return Table(tuple(columns), tuple(tuple(row) for row in rows), right, frozenset(marked))
 
 
 def plain(blocks: Sequence[Block], width: int | None = None) -> str:
@@ -79,7 +101,9 @@ def markdown(blocks: Sequence[Block]) -> str:
                 )
             case Table():
                 rule = ["---:" if i in block.right else "---" for i in range(len(block.columns))]
-                rows = [[_escaped(cell).replace("|", "\\|") for cell in row] for row in (block.columns, *block.rows)]
+                rows = [
+                    [_escaped(cell).replace("|", "\\|") for cell in row] for row in (block.columns, *block.labelled())
+                ]
                 parts.append("\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])))
             case str():
                 parts.append(_escaped(block))
@@ -100,15 +124,22 @@ def coloured(blocks: Sequence[Block], file: TextIO) -> None:
                     console.print()
                 console.print(Text(block.text, style="bold cyan" if block.level == 1 else "bold"))
             case Item():
-                console.print(Padding(Text(block.title, style="green"), (0, 0, 0, 2), expand=False))
+                console.print(
+                    Padding(Text(block.title, style=_colour(block.title, "cyan")), (0, 0, 0, 2), expand=False)
+                )
                 for line in block.lines:
-                    console.print(Padding(Text(line), (0, 0, 0, 6), expand=False))
+                    console.print(Padding(Text(line, style=_colour(line)), (0, 0, 0, 6), expand=False))
             case Table():
+                heads = 1 if any(block.columns) else 0
                 for n, line in enumerate(_aligned(block, console.width - 2)):
-                    style = "dim" if n == 0 and any(block.columns) else ""
+                    style = "dim" if n < heads else _colour(line)
                     console.print(Text(f"  {line}".rstrip(), style=style), soft_wrap=True)
             case str():
                 console.print(Padding(Text(block), (0, 0, 0, 2), expand=False))
+
+
+def _colour(line: str, otherwise: str = "") -> str:
+    return _COLOURS.get(line[:2], otherwise)
 
 
 _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*<["})
@@ -130,19 +161,33 @@ def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
 
 
 def _aligned(block: Table, width: int | None = None) -> list[str]:
-    rows = [block.columns, *block.rows] if any(block.columns) else list(block.rows)
+    """Return a table as lines; columns that do not fit stand below, again beside the first one."""
+    rows = [block.columns, *block.labelled()] if any(block.columns) else list(block.labelled())
     widths = [max(len(row[i]) for row in rows) for i in range(len(block.columns))]
-    if width is not None:
-        _shrink(widths, width - 2 * (len(widths) - 1), block.right)
+    if width is None:
+        return _lines(rows, widths, range(len(widths)), block.right)
+    _shrink(widths, width - 2 * (len(widths) - 1), block.right)
+    lines: list[str] = []
+    pending = list(range(1, len(widths)))
+    while pending or not lines:
+        taken = [0]
+        while pending and (len(taken) == 1 or sum(widths[i] + 2 for i in [*taken, pending[0]]) - 2 <= width):
+            taken.append(pending.pop(0))
+        lines += [*([""] if lines else []), *_lines(rows, widths, taken, block.right)]
+    return lines
+
+
+def _lines(
+    rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int], right: frozenset[int]
+) -> list[str]:
     lines: list[str] = []
     for row in rows:
-        cells = [_in_column(cell, wide) for cell, wide in zip(row, widths, strict=True)]
-        deep = max(len(cell) for cell in cells)
-        for n in range(deep):
+        cells = [_in_column(row[i], widths[i]) for i in columns]
+        for n in range(max(len(cell) for cell in cells)):
             parts = [cell[n] if n < len(cell) else "" for cell in cells]
             filled = [
-                part.rjust(wide) if i in block.right else part.ljust(wide)
-                for i, (part, wide) in enumerate(zip(parts, widths, strict=True))
+                part.rjust(widths[i]) if i in right else part.ljust(widths[i])
+                for i, part in zip(columns, parts, strict=True)
             ]
             lines.append("  ".join(filled))
     return lines

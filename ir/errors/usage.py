@@ -88,3 +88,12 @@ class DrawFormatError(RegraftError):
     exit_code = 2
     message = "{path}: no picture ends in {suffix}"
     hint = "the file's name gives the format: {legal}"
+
+
+class TooFewModelsError(RegraftError):
+    """A comparison needs something to compare with."""
+
+    code = "RG612"
+    exit_code = 2
+    message = "{found} models to compare"
+    hint = "give two models or more"

@@ -8,6 +8,7 @@ from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.errors.usage import UnknownDeviceError
 from regraft.ir.graph import Graph
+from regraft.ir.hardware import Device
 from regraft.views.card import card
 from regraft.views.facts import facts, layers_text
 from regraft.views.table import markdown, plain
@@ -128,3 +129,60 @@ def test_many_runs_of_layers_are_counted() -> None:
     assert layers_text(range(4)) == "0..3"
     assert layers_text([0, 2, 4]) == "0, 2, 4"
     assert layers_text(range(0, 40, 2)) == "0, 2, ..., 38 (20)"
+
+
+def test_limits_of_a_device_by_hand(tiny: Graph) -> None:
+    own = Device("own", "Own", memory_bytes=200_000, bandwidth_bytes_per_s=1_000_000, bf16_dense_flops=10_000_000)
+    found = facts(tiny, contexts=(64,), on=own, batch=2)
+    step, prompt, held = found.decode[64], found.prefill[64], found.device
+    assert held is not None
+    weights = (4 * LAYER + 3 * OWN + TABLE) * 2
+    one = (64 + 16 + 16) * ROW
+    assert held.weight_bytes == weights
+    assert held.devices_for_weights == 1
+    limits = held.at[64]
+    assert limits.tokens_per_s_limit == 2 * 1_000_000 / step.bytes_read
+    assert limits.tokens_per_s_compute_limit == 2 / (step.flops / 10_000_000)
+    assert limits.tokens_per_s == limits.tokens_per_s_limit
+    assert limits.bottleneck == "reading weights"
+    assert limits.time_to_first_token_s == prompt.flops / 10_000_000
+    assert limits.first_token_bottleneck == "arithmetic"
+    assert limits.largest_batch == (200_000 - weights) // one
+    room = 200_000 - weights
+    assert held.largest_context is not None
+    grows = [2 * ROW * (n + 2 * min(n, 16)) for n in (held.largest_context, held.largest_context + 1)]
+    assert grows[0] <= room < grows[1]
+
+
+def test_weights_that_do_not_fit_and_speeds_that_nobody_states(tiny: Graph) -> None:
+    small = Device("small", "Small", memory_bytes=10_000, bandwidth_bytes_per_s=1_000_000)
+    found = facts(tiny, contexts=(64,), on=small)
+    assert found.device is not None
+    limits = found.device.at[64]
+    assert (found.device.devices_for_weights, found.device.largest_context, limits.largest_batch) == (8, 0, 0)
+    assert (limits.tokens_per_s_compute_limit, limits.time_to_first_token_s) == (None, None)
+    text = plain(card(found))
+    assert "which do not fit: at least 8 of these are needed" in text
+    assert "no figure for arithmetic" in text
+
+
+def test_a_prompts_logits_are_those_of_its_last_token(tiny: Graph) -> None:
+    found = facts(tiny, contexts=(64,))
+    assert found.prefill[64].by_part["head"].flops == found.decode[64].by_part["head"].flops == 2 * TABLE
+    assert found.prefill[64].by_part["mlp"].flops == 64 * found.decode[64].by_part["mlp"].flops
+
+
+def test_latents_are_expanded_in_each_step_and_limits_leave_that_out() -> None:
+    found = facts(lift(open_model("builtin:DeepSeek-V2-Lite"), strict=False).graph, (131072,), "h200-sxm")
+    step = found.decode[131072]
+    assert step.expansion_flops == 27 * 2 * 512 * 16 * (128 + 128) * 131072
+    assert found.device is not None
+    limit = found.device.at[131072].tokens_per_s_compute_limit
+    assert limit == pytest.approx(989.4e12 / (step.flops - step.expansion_flops))
+    assert "make keys and values of kept latents anew" in plain(card(found))
+
+
+def test_kinds_that_are_the_same_in_words_say_what_differs() -> None:
+    kinds = facts(lift(open_model("builtin:ZAYA1-8B"), strict=False).graph, (64,)).kinds
+    assert kinds[0].unlike == ""
+    assert kinds[1].unlike == "as full_moe, with moe.state_in, moe.carried"
