@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PASSES = {
     "share-kv": "regraft.passes.share_kv:ShareKV",
     "budget-heads": "regraft.passes.budget_heads:BudgetHeads",
+    "merge-kv-heads": "regraft.passes.merge_kv_heads:MergeKVHeads",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }

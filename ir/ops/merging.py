@@ -172,11 +172,16 @@ class GroupGram(WeightOp):
         return (TensorType("f64", (self.parts, width, width)),)
 
     def reference(self, run: Run, weight: Tensor) -> Tensor:
-        import torch
+        return group_gram(weight, self.groups, self.parts)
 
-        columns = weight.double().unflatten(1, (len(self.groups), -1)).transpose(0, 1)
-        total = torch.zeros(self.parts, columns.shape[-1], columns.shape[-1], dtype=torch.float64)
-        return total.index_add(0, torch.tensor(self.groups), columns.transpose(1, 2) @ columns)
+
+def group_gram(weight: Tensor, groups: Sequence[int], parts: int) -> Tensor:
+    """Return what `GroupGram` does for an output projection ``[M, H * D]``."""
+    import torch
+
+    columns = weight.double().unflatten(1, (len(groups), -1)).transpose(0, 1)
+    total = torch.zeros(parts, columns.shape[-1], columns.shape[-1], dtype=torch.float64)
+    return total.index_add(0, torch.tensor(groups), columns.transpose(1, 2) @ columns)
 
 
 def verify_groups(op: WeightOp, groups: Sequence[int], parts: int) -> None:
