@@ -48,7 +48,6 @@ def test_help_lists_every_command_that_there_is_and_no_other(capsys: pytest.Capt
     assert main(["--help"]) == 0
     listed = re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, re.MULTILINE)
     assert [name for name in listed if name in COMMANDS] == list(COMMANDS)
-    assert "compare" not in listed
     assert "draw" not in listed
 
 
