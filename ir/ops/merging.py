@@ -37,8 +37,8 @@ class HeadStatistic(Statistic):
     each head is normalised as `core.norm` does it, then scaled by ``norm`` plus ``offset``.
     """
 
-    x = optional_operand("B T I", dtype="float")
     weight = operand("O I", dtype="float")
+    x = optional_operand("B T I", dtype="float")
     bias = optional_operand("O", dtype="float")
     norm = optional_operand("D", dtype="float")
     out = result()

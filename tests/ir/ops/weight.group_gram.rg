@@ -1,7 +1,7 @@
 graph @valid () {
-  %w = weight.load : bf16[12, 16]
-  %c = weight.group_gram %w {groups = [0, 1, 1, 0], parts = 2} : f64[2, 4, 4]
-  return %c
+  %o = weight.load : bf16[32, 64]
+  %s = weight.group_gram %o {groups = [0, 0, 1, 1], parts = 2} : f64[2, 16, 16]
+  return %s
 }
 
 // -----

@@ -1,10 +1,12 @@
-graph @valid (%x: f32[B, T, 12], %pos: i64[B, T]) {
-  %w = weight.load : bf16[16, 12]
+graph @valid (%x: f32[B, T, 12], %h: f32[B, T, 32]) {
+  %w = weight.load : bf16[64, 32]
+  %c = weight.joint_moment %w, x=%h {parts = 4} : f64[64, 64]
+  %v = weight.load : bf16[16, 12]
   %b = weight.load : bf16[16]
   %n = weight.load : bf16[4]
-  %c = weight.joint_moment %w, x=%x {parts = 4} : f64[16, 16]
-  %d = weight.joint_moment %w, bias=%b, norm=%n {parts = 4, source = "layers.0.norm", eps = 1e-06, offset = 1.0} : f64[16, 16]
-  return %c, %d
+  %e = weight.joint_moment %v, x=%x {parts = 4} : f64[16, 16]
+  %d = weight.joint_moment %v, bias=%b, norm=%n {parts = 4, source = "layers.0.norm", eps = 1e-06, offset = 1.0} : f64[16, 16]
+  return %c, %d, %e
 }
 
 // -----
@@ -24,7 +26,7 @@ graph @over_weights () {
   %c = weight.joint_moment %w, x=%x {parts = 4}
   return %c
 }
-// ERROR: error[RG034]: weight.joint_moment: x is bf16[3, 4, 12]
+// ERROR: error[RG010]: weight.joint_moment: operand x is bf16[3, 4, 12], expected float[B, T, I]
 
 // -----
 
