@@ -91,7 +91,9 @@ def _steps(graph: Graph, recipe: str | Path | Recipe | None) -> list[Step]:
             note += " Its choices need calibration text: shown is one of the same size."
         elif str(report.step) != str(given):
             note += f" Here: {report.step}"
-        shown.append(Step(str(given), note, after))
+        shown.append(Step(str(given), note, after, since=len(shown) - 1))
+    if len(graphs) > 1:
+        shown.append(Step("all passes", "The model after the recipe, beside the model as lifted.", graphs[-1], since=0))
     return shown
 
 

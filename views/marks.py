@@ -11,8 +11,12 @@ from regraft.views.scene import Scene
 
 @dataclass(frozen=True)
 class Marks:
-    """What to mark, by the name of a section: its own state, its operations', and those that are gone from it."""
+    """What to mark, by the name of a section: its own state, its operations', and those that are gone from it.
 
+    ``layers`` has the numbers of the layers that changed.
+    """
+
+    layers: frozenset[int]
     sections: Mapping[str, str]
     ops: Mapping[str, Mapping[str, str]]
     removed: Mapping[str, tuple[str, ...]]
@@ -25,11 +29,12 @@ class Marks:
 
 def no_marks(scene: Scene) -> Marks:
     """Return that nothing changed."""
-    return Marks({}, {}, {})
+    return Marks(frozenset(), {}, {}, {})
 
 
 def marks_of(changed: Diff, scene: Scene) -> Marks:
     """Return what a pass changed in a scene, which shows the graph after it."""
+    layers = {layer for each in changed.rewired for layer in each.layers}
     sections: dict[str, str] = {}
     ops: dict[str, dict[str, str]] = {}
     removed: dict[str, dict[str, None]] = {}
@@ -47,10 +52,11 @@ def marks_of(changed: Diff, scene: Scene) -> Marks:
         note(kind.after, kind.ops)
         if kind.status != "same":
             sections[kind.after] = "added" if kind.before is None else "changed"
+            layers.update(kind.layers_after)
     for section in scene.sections:
         if not section.layers:
             ids = {node.id for node in section.nodes}
             note(section.name, tuple(each for each in changed.outside if each.name in ids))
             if section.name in ops:
                 sections[section.name] = "changed"
-    return Marks(sections, ops, {name: tuple(gone) for name, gone in removed.items()})
+    return Marks(frozenset(layers), sections, ops, {name: tuple(gone) for name, gone in removed.items()})

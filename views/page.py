@@ -10,13 +10,14 @@ from importlib.resources import files
 from regraft.ir.graph import Graph
 from regraft.views import glyphs
 from regraft.views.boxes import glance
+from regraft.views.changes import changes
 from regraft.views.charting import parts_chart
 from regraft.views.compare import diff
 from regraft.views.diff import Diff
 from regraft.views.facts import Facts, facts, layers_text
 from regraft.views.marks import Marks, marks_of, no_marks
 from regraft.views.markup import Figure, escaped, tag
-from regraft.views.numbers import change, count, size
+from regraft.views.numbers import count, size
 from regraft.views.opgraph import op_graph
 from regraft.views.palette import KINDS, page_roles
 from regraft.views.parts import PARTS
@@ -34,11 +35,15 @@ _LEAST = 0.74  # to which the picture of a kind's operations may shrink, before 
 
 @dataclass(frozen=True)
 class Step:
-    """A graph that a page shows: what it is called, such as a pass, and what there is to say of it."""
+    """A graph that a page shows: what it is called, such as a pass, and what there is to say of it.
+
+    ``since`` is the number of the step that it is compared with, none for none.
+    """
 
     label: str
     note: str
     graph: Graph
+    since: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def page(name: str, steps: Sequence[Step], contexts: Sequence[int]) -> str:
 
     Args:
         name: The model's name, any text.
-        steps: One graph or more; each after the first is also compared with the one before.
+        steps: One graph or more; the page opens at the last.
         contexts: Tokens at which cache and work are given, rising.
     """
     return _Page(name, _shown(steps, contexts)).html()
@@ -65,10 +70,11 @@ def page(name: str, steps: Sequence[Step], contexts: Sequence[int]) -> str:
 def _shown(steps: Sequence[Step], contexts: Sequence[int]) -> list[_Shown]:
     found: list[_Shown] = []
     for step in steps:
-        known = facts(step.graph, contexts)
-        before = found[-1] if found else None
+        same = next((each for each in found if each.step.graph is step.graph), None)
+        known = facts(step.graph, contexts) if same is None else same.facts
+        before = found[step.since] if step.since is not None else None
         changed = None if before is None else diff(before.step.graph, step.graph, (before.facts, known))
-        found.append(_Shown(step, scene(step.graph), known, changed))
+        found.append(_Shown(step, scene(step.graph) if same is None else same.scene, known, changed))
     return found
 
 
@@ -141,7 +147,7 @@ class _Page:
         )
         return tag(
             "div",
-            tag("label", "After pass", for_="step"),
+            tag("label", "Passes", for_="step"),
             tag(
                 "input",
                 id="step",
@@ -164,11 +170,12 @@ class _Page:
         found = marks_of(shown.changed, shown.scene) if shown.changed is not None else no_marks(shown.scene)
         parts = [self._head(shown)]
         if shown.changed is not None:
-            parts.append(_changes(shown, self.steps[i - 1]))
-        parts.append(self._layers(i, shown))
+            whole = shown.step.since != i - 1
+            parts.append(changes(shown.changed, f"What {'the whole recipe' if whole else 'this pass'} changed"))
+        parts.append(self._layers(i, shown, found))
         parts.append(self._cards(i, shown, found))
         parts.append(self._charts(shown))
-        parts.append(_legend(shown.scene))
+        parts.append(_legend(shown.scene, marked=shown.changed is not None))
         return tag("div", *parts, class_="step", data_step=i, hidden=hidden)
 
     def _head(self, shown: _Shown) -> str:
@@ -187,11 +194,12 @@ class _Page:
         note = tag("p", escaped(shown.step.note), class_="note") if shown.step.note else ""
         return tag("p", escaped(" · ".join(filter(None, said))), class_="lead") + note + tiles(known, before)
 
-    def _layers(self, i: int, shown: _Shown) -> str:
-        drawn = strip(shown.scene, STRIP, anchor=f"s{i}-kind-")
+    def _layers(self, i: int, shown: _Shown, marks: Marks) -> str:
+        drawn = strip(shown.scene, STRIP, anchor=f"s{i}-kind-", changed=marks.layers)
         pattern = spelled(fold(shown.scene.letters))
         label = f"{len(shown.scene.layers)} layers, pattern {pattern}"
-        shared = f"{sum(len(link.readers) for link in shown.scene.links)} layers read another layer's memory"
+        readers = {reader for link in shown.scene.links for reader in link.readers}
+        shared = f"{len(readers)} layers read another layer's memory"
         return tag(
             "section",
             tag("h2", "Layers"),
@@ -254,7 +262,8 @@ class _Page:
 
     def _charts(self, shown: _Shown) -> str:
         charts = "".join(
-            tag("figure", chart.svg(said)) for chart, said in ((parts_chart(shown.facts), _parts_said(shown.facts)),)
+            tag("figure", _scroll(chart.svg(said), said))
+            for chart, said in ((parts_chart(shown.facts), _parts_said(shown.facts)),)
         )
         return tag("section", tag("h2", "What it costs"), tag("div", charts, class_="charts"), class_="costs")
 
@@ -269,41 +278,6 @@ def _parts_said(found: Facts) -> str:
 def _scroll(inner: str, label: str, **attributes: object) -> str:
     """Return something wide that scrolls by itself, also with the keyboard."""
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=label, **attributes)
-
-
-def _changes(shown: _Shown, before: _Shown) -> str:
-    """Return what a pass changed, in a table."""
-    one, other = before.facts, shown.facts
-    first, last = one.contexts[0], one.contexts[-1]
-    rows = [
-        (
-            "parameters",
-            count(one.parameters.total),
-            count(other.parameters.total),
-            change(one.parameters.total, other.parameters.total),
-        ),
-        *(
-            (
-                f"cache at {n:,} tokens",
-                size(one.cache[n].bytes),
-                size(other.cache[n].bytes),
-                change(one.cache[n].bytes, other.cache[n].bytes),
-            )
-            for n in dict.fromkeys((first, last))
-        ),
-        (
-            f"bytes read a token, at {first:,}",
-            size(one.decode[first].bytes_read),
-            size(other.decode[first].bytes_read),
-            change(one.decode[first].bytes_read, other.decode[first].bytes_read),
-        ),
-    ]
-    head = tag("tr", *(tag("th", escaped(each), scope="col") for each in ("", "before", "after", "change")))
-    body = "".join(
-        tag("tr", tag("th", escaped(row[0]), scope="row"), *(tag("td", escaped(each)) for each in row[1:]))
-        for row in rows
-    )
-    return tag("section", tag("h2", "What this pass changed"), tag("table", head + body), class_="changes")
 
 
 def _panel() -> str:
@@ -326,7 +300,7 @@ def _keys() -> str:
     return tag("dl", listed, id="keys", hidden=True)
 
 
-def _legend(found: Scene) -> str:
+def _legend(found: Scene, *, marked: bool) -> str:
     owned = [memory for section in found.sections for memory in section.memories]
     forms: dict[Form, None] = dict.fromkeys(memory.form for memory in (*owned, *(link.memory for link in found.links)))
     rows = "".join(
@@ -345,6 +319,9 @@ def _legend(found: Scene) -> str:
             ("plain", "all else"),
         )
     )
+    if marked:
+        signs = (("+", "added"), ("~", "changed"), ("−", "removed"))
+        bars += "".join(tag("li", tag("b", sign, class_=f"sign {state}"), state) for sign, state in signs)
     return tag("section", tag("h2", "Signs"), tag("ul", rows, bars, class_="legend"), class_="signs")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from regraft.ir.kinds import ranges
@@ -24,13 +24,14 @@ class Rail:
     link: Link
 
 
-def strip(scene: Scene, width: float, *, anchor: str = "") -> Figure:
+def strip(scene: Scene, width: float, *, anchor: str = "", changed: Set[int] = frozenset()) -> Figure:
     """Return the strip of a scene, at most ``width`` wide where cells can still be told apart.
 
     Args:
         scene: The scene.
         width: Pixels.
         anchor: Make each cell a link to its kind, whose anchor is this and its key.
+        changed: Numbers of the layers to mark.
     """
     count = max(1, len(scene.layers))
     cell = max(LEAST, min(CELL, (width - 2) / count))
@@ -41,6 +42,7 @@ def strip(scene: Scene, width: float, *, anchor: str = "") -> Figure:
     deep = GLYPH * max((len(each) for each in forms), default=0)
     column = {number: i for i, (number, _) in enumerate(scene.layers)}
     body = "".join(_cell(scene, i, cell, top, anchor) for i in range(len(scene.layers)))
+    body += "".join(_sign(column[layer], cell, top) for layer in changed if layer in column)
     body += "".join(_owned(each, i, cell, top + HEIGHT + 4) for i, each in enumerate(forms))
     below = top + HEIGHT + 4 + deep
     body += "".join(_tick(n, column[n], cell, below + 12) for n in column if n % _step(cell) == 0)
@@ -77,6 +79,13 @@ def _cell(scene: Scene, i: int, cell: float, top: float, anchor: str) -> str:
             tabindex=0 if i == 0 else -1,
         )
     return tag("g", body)
+
+
+def _sign(i: int, cell: float, top: float) -> str:
+    """Draw the sign of a changed layer below its letter."""
+    x = i * cell + cell / 2
+    disc = tag("circle", cx=number(x), cy=number(top + HEIGHT - 3), r=5.5, class_="box")
+    return disc + words(x, top + HEIGHT + 1, "~", "mid bold changed", size=12)
 
 
 def hatch(x: float, y: float, width: float, height: float, which: int) -> str:

@@ -43,7 +43,7 @@ def test_a_recipe_gives_a_step_for_each_pass(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     assert main(["draw", CONFIG, "-r", "budget-heads{heads=12},share-kv{layers='4..5', donor=3}", "-o", str(path)]) == 0
     text = path.read_text("utf-8")
-    assert text.count("data-step=") == 3
+    assert text.count("data-step=") == 4  # as lifted, two passes, and both together
     assert "Its choices need calibration text" in text
     assert "gone: attn.k_proj" in text
 

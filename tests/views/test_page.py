@@ -73,7 +73,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tiny: Graph) -> None:
 
 
 def test_ids_are_unique_and_pictures_have_names(tiny: Graph) -> None:
-    outline = Outline(page("tiny", [Step("as lifted", "", tiny), Step("shared", "", _shared(tiny))], (64,)))
+    outline = Outline(page("tiny", [Step("as lifted", "", tiny), Step("shared", "", _shared(tiny), 0)], (64,)))
     ids = [a["id"] for _, a in outline.elements if "id" in a]
     assert len(ids) == len(set(ids))
     assert all(a.get("aria-label") and a.get("role") in ("img", "group") for a in outline.where("svg"))
@@ -90,7 +90,7 @@ def test_the_data_has_every_operation_of_every_section(tiny: Graph) -> None:
 def test_text_of_a_config_stays_text(tiny: Graph) -> None:
     graph = tiny.copy()
     graph.meta["family"] = EVIL
-    text = page(EVIL, [Step(EVIL, EVIL, graph), Step(f"{EVIL}2", EVIL, _shared(graph))], (64,))
+    text = page(EVIL, [Step(EVIL, EVIL, graph), Step(f"{EVIL}2", EVIL, _shared(graph), 0)], (64,))
     outline = Outline(text)
     assert len(outline.where("script")) == 2
     assert EVIL not in text
@@ -103,10 +103,13 @@ def test_equal_graphs_give_equal_pages(tiny: Graph) -> None:
 
 
 def test_a_pass_shows_what_it_changed(tiny: Graph) -> None:
-    outline = Outline(page("tiny", [Step("as lifted", "", tiny), Step("share-kv", "", _shared(tiny))], (64,)))
+    outline = Outline(page("tiny", [Step("as lifted", "", tiny), Step("share-kv", "", _shared(tiny), 0)], (64,)))
     said = [text for _, text in outline.texts]
     assert any(text.startswith("− gone: attn.k_proj, attn.k, ") for text in said)
     assert "changed" in said
+    assert "What this pass changed" in said
+    assert "− layer 2 keeps no attn.memory any more" in said
+    assert "~ attn.memory: layer 2 reads that of layer 1 in place of its own" in said
     stops = [a for a in outline.where("button") if "data-go" in a]
     assert [a["data-go"] for a in stops] == ["0", "1"]
     steps = [a for a in outline.where("div") if "data-step" in a]
@@ -115,8 +118,9 @@ def test_a_pass_shows_what_it_changed(tiny: Graph) -> None:
 
 def test_pictures_that_stand_already_are_not_repeated(tiny: Graph) -> None:
     once = page("tiny", [Step("as lifted", "", tiny)], (64,))
-    twice = page("tiny", [Step("as lifted", "", tiny), Step("nothing", "", tiny.copy())], (64,))
+    twice = page("tiny", [Step("as lifted", "", tiny), Step("nothing", "", tiny.copy(), 0)], (64,))
     assert twice.count('class="op"') == once.count('class="op"')
+    assert "No operation, no memory and no figure differs." in twice
 
 
 @pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "OpenELM-3B", "gemma-4-E2B"])

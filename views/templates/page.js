@@ -29,6 +29,10 @@
 
   // -- pictures that stand once and are shown several times
 
+  const open = (details) => {
+    details.open = true;
+    fill(details);
+  };
   const fill = (details) => {
     for (const place of all("[data-same]", details)) {
       const source = one(`[data-graph="${place.dataset.same}"]`);
@@ -45,16 +49,19 @@
     if (event.target.matches?.("details")) {
       if (event.target.open) fill(event.target);
       const kinds = all("details", shown());
-      const open = kinds.every((each) => each.open);
-      one("#fold").textContent = open ? "Close all" : "Open all";
-      one("#fold").setAttribute("aria-pressed", String(open));
+      const every = kinds.every((each) => each.open);
+      one("#fold").textContent = every ? "Close all" : "Open all";
+      one("#fold").setAttribute("aria-pressed", String(every));
     }
   }, true);
 
   const foldAll = () => {
     const kinds = all("details", shown());
-    const open = !kinds.every((each) => each.open);
-    for (const each of kinds) each.open = open;
+    const every = kinds.every((each) => each.open);
+    for (const each of kinds) {
+      if (every) each.open = false;
+      else open(each);
+    }
   };
 
   // -- an operation's facts
@@ -128,7 +135,7 @@
 
   const reveal = (card) => {
     const details = one("details", card);
-    if (details) details.open = true;
+    if (details) open(details);
     card.scrollIntoView({block: "start"});
     history.replaceState(null, "", `#${card.id}`);
     one("summary", card)?.focus({preventScroll: true});
@@ -243,8 +250,7 @@
   const take = (hit) => {
     close();
     const details = one("details", hit.card);
-    details.open = true;
-    fill(details);
+    open(details);
     const op = one(`[data-op="${hit.index}"]`, details);
     op.scrollIntoView({block: "center", inline: "center"});
     const before = one('.op[tabindex="0"]', details);
@@ -259,9 +265,12 @@
   const slider = one("#step");
   const turn = (index) => {
     if (!slider || index < 0 || index > Number(slider.max)) return;
-    const open = new Set(all("details[open]", shown()).map((each) => each.closest(".card").dataset.key));
+    const keys = new Set(all("details[open]", shown()).map((each) => each.closest(".card").dataset.key));
     for (const each of all(".step")) each.hidden = Number(each.dataset.step) !== index;
-    for (const card of all(".card", shown())) one("details", card).open = open.has(card.dataset.key);
+    for (const card of all(".card", shown())) {
+      if (keys.has(card.dataset.key)) open(one("details", card));
+      else one("details", card).open = false;
+    }
     slider.value = index;
     all("[data-go]").forEach((each, i) => {
       if (i === index) each.setAttribute("aria-current", "step");
