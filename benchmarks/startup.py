@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [RUNS]
 
-Bars: ``--help`` 0.25 s, ``inspect`` of an 80-layer config 0.6 s, torch not imported.
+Bars: ``--help`` 0.25 s, ``inspect`` of any bundled config and of one of 80 layers 0.6 s, torch not imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BARS = {"--version": 0.25, "--help": 0.25, "inspect of 80 layers": 0.6, "inspect of 80 layers, --json": 0.6}
+HELP, LOOK = 0.25, 0.6  # seconds
 
 
 def seconds(arguments: list[str], runs: int, compiled: str) -> float:
@@ -40,22 +40,34 @@ def imports_torch(arguments: list[str]) -> bool:
     return bool(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode)
 
 
+def commands(folder: str) -> list[tuple[str, list[str], float]]:
+    """Return what is measured: its name, the arguments and the bar; configs that are needed go into ``folder``."""
+    configs = ROOT / "frontends" / "configs"
+    config = json.loads((configs / "Qwen3-8B.json").read_text(encoding="utf-8")) | {"num_hidden_layers": 80}
+    config.pop("layer_types", None)
+    file = Path(folder) / "config.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    pair = ["builtin:DeepSeek-V3.2", "builtin:DeepSeek-V4-Pro"]
+    found = [
+        ("--version", ["--version"], HELP),
+        ("--help", ["--help"], HELP),
+        ("inspect of 80 layers", ["inspect", str(file)], LOOK),
+        ("inspect of 80 layers, --json", ["inspect", str(file), "--json"], LOOK),
+        ("compare of 61 layers with 61", ["compare", "-q", *pair], 2 * LOOK),
+    ]
+    names = sorted(each.stem for each in configs.glob("*.json"))
+    return found + [(f"inspect {name}", ["inspect", "-q", f"builtin:{name}"], LOOK) for name in names]
+
+
 def main() -> int:
     """Measure and print; return 1 if a bar is missed."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    config = json.loads((ROOT / "frontends" / "configs" / "Qwen3-8B.json").read_text(encoding="utf-8"))
-    config |= {"num_hidden_layers": 80}
-    config.pop("layer_types", None)
     missed = False
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.json"
-        file.write_text(json.dumps(config), encoding="utf-8")
-        inspect = ["inspect", str(file)]
-        commands = dict(zip(BARS, (["--version"], ["--help"], inspect, [*inspect, "--json"]), strict=True))
-        for name, arguments in commands.items():
+        for name, arguments, bar in commands(folder):
             taken, torch = seconds(arguments, runs, folder), imports_torch(arguments)
-            missed |= taken > BARS[name] or torch
-            print(f"{name:30} {taken:.3f} s   bar {BARS[name]} s   {'imports torch' if torch else 'no torch'}")
+            missed |= taken > bar or torch
+            print(f"{name:30} {taken:.3f} s   bar {bar} s   {'imports torch' if torch else 'no torch'}")
     return int(missed)
 
 

@@ -9,8 +9,7 @@ from regraft.views.facts import Facts, KindFacts, layers_text
 from regraft.views.limits import DeviceFacts
 from regraft.views.numbers import context, count, flops, plural, seconds, share, size
 from regraft.views.parts import PARTS, Work
-from regraft.views.pattern import fold, spelled
-from regraft.views.staging import letter
+from regraft.views.pattern import fold, letter, spelled
 from regraft.views.table import Block, Heading, Item, table
 
 CACHE_ROWS = (  # of the table of conventions: fields of CacheFacts, and what a reader is told of them

@@ -62,3 +62,8 @@ def _repetitions(runs: list[Repeat]) -> list[tuple[int, int, int, int]]:
             if times := equal // period:
                 found.append((period * times, -start, -period, times + 1))
     return found
+
+
+def letter(index: int) -> str:
+    """Return the key of a kind: A to Z, then AA, AB and so on."""
+    return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)

@@ -18,6 +18,7 @@ from regraft.ir.ops.seq import Delta, Tail
 from regraft.ir.types import MemoryType, TensorType
 from regraft.views.branches import branches
 from regraft.views.describe import describe
+from regraft.views.pattern import letter
 from regraft.views.scene import CONTEXT, Form, Link, Memory, Node, Operand, Port, Role, Scene, Section, Weight
 from regraft.views.spine import stream_values
 
@@ -56,11 +57,6 @@ def scene(graph: Graph) -> Scene:
     close(end=True)
     layers = sorted((n, place[index]) for n, index in kind_of.items())
     return Scene(graph.name, str(graph.meta.get("family", "")), tuple(sections), tuple(layers), _links(graph))
-
-
-def letter(index: int) -> str:
-    """Return the key of a kind: A to Z, then AA, AB and so on."""
-    return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
 
 
 def memory_of(value: Value, name: str) -> Memory:

@@ -82,7 +82,7 @@ def plain(blocks: Sequence[Block], width: int | None = None) -> str:
                 lines += _wrapped(block.title, width, 2)
                 lines += [each for line in block.lines for each in _wrapped(line, width, 6)]
             case Table():
-                lines += [f"  {line}".rstrip() for line in _aligned(block, width)]
+                lines += [f"  {line}".rstrip() for line in _aligned(block, None if width is None else width - 2)]
             case str():
                 lines += _wrapped(block, width, 2)
     return "\n".join([*lines, ""])

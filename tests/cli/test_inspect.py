@@ -98,6 +98,22 @@ def test_an_unknown_device_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "did you mean h200-sxm" in capsys.readouterr().err
 
 
+def test_a_device_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "bench.json"
+    own.write_text('{"name": "Bench", "memory_bytes": 8e9, "bandwidth_bytes_per_s": 6297088}', encoding="utf-8")
+    assert main(["inspect", TINY, "--context", "512", "--device", str(own), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["device"]
+    assert (found["name"], found["full_name"]) == ("bench", "Bench")
+    assert found["at"]["512"]["tokens_per_s_limit"] == 1.0
+    assert found["at"]["512"]["time_to_first_token_s"] is None
+    own.write_text('{"name": "Bench", "memory_bytes": 8e9, "speed": 3}', encoding="utf-8")
+    assert main(["inspect", TINY, "--device", str(own)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error[RG607]: a device's bandwidth_bytes_per_s is missing\n")
+    assert str(own) in captured.err
+
+
 def test_a_family_that_nobody_reads_is_exit_code_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nobodys"}', encoding="utf-8")
     assert main(["inspect", str(tmp_path)]) == 3

@@ -5,8 +5,9 @@ import pytest
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
+from regraft.views.pattern import letter
 from regraft.views.scene import Scene, Section
-from regraft.views.staging import letter, scene
+from regraft.views.staging import scene
 
 
 def _bundled(name: str) -> Scene:
