@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from regraft.codegen.names import Namespace, comment, suffixes
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch_code import Code, Sight
 from regraft.codegen.torch_memories import written_by_readers
 from regraft.codegen.torch_ops import absorbs, emit_op
 from regraft.codegen.wiring import Place
@@ -25,8 +25,9 @@ _GLOBALS = """
     rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
     frequencies llama3 yarn longrope rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
-    route_normalized mix_experts gelu_tanh
+    route_normalized mix_experts gelu_tanh anchored_view
     attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
+    grouped_linear_back
     back pooled_view window_starts pool pool_overlapping windows keep_pooled Every
     stream_maps read_streams write_streams collapse_streams
     with_tail convolve log_decay delta_rule delta_chunk Fixed start count
@@ -43,7 +44,7 @@ class Shared:
     Attributes:
         helpers: The functions that are used, each with the forms in which it is.
         ropes: Parameters of each rotation, and its variable's name.
-        views: What a memory keeps and how far a query looks, and the variable's name.
+        views: What a memory keeps and what a query sees of it, and the variable's name.
         everies: How many tokens a pooled row is made of, and the name of the view of such rows.
         row_ropes: A rotation's name and the tokens of a pooled row, and the variable for turning such rows.
     """
@@ -51,7 +52,7 @@ class Shared:
     def __init__(self) -> None:
         self.helpers: dict[str, set[str]] = {}
         self.ropes: dict[tuple[object, ...], str] = {}
-        self.views: dict[tuple[int | None, int | None], str] = {}
+        self.views: dict[tuple[Sight, Sight], str] = {}
         self.everies: dict[int, str] = {}
         self.row_ropes: dict[tuple[str, int], str] = {}
         self._names = Namespace(GLOBALS)
@@ -73,12 +74,12 @@ class Shared:
             return rope
         return self.row_ropes.setdefault((rope, rate), self._names.give((rope, rate), f"{rope}_every_{rate}"))
 
-    def view(self, kept: int | None, window: int | None) -> str:
+    def view(self, kept: Sight, seen: Sight) -> str:
         """Return the name of a view."""
-        key = (kept, window)
+        key = (kept, seen)
         if key not in self.views:
-            name = "full" if window is None else f"window_{window}"
-            name += "" if kept == window else "_of_all" if kept is None else f"_of_{kept}"
+            name = seen.name
+            name += "" if kept == seen else "_of_all" if kept.window is None else f"_of_{kept.name}"
             self.views[key] = self._names.give(key, name)
         return self.views[key]
 
@@ -164,9 +165,9 @@ class Body:
         """Return the variable that holds cosine and sine for an op."""
         return self._use(self.shared.rope(op))
 
-    def view(self, kept: int | None, window: int | None) -> str:
+    def view(self, kept: Sight, seen: Sight) -> str:
         """Return the variable that says what a query sees of a memory."""
-        return self._use(self.shared.view(kept, window))
+        return self._use(self.shared.view(kept, seen))
 
     def every(self, rate: int) -> str:
         """Return the variable that says what a query sees of pooled rows."""

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import Attend, Windowed
 from regraft.ir.ops.pos import Rope
 
 SUM, PRODUCT, ATOM = 1, 2, 3
@@ -20,6 +21,24 @@ class Code(NamedTuple):
     def within(self, binds: int) -> str:
         """Return the text as an operand of an operator that binds that tightly."""
         return f"({self.text})" if self.binds < binds else self.text
+
+
+class Sight(NamedTuple):
+    """What is kept or seen of a memory: the last ``window`` rows, or all, and beside a window the ``first`` ones."""
+
+    window: int | None = None
+    first: int = 0
+
+    @classmethod
+    def of(cls, op: Attend | Windowed) -> Sight:
+        """Return what an attention sees, or a state keeps."""
+        return cls(op.window, op.first)
+
+    @property
+    def name(self) -> str:
+        """The stem of variables: ``full``, ``window_512`` or ``window_512_first_4``."""
+        near = "full" if self.window is None else f"window_{self.window}"
+        return f"{near}_first_{self.first}" if self.first else near
 
 
 class Scope(Protocol):
@@ -41,8 +60,8 @@ class Scope(Protocol):
         """Return the variable that holds cosine and sine for an op."""
         ...
 
-    def view(self, kept: int | None, window: int | None) -> str:
-        """Return the variable that says what a query sees of a memory that keeps ``kept`` rows."""
+    def view(self, kept: Sight, seen: Sight) -> str:
+        """Return the variable that says what a query with a sight of ``seen`` sees of a memory that keeps ``kept``."""
         ...
 
     def every(self, rate: int) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_code import ATOM, Code, Scope, lacking
+from regraft.codegen.torch_code import ATOM, Code, Scope, Sight, lacking
 from regraft.ir.dims import rows_of
 from regraft.ir.graph import layer_of
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.attn import KV, Attend
+from regraft.ir.ops.attn import KV, Attend, PickHeads
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
@@ -29,12 +29,19 @@ def _rope(op: Rope, at: Scope) -> Code:
 
 
 def _kv(op: KV, at: Scope) -> Code:
-    view = at.view(op.window, _owner_window(op))
+    view = at.view(Sight.of(op), _reader_sight(op))
     return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.k).text}, {at.of(op.v).text}), {view})")
 
 
 def _rows(op: StateRows, at: Scope) -> Code:
-    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.x).text},), {at.view(op.window, op.window)})")
+    return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.x).text},), {at.view(Sight.of(op), Sight.of(op))})")
+
+
+def _pick(op: PickHeads, at: Scope) -> Code:
+    first, last = op.heads[0], op.heads[-1]
+    run = op.heads == tuple(range(first, last + 1))
+    chosen = f"{first}:{last + 1}" if run else str(list(op.heads))
+    return Code(f"{at.of(op.x).within(ATOM)}[:, :, {chosen}]")
 
 
 def _read(op: ReadRows, at: Scope) -> Code:
@@ -94,17 +101,17 @@ def _leads_to(user: Op, view: ViewRows, rows: object, state: Op) -> bool:
 def _index(op: Index, at: Scope) -> Code:
     values = [at.of(v).text for v in (op.q, op.weight, op.memory)]
     rate = op.memory.memory.rate
-    more = [at.view(None, None) if rate is None else at.every(rate), literal(op.scale), literal(op.chosen)]
+    more = [at.view(Sight(), Sight()) if rate is None else at.every(rate), literal(op.scale), literal(op.chosen)]
     return Code(f"{at.helper('best_rows')}({', '.join(values + more)})")
 
 
-def _owner_window(op: KV) -> int | None:
-    """Return the window of a reader beside the memory, so that both use one view; that of the memory if there is none.
+def _reader_sight(op: KV) -> Sight:
+    """Return what a reader beside the memory sees, so that both use one view; what is kept if there is no reader.
 
     A view's slots depend on what the memory keeps only.
     """
-    windows = [user.window for user in op.out.users if isinstance(user, Attend)]
-    return op.window if op.window in windows or not windows else windows[0]
+    sights = [Sight.of(user) for user in op.out.users if isinstance(user, Attend)]
+    return Sight.of(op) if Sight.of(op) in sights or not sights else sights[0]
 
 
 def _attend(op: Attend, at: Scope) -> Code:
@@ -115,7 +122,8 @@ def _attend(op: Attend, at: Scope) -> Code:
     flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
     if op.head_map is not None:
         memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
-    view = at.view(op.memory.memory.window, op.window)
+    kept = op.memory.memory
+    view = at.view(Sight(kept.window, kept.first), Sight.of(op))
     if op.chosen is not None and op.entries is None:
         view = f"{at.helper('among')}({view}, {at.of(op.chosen).text}, {at.of(op.memory).text}[0])"
     if op.sink is None and op.softcap is None and op.entries is None:
@@ -147,6 +155,7 @@ MEMORIES: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Rope: _rope,
     RowPositions: _positions,
     StateRows: _rows,
+    PickHeads: _pick,
     ViewRows: _view,
 }
 

@@ -415,7 +415,7 @@ class TorchTarget:
         from regraft import __version__
         from regraft.codegen.render import render
 
-        kept = {window for window, _ in self.shared.views}
+        plain = [(kept, seen) for kept, seen in self.shared.views if not kept.first]
         own = [op for op in self.wiring.items if isinstance(op, Op) and op.is_state]
         return render(
             "model.py.j2",
@@ -430,9 +430,11 @@ class TorchTarget:
             everies=[(name, rate) for rate, name in self.shared.everies.items()],
             row_ropes=self._row_ropes(),
             rotaries={turn(key) for key in self.shared.ropes},
-            views=[(name, kept, window) for (kept, window), name in self.shared.views.items()],
-            windowed=any(window is not None for window in kept) or any(w is not None for _, w in self.shared.views),
-            narrower=any(kept != window for kept, window in self.shared.views),
+            views=[(name, kept, seen) for (kept, seen), name in self.shared.views.items()],
+            plain=bool(plain),
+            anchored=len(plain) < len(self.shared.views),
+            windowed=any(sight.window is not None for pair in plain for sight in pair),
+            narrower=any(kept != seen for kept, seen in plain),
             blocks=[self._class(kind) for kind in self.wiring.kinds],
             keeps=keeps_table(own),
             wide=self._wide_lines(None),

@@ -21,14 +21,14 @@ def empty(type: TensorType) -> str:
 
 
 def keeps_table(states: list[Op]) -> str:
-    """Return the table of what is kept: for each memory its window and its fields' shapes."""
+    """Return the table of what is kept: for each memory its rows and its fields' shapes."""
     rows = [f"({_rows(op)}, {', '.join(literal(f.shape) for f in _memory(op).fields)})" for op in states]
     return f"({', '.join(rows)}{',' if len(rows) == 1 else ''})"
 
 
 def keeps_lines(states: list[Op]) -> list[str]:
     """Return a class's statement of what is kept, broken as the formatter does."""
-    table, told = keeps_table(states), "  # of each memory: its window, and the shape of each field"
+    table, told = keeps_table(states), "  # of each memory: the rows at most, and the shape of each field"
     line = f"keeps = {table}{told}"
     if len(line) + 4 <= WIDTH:
         return [line]
@@ -51,7 +51,7 @@ def _rows(op: Op) -> str:
     if isinstance(op, Compressed):
         return f"Every({op.rate}, overlap=True)" if op.overlap else f"Every({op.rate})"
     if memory.fixed is None:
-        return literal(memory.window)
+        return literal(None if memory.window is None else memory.window + memory.first)
     return f"Fixed({memory.fixed}, wide=True)" if isinstance(op, Delta) else f"Fixed({memory.fixed})"
 
 

@@ -15,7 +15,7 @@ def readers_window(memory: Value) -> int | None:
     windows = [
         readers_window(op.out) if isinstance(op, ViewRows) else op.attributes.get("window")
         for op in memory.users
-        if op.reads_memory and not isinstance(op, ReadRows | RowPositions)
+        if op.reads_memory and not op.weight_time and not isinstance(op, ReadRows | RowPositions)
     ]
     if not windows or None in windows:
         return None

@@ -14,6 +14,7 @@ PASSES = {
     "share-kv": "regraft.passes.share_kv:ShareKV",
     "budget-heads": "regraft.passes.budget_heads:BudgetHeads",
     "merge-kv-heads": "regraft.passes.merge_kv_heads:MergeKVHeads",
+    "window": "regraft.passes.window:Window",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }

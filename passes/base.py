@@ -55,6 +55,10 @@ class Measurements(Protocol):
         """Return a weight-time value of ``graph``, evaluated; one that an earlier pass fits is fitted for it."""
         ...
 
+    def weights(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Value, Tensor]]:
+        """Yield weight-time values of ``graph``, statistics among them, as one sweep gives them."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
@@ -270,6 +274,11 @@ class Pass:
     def needs_text(self) -> str:
         """What calibration text is needed for, to decide or to fit; empty where it is not."""
         return ""
+
+    @property
+    def shortest_context(self) -> int:
+        """How long the windows of calibration text have to be, in tokens, to show what the pass changes."""
+        return 0
 
     def decide(self, graph: Graph, measurements: Measurements | None, constraints: Constraints) -> Self:
         """Return the pass with a choice for each layer spelled out.

@@ -21,6 +21,7 @@ from regraft.ir.errors.recipe import (
     OptionRangeError,
     RecipeError,
     RecipeSyntaxError,
+    ShortWindowsError,
     UnknownKeyError,
 )
 from regraft.passes import pass_class
@@ -78,10 +79,16 @@ class Recipe:
 
         Raises:
             NoCalibrationError: With the first such pass, and the bundled sample as a way out.
+            ShortWindowsError: The text's windows are too short to show what such a pass changes.
         """
         for step in self.passes:
-            if step.needs_text and self.calibration is None:
+            if not step.needs_text:
+                continue
+            if self.calibration is None:
                 raise NoCalibrationError(owner=step.name, why=step.needs_text, where=step.place())
+            context, shortest = self.calibration.context, step.shortest_context
+            if context < shortest:
+                raise ShortWindowsError(owner=step.name, context=context, shortest=shortest, where=step.place())
 
     def plain(self, *, expanded: bool = False) -> dict[str, Plain]:
         """Return the recipe as plain data; ``expanded`` spells every default and decision out."""

@@ -191,3 +191,27 @@ class UndecidedError(IllegalPassError):
     code = "RG121"
     message = "{owner}: the choice by {by} needs data that is not at hand here"
     hint = "spell it out as {option}, which `regraft plan --measure` and `regraft apply` do in the expanded recipe"
+
+
+class ShortWindowsError(RecipeError):
+    """Calibration text comes in windows that are too short to show what a pass changes."""
+
+    code = "RG122"
+    message = "{owner}: calibration windows of {context} tokens show nothing of what changes from {shortest} tokens on"
+    hint = "add context to the calibration, several times {shortest} if the model allows: calibration: {{context: ...}}"
+
+
+class RankError(IllegalPassError):
+    """A latent of a rank that the layer's keys and values do not allow."""
+
+    code = "RG126"
+    message = "{owner}: {what} and cannot have {wanted}"
+    hint = "legal: {legal}"
+
+
+class RankListError(IllegalPassError):
+    """The number of entries in a list of ranks is not the number of layers."""
+
+    code = "RG127"
+    message = "{owner}: rank lists {found} layers, {expected} memories are selected"
+    hint = "give one entry a layer that makes a memory ({legal}), a rank by kind, one rank, or a share from 0 to 1"

@@ -64,6 +64,21 @@ class ScaleWeight(WeightOp):
         return (wide * (by.to(wide.dtype) + self.offset).view(shape)).to(x.dtype)
 
 
+@op("weight.log")
+class Log(WeightOp):
+    """Take the natural logarithm of each number.
+
+    Example:
+        %s = weight.log %mass : f64[8]
+    """
+
+    x = operand("...", dtype="float")
+    out = result("...", dtype="x")
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x.log()
+
+
 @op("weight.reshape")
 class Reshape(WeightOp):
     """Give the same elements, in the same order, other axes.

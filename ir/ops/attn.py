@@ -100,6 +100,29 @@ class Temper(Op):
         return x * by.to(x.dtype)[:, None]
 
 
+@op("attn.pick")
+class PickHeads(Op):
+    """Take some heads, in the order given.
+
+    Example:
+        %near = attn.pick %k {heads = [0, 2]} : bf16[B, T, 2, 128]
+    """
+
+    x = operand("B T H D")
+    out = result()
+    heads = attribute(INTS)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        count = dim.size("H")
+        if not self.heads or not all(0 <= head < count for head in self.heads):
+            problem = f"heads {list(self.heads)} of {count}"
+            raise OpRuleError(op=self.label, problem=problem, fix=f"heads from 0 to {count - 1}")
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:2], len(self.heads), dim["D"]),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        return x[:, :, list(self.heads)]
+
+
 @op("attn.attend")
 class Attend(Op):
     """Attend each query to the rows of a memory and mix their values.

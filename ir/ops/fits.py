@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.ir.attributes import FLOAT, INT, INTS, STR
 from regraft.ir.dims import B, T
 from regraft.ir.errors.graph import OpRuleError
-from regraft.ir.op import Dims, Value, attribute, defaulted, op, operand, optional, optional_operand, result
+from regraft.ir.op import Dims, Value, attribute, defaulted, memory, op, operand, optional, optional_operand, result
 from regraft.ir.ops.weight import WeightOp, verify_sizes
 from regraft.ir.types import TensorType, Type
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.ir.graph import Graph
-    from regraft.ir.interpret import Run
+    from regraft.ir.interpret import Rows, Run
 
 
 class Statistic(WeightOp):
@@ -43,7 +43,7 @@ class Statistic(WeightOp):
         """Return the edges of the graph as it was lifted that it names, each with the channels it must have."""
         return []
 
-    def batch_sum(self, run: Run, *values: Any) -> Tensor:
+    def batch_sum(self, run: Run, *values: Any, **options: Any) -> Tensor:
         """Return the sum over the tokens of a batch: of what `edges` names, tensors or rows, given the `weights`."""
         raise NotImplementedError(self.opname)
 
@@ -113,6 +113,47 @@ class Moment(Statistic):
     def batch_sum(self, run: Run, *values: Tensor) -> Tensor:
         a, b = (value.flatten(2).flatten(0, 1).double() for value in values)
         return a.T @ b
+
+
+@op("weight.beyond_window")
+class BeyondWindow(Statistic):
+    """Return what a window hides of each head's softmax: the mean sum of ``exp(score)`` over the rows before it.
+
+    The mean is over the queries that have such rows. ``groups`` are the KV heads that the query heads read. Source:
+    specs/passes_math.md, section 6.1.
+
+    Example:
+        %s = weight.beyond_window %q, %m {scale = 0.25, window = 64, groups = [0, 0, 1, 1]} : f64[4]
+    """
+
+    q = operand("B T Hq D", dtype="float")
+    memory = memory("k Hkv D, v? Hkv Dv")
+    out = result()
+    scale = attribute(FLOAT)
+    window = attribute(INT)
+    groups = attribute(INTS)
+    reads_memory = True
+
+    def verify(self, dim: Dims) -> None:
+        heads, kv_heads = dim.size("Hq"), dim.size("Hkv")
+        if len(self.groups) != heads or not all(0 <= group < kv_heads for group in self.groups):
+            problem = f"groups {list(self.groups)} of {heads} heads over {kv_heads}"
+            raise OpRuleError(op=self.label, problem=problem, fix="the KV head of each query head")
+        if self.window < 1:
+            raise OpRuleError(op=self.label, problem=f"window {self.window}", fix="a window shows at least one row")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("f64", (dim.size("Hq"),)),)
+
+    def batch_sum(self, run: Run, q: Tensor, rows: Rows) -> Tensor:
+        import torch
+
+        keys = rows.fields["k"][:, :, list(self.groups)].double()
+        scores = torch.einsum("bthd,bshd->bhts", q.double() * self.scale, keys)
+        hidden = run.pos[:, :, None] - rows.pos[:, None, :] >= self.window
+        some = hidden.any(-1)
+        total = scores.exp().masked_fill(~hidden[:, None], 0.0).sum((0, 2, 3))
+        return total * (some.numel() / max(1, int(some.sum())))
 
 
 def second_moment(x: Value) -> Moment:

@@ -29,6 +29,13 @@ DECODERS: dict[str, Sequence[LayerSpec]] = {
         FULL,
         LayerSpec(donor=2, window=3),
     ],
+    "first rows beside windows": [
+        LayerSpec(window=3, first=2),
+        LayerSpec(window=4),
+        LayerSpec(window=5, first=1),
+        FULL,
+    ],
+    "first rows and nothing plain": [LayerSpec(window=4, first=3), LayerSpec(donor=0, window=2, first=1)],
     "a reader beside its owner": [FULL, LayerSpec(donor=0), LayerSpec(donor=0)],
     "uneven heads": [LayerSpec(heads=3, head_map=(0, 0, 1)), LayerSpec(heads=5, head_map=(1, 0, 1, 1, 0))],
     "uneven reader": [FULL, LayerSpec(donor=0, heads=3, head_map=(0, 1, 1))],

@@ -175,6 +175,8 @@ LINES = {
         f'  %y = moe.experts %embed, %w, %e, %u, %d {{activation = "{kind}"}}'
         for kind, normalize in {"silu": "true", "gelu_tanh": "false", "sigmoid": "false", "relu": "true"}.items()
     },
+    "heads by run and by list": "%h = core.unflatten %embed {parts = 4}\n  %a = attn.pick %h {heads = [1, 2]}\n"
+    "  %b = attn.pick %h {heads = [3, 0]}\n  %c = core.concat %a, %b\n  %y = core.flatten %c",
     "two memories": "%h = core.unflatten %embed {parts = 4}\n  %k = core.unflatten %embed {parts = 4}\n"
     "  %m = state.kv %h, %k\n  %n = state.kv %k, %h {window = 3}\n  %a = attn.attend %h, %m {scale = 0.5}\n"
     "  %b = attn.attend %h, %n {scale = 0.5, window = 3}\n  %c = core.add %a, %b\n  %y = core.flatten %c",

@@ -180,6 +180,23 @@ def _tail(m: Making, dtype: str, channels: int, rows: int) -> Value:
     return m.add("state.tail", m.input(dtype, B, T, channels), **first, rows=rows)[0]
 
 
+@rule("attn.pick")
+def pick(m: Making) -> Sequence[Value]:
+    heads = m.size()
+    chosen = m.draw(st.lists(st.integers(0, heads - 1), min_size=1, max_size=6))
+    return m.add("attn.pick", m.input(m.draw(FLOAT_TYPES), B, T, heads, m.size()), heads=chosen)
+
+
+@rule("weight.beyond_window")
+def beyond_window(m: Making) -> Sequence[Value]:
+    heads, kv_heads, width = m.size(), m.size(), m.size()
+    dtype = m.draw(FLOAT_TYPES)
+    memory = _memory(m, kv_heads, width, m.size(), dtype, _sight(m))
+    groups = [m.draw(st.integers(0, kv_heads - 1)) for _ in range(heads)]
+    options: dict[str, object] = {"scale": m.draw(NUMBERS), "window": m.draw(st.integers(1, 99)), "groups": groups}
+    return m.add("weight.beyond_window", m.input(dtype, B, T, heads, width), memory, **options)
+
+
 @rule("state.tail")
 def tail(m: Making) -> Sequence[Value]:
     return [_tail(m, m.draw(FLOAT_TYPES), m.size(), m.size())]

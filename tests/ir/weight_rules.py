@@ -167,6 +167,11 @@ def scale_weight(m: Making) -> Sequence[Value]:
     return m.add("weight.scale", m.weight(m.draw(FLOAT_TYPES), *shape), by, axis=axis, offset=m.draw(NUMBERS))
 
 
+@rule("weight.log")
+def log(m: Making) -> Sequence[Value]:
+    return m.add("weight.log", m.weight(m.draw(FLOAT_TYPES), *m.draw(SHAPES)))
+
+
 @rule("weight.reshape")
 def reshape(m: Making) -> Sequence[Value]:
     shape = m.draw(SHAPES)
