@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from regraft.views.cache import MemoryFacts
 from regraft.views.facts import Facts, KindFacts, layers_text
 from regraft.views.limits import DeviceFacts
-from regraft.views.numbers import context, count, flops, plural, seconds, share, size
+from regraft.views.numbers import context, count, flops, plural, rate, seconds, share, size
 from regraft.views.parts import PARTS, Work
 from regraft.views.pattern import fold, letter, spelled
 from regraft.views.table import Block, Heading, Item, table
 
+SPELLED = 10  # kinds that have an item of their own
 CACHE_ROWS = (  # of the table of conventions: fields of CacheFacts, and what a reader is told of them
     ("bytes", "exact"),
     ("bytes_without_windows", "exact, if nothing forgot rows (no windows)"),
@@ -54,7 +56,27 @@ def _structure(facts: Facts) -> list[Block]:
     blocks: list[Block] = [Heading("Structure")]
     if len(facts.kinds) > 1:
         blocks.append(f"first layer to last: {spelled(fold([letters.get(name, '·') for name in facts.pattern]))}")
+    if len(facts.kinds) > SPELLED:
+        return blocks + _many_kinds(facts.kinds, letters)
     return blocks + [_kind(letters[kind.name], kind) for kind in facts.kinds]
+
+
+def _many_kinds(kinds: Sequence[KindFacts], letters: Mapping[str, str]) -> list[Block]:
+    """Return many kinds as a table of what differs, and a line of what they have in common."""
+    phrases = [re.split("[,;] ", kind.words) for kind in kinds]
+    common = [phrase for phrase in phrases[0] if all(phrase in each for each in phrases)]
+    rows = [
+        (
+            letters[kind.name],
+            kind.name,
+            layers_text(kind.layers),
+            ", ".join(phrase for phrase in each if phrase not in common),
+            count(kind.parameters),
+        )
+        for kind, each in zip(kinds, phrases, strict=True)
+    ]
+    made = table(("", "kind", "layers", "made of", "each"), rows, numbers=False)
+    return [made, *([f"all of them: {', '.join(common)}"] if common else [])]
 
 
 def _kind(key: str, kind: KindFacts) -> Item:
@@ -129,13 +151,16 @@ def _cache(facts: Facts) -> list[Block]:
     rows: list[tuple[str, ...]] = []
     for field, words in CACHE_ROWS:
         if not left_out.get(field.removeprefix("bytes_without_")):
-            found = [getattr(each, field) for each in held]
+            more = facts.fixed_bytes if words.startswith("exact") else 0
+            found = [None if (number := getattr(each, field)) is None else number + more for each in held]
             rows.append((words, *("no such class" if number is None else size(number) for number in found)))
     grows = f"a further token adds {size(float(facts.bytes_per_token) * facts.batch)}"
     if any(memory.window is not None for memory in facts.memories):
         grows += " once windows are full"
     if facts.fixed_bytes:
-        grows += f"; {size(facts.fixed_bytes)} more are held at any length"
+        worst = any(memory.fixed is None and memory.fixed_bytes for memory in facts.memories)
+        grows += f"; {size(facts.fixed_bytes)} of the exact figures are held at any length"
+        grows += ", unfinished rows at their most" if worst else ""
     columns = ("tokens in context", *(context(n) for n in facts.cache))
     return [Heading(f"Cache, {facts.cache_dtype}, {plural(facts.batch, 'sequence')}"), table(columns, rows), grows]
 
@@ -174,13 +199,13 @@ def _limits(facts: Facts, found: DeviceFacts) -> list[Block]:
     for n, limits in found.at.items():
         first = "unknown" if limits.time_to_first_token_s is None else seconds(limits.time_to_first_token_s)
         batch = "any number" if limits.largest_batch is None else f"{limits.largest_batch:,}"
-        rows.append((context(n), f"{limits.tokens_per_s:,.0f}", limits.bottleneck, first, batch))
+        rows.append((context(n), rate(limits.tokens_per_s), limits.bottleneck, first, batch))
     columns = ("context", "tokens/s", "held back by", "first token after", "sequences that fit")
     speed = "no figure for arithmetic"
     if device.bf16_dense_flops is not None:
         speed = f"{device.bf16_dense_flops / 1e12:,.0f} TFLOP/s in bf16"
     sheet = f"{size(device.memory_bytes)}, {device.bandwidth_bytes_per_s / 1e12:.3g} TB/s, {speed}"
-    together = "" if facts.batch == 1 else f", {facts.batch} sequences at a time"
+    together = "" if facts.batch == 1 else f", {facts.batch:,} sequences at a time"
     return [
         Heading(f"At most, on {device.name}{together}"),
         table(columns, rows),
@@ -194,9 +219,9 @@ def _fits(facts: Facts, found: DeviceFacts) -> str:
     if found.devices_for_weights > 1:
         fewest = f"at least {found.devices_for_weights} of these are needed"
         return f"{weights}, which do not fit: {fewest}; the limits are those of one, were it large enough"
-    each = "a sequence" if facts.batch == 1 else f"each of {facts.batch} sequences"
+    each = "a sequence" if facts.batch == 1 else f"each of {facts.batch:,} sequences"
     if found.largest_context is None:
         return f"{weights}; beside them {each} may have any number of tokens"
     trained = facts.trained_context
     beyond = f" (trained for {trained:,})" if trained and found.largest_context > trained else ""
-    return f"{weights}; beside them {each} may have {found.largest_context:,} tokens{beyond}"
+    return f"{weights}; beside them {each} may have {plural(found.largest_context, 'token')}{beyond}"

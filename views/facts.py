@@ -142,6 +142,10 @@ class Facts:
         names = {layer: kind.name for kind in self.kinds for layer in kind.layers}
         return tuple(names.get(layer, "") for layer in range(self.layers))
 
+    def held(self, context: int) -> int:
+        """Return the bytes that all sequences hold at a context that was asked for, with those held at any length."""
+        return self.cache[context].bytes + self.fixed_bytes
+
     def to_json(self) -> dict[str, Any]:
         """Return the facts as the JSON of ``regraft.inspect/1``; contexts are keys, as strings."""
         return {

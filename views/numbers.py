@@ -13,7 +13,7 @@ def count(number: float) -> str:
 
 def flops(number: float) -> str:
     """Return operations in decimal steps: ``4.31 MFLOP``, ``16.2 GFLOP``."""
-    for step, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for step, unit in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= step:
             return f"{_three(number / step)} {unit}FLOP"
     return f"{number:.0f} FLOP"
@@ -21,7 +21,7 @@ def flops(number: float) -> str:
 
 def size(number: float) -> str:
     """Return bytes in binary steps: ``256 B``, ``8.00 KiB``, ``18.0 GiB``."""
-    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+    for power, unit in ((6, "EiB"), (5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if abs(number) >= 1024**power:
             return f"{_three(number / 1024**power)} {unit}"
     return f"{number:.0f} B"
@@ -36,11 +36,23 @@ def context(tokens: int) -> str:
 
 
 def seconds(number: float) -> str:
-    """Return a time: ``850 µs``, ``17.0 ms``, ``1.51 s``, ``3.20 min``, ``2.00 h``."""
-    for step, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):
+    """Return a time: ``850 µs``, ``17.0 ms``, ``1.51 s``, ``3.20 min``, ``2.00 h``, ``1.00 years``."""
+    for step, unit in (
+        (31557600.0, "years"),
+        (86400.0, "days"),
+        (3600.0, "h"),
+        (60.0, "min"),
+        (1.0, "s"),
+        (1e-3, "ms"),
+    ):
         if number >= step:
             return f"{_three(number / step)} {unit}"
     return f"{_three(number * 1e6)} µs"
+
+
+def rate(number: float) -> str:
+    """Return a number of things a second: ``1,036``, ``4.26``, ``0.0031``."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def share(part: float, whole: float) -> str:

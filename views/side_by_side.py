@@ -8,7 +8,7 @@ from regraft.views.card import expansion_note
 from regraft.views.diff import Change, Diff, KindDiff, MemoryDiff, OpDiff
 from regraft.views.facts import Facts, layers_text
 from regraft.views.limits import Limits
-from regraft.views.numbers import change, context, count, flops, plural, seconds, size
+from regraft.views.numbers import change, context, count, flops, plural, rate, seconds, size
 from regraft.views.parts import PARTS
 from regraft.views.pattern import fold, spelled
 from regraft.views.table import ADDED, CHANGED, REMOVED, Block, Heading, Item, table
@@ -103,10 +103,10 @@ def _parameters(models: Sequence[Facts]) -> list[_ROW]:
 def _cache(models: Sequence[Facts]) -> list[_ROW]:
     rows = [
         _numbers(models, "a further token adds", size, lambda model: model.bytes_per_token * model.batch),
-        _numbers(models, "at any length", size, lambda model: model.fixed_bytes),
+        _numbers(models, "of the exact at any length", size, lambda model: model.fixed_bytes),
     ]
     for n in models[0].contexts:
-        rows.append(_numbers(models, f"{context(n)}, exact", size, lambda model, n=n: model.cache[n].bytes))
+        rows.append(_numbers(models, f"{context(n)}, exact", size, lambda model, n=n: model.held(n)))
         theirs = _numbers(
             models, f"{context(n)}, in transformers", size, lambda model, n=n: model.cache[n].bytes_transformers
         )
@@ -136,7 +136,7 @@ def _limits(models: Sequence[Facts]) -> list[_ROW]:
     rows: list[_ROW] = []
     for n in models[0].contexts:
         rows += [
-            _numbers(models, f"tokens/s at {context(n)}", whole, at(n, lambda limits: limits.tokens_per_s)),
+            _numbers(models, f"tokens/s at {context(n)}", rate, at(n, lambda limits: limits.tokens_per_s)),
             _numbers(
                 models,
                 f"first token of {context(n)} after",

@@ -186,3 +186,17 @@ def test_kinds_that_are_the_same_in_words_say_what_differs() -> None:
     kinds = facts(lift(open_model("builtin:ZAYA1-8B"), strict=False).graph, (64,)).kinds
     assert kinds[0].unlike == ""
     assert kinds[1].unlike == "as full_moe, with moe.state_in, moe.carried"
+
+
+def test_many_kinds_are_a_table_of_what_differs() -> None:
+    text = plain(card(facts(lift(open_model("builtin:OpenELM-270M"), strict=False).graph, (64,))))
+    assert "  A  full     0       12 query heads of 64 over 3 KV heads, MLP 768   " in text
+    assert "all of them: all tokens, q/k norm, rope base 10,000, silu" in text
+
+
+def test_the_card_counts_what_is_held_at_any_length() -> None:
+    found = facts(lift(open_model("builtin:Qwen3-Next-80B-A3B"), strict=False).graph, (4096,))
+    assert found.held(4096) == found.cache[4096].bytes + found.fixed_bytes
+    text = plain(card(found))
+    assert "  exact                                                     170 MiB\n" in text
+    assert "73.7 MiB of the exact figures are held at any length\n" in text

@@ -44,7 +44,14 @@ def test_change(pair: tuple[float, float], text: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(2e-6, "2.00 µs"), (0.017, "17.0 ms"), (1.508, "1.51 s"), (192.0, "3.20 min"), (7200.0, "2.00 h")],
+    [
+        (2e-6, "2.00 µs"),
+        (0.017, "17.0 ms"),
+        (1.508, "1.51 s"),
+        (192.0, "3.20 min"),
+        (7200.0, "2.00 h"),
+        (1e9, "31.7 years"),
+    ],
 )
 def test_seconds(number: float, text: str) -> None:
     assert numbers.seconds(number) == text
@@ -53,6 +60,10 @@ def test_seconds(number: float, text: str) -> None:
 @pytest.mark.parametrize(("pair", "text"), [((1, 8), "12.5 %"), ((0, 8), "-"), ((1, 0), "-"), ((1, 10_000), "< 0.1 %")])
 def test_share(pair: tuple[float, float], text: str) -> None:
     assert numbers.share(*pair) == text
+
+
+def test_rate() -> None:
+    assert [numbers.rate(n) for n in (1036.4, 99.54, 4.263, 0.00312)] == ["1,036", "99.5", "4.26", "0.00312"]
 
 
 def test_plural() -> None:
