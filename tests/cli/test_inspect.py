@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -54,6 +56,30 @@ def test_the_json_is_the_documented_one(capsys: pytest.CaptureFixture[str]) -> N
     captured = capsys.readouterr()
     assert shared(json.loads(captured.out), GOLDEN) == GOLDEN
     assert captured.err == ""
+
+
+def agrees(shown: Any, found: Any) -> bool:
+    """Whether what a page shows is in what a command prints; it may leave out texts, objects and digits."""
+    match shown:
+        case dict():
+            pairs = cast("dict[str, Any]", shown).items()
+            return all(key in found and agrees(each, found[key]) for key, each in pairs)
+        case list():
+            items = cast("list[Any]", shown)
+            return len(items) == len(found) and all(agrees(*pair) for pair in zip(items, found, strict=True))
+        case float():
+            return math.isclose(shown, found, rel_tol=1e-3)
+        case _:
+            return shown in ("...", found)
+
+
+def test_the_documentation_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    shown = json.loads(page.split("### `inspect`")[1].split("```json")[1].split("```")[0])
+    assert main(["inspect", TINY, "--context", "512", "--device", "rtx-4090", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert agrees(shown, found)
+    assert list(shown) == list(found)
 
 
 def test_contexts_are_spelled_in_binary_steps(capsys: pytest.CaptureFixture[str]) -> None:
