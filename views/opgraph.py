@@ -278,7 +278,7 @@ class _OpGraph:
             inner,
             class_="op",
             role="button",
-            tabindex=-1,
+            tabindex=0 if not self.number[node.id] else -1,
             data_op=self.number[node.id],
             aria_label=f"{said}, {state}" if state else said,
         )

@@ -141,6 +141,7 @@ class _Page:
                 escaped(f"{i}  {shown.step.label}"),
                 type="button",
                 data_go=i,
+                title=shown.step.label,
                 aria_current="step" if i == last else None,
             )
             for i, shown in enumerate(self.steps)
@@ -195,6 +196,8 @@ class _Page:
         return tag("p", escaped(" · ".join(filter(None, said))), class_="lead") + note + tiles(known, before)
 
     def _layers(self, i: int, shown: _Shown, marks: Marks) -> str:
+        if not shown.scene.layers:
+            return ""
         drawn = strip(shown.scene, STRIP, anchor=f"s{i}-kind-", changed=marks.layers)
         pattern = spelled(fold(shown.scene.letters))
         label = f"{len(shown.scene.layers)} layers, pattern {pattern}"
@@ -211,7 +214,8 @@ class _Page:
     def _cards(self, i: int, shown: _Shown, marks: Marks) -> str:
         known = {kind.name: kind for kind in shown.facts.kinds}
         cards = "".join(self._card(f"s{i}-", shown, section, marks, known) for section in shown.scene.sections)
-        return tag("section", tag("h2", "Kinds of layer"), tag("div", cards, class_="cards"), class_="kinds")
+        title = "Kinds of layer" if shown.scene.kinds else "Operations"
+        return tag("section", tag("h2", title), tag("div", cards, class_="cards"), class_="kinds")
 
     def _card(self, prefix: str, shown: _Shown, section: Section, marks: Marks, known: Mapping[str, object]) -> str:
         order = shown.scene.kinds.index(section) if section.layers else -1

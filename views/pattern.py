@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+_LONGEST = 16  # items of a pattern that a line spells out
+
+
 @dataclass(frozen=True)
 class Repeat:
     """Something that stands ``count`` times in a row: one key, or several in turn."""
@@ -26,7 +29,9 @@ class Repeat:
 
 
 def spelled(pattern: Sequence[Repeat]) -> str:
-    """Return a pattern as a line: ``A×2 B (C D)×29``."""
+    """Return a pattern as a line: ``A×2 B (C D)×29``; of one that hardly repeats the beginning and the end."""
+    if len(pattern) > _LONGEST:
+        return f"{spelled(pattern[: _LONGEST // 2])} … {spelled(pattern[-_LONGEST // 2 + 1 :])}"
     return " ".join(map(str, pattern))
 
 

@@ -66,7 +66,7 @@ def _cell(scene: Scene, i: int, cell: float, top: float, anchor: str) -> str:
     body += hatch(x, top, cell - 2, HEIGHT, hatching(order))
     size = 13 if cell > 20 else 11 if len(section.key) == 1 else 8
     body += words(x + cell / 2 - 1, top + HEIGHT / 2 + 4.5, section.key, f"mid bold on-{style}", size=size)
-    said = f"layer {layer}: kind {section.key}, {section.name}"
+    said = f"layer {layer}: kind {section.key}, {section.name}{_shares(scene.links, layer)}"
     if anchor:
         return tag(
             "a",
@@ -74,11 +74,20 @@ def _cell(scene: Scene, i: int, cell: float, top: float, anchor: str) -> str:
             body,
             href=f"#{anchor}{section.key}",
             data_layer=layer,
+            data_kind=section.key,
             class_="cell",
             aria_label=said,
             tabindex=0 if i == 0 else -1,
         )
     return tag("g", body)
+
+
+def _shares(links: Sequence[Link], layer: int) -> str:
+    """Return whose memory a layer reads, and who reads its own, in words."""
+    reads = dict.fromkeys(link.owner for link in links if layer in link.readers)
+    gives = dict.fromkeys(n for link in links if link.owner == layer for n in link.readers)
+    told = f"; reads the memory of layer {', '.join(map(str, reads))}" if reads else ""
+    return f"{told}; its memory is read by {ranges(sorted(gives))}" if gives else told
 
 
 def _sign(i: int, cell: float, top: float) -> str:

@@ -98,6 +98,23 @@ def test_an_operation_tells_what_it_is(model: Page) -> None:
     assert model.locator("#panel").is_hidden()
 
 
+def test_what_an_operation_reads_and_who_reads_it_is_one_step_away(model: Page) -> None:
+    _card(model, "A").locator("summary").click()
+    _card(model, "A").get_by_role("button", name="attn.q: split").click()
+    model.locator("#about").get_by_role("button", name="attn.q_norm").click()
+    assert model.locator("#about h2").inner_text() == "attn.q_norm"
+    model.locator("#about").get_by_role("button", name="attn.q", exact=True).click()
+    assert model.locator("#about h2").inner_text() == "attn.q"
+    assert _card(model, "A").locator(".op[aria-pressed=true]").get_attribute("aria-label") == "attn.q: split, 8×256"
+
+
+def test_a_kind_shows_its_layers(model: Page) -> None:
+    _card(model, "B").locator("h3").hover()
+    assert model.locator(".cell:not(.dim)").count() == 3
+    model.locator("h1").hover()
+    assert model.locator(".cell.dim").count() == 0
+
+
 def test_keys_move_among_operations_and_open_them(model: Page) -> None:
     card = _card(model, "A")
     card.locator("summary").focus()

@@ -20,6 +20,7 @@ from regraft.views.pattern import Repeat, fold, spelled
         (3 * "AAAAB" + 4 * "CCCCD", "(A×4 B)×3 (C×4 D)×4"),
         (2 * ("AB" * 2 + "C"), "((A B)×2 C)×2"),
         ("ABCDEFGH", "A B C D E F G H"),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "A B C D E F G H … T U V W X Y Z"),
     ],
 )
 def test_patterns(layers: str, pattern: str) -> None:

@@ -6,6 +6,7 @@ from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
 from regraft.views.pattern import letter
+from regraft.views.pattern import fold, spelled
 from regraft.views.scene import Scene, Section
 from regraft.views.staging import scene
 
@@ -57,21 +58,50 @@ def test_streams_with_scales_and_several_streams_are_found() -> None:
     assert [node.opname for node in deepseek.nodes if node.stream] == ["hyper.write"] * 2
 
 
-@pytest.mark.parametrize(
-    ("model", "letters", "forms"),
-    [
-        ("DeepSeek-V3", "AAA" + 58 * "B", {"latent"}),
-        ("DeepSeek-V3.2", "AAA" + 58 * "B", {"latent", "index"}),
-        ("DeepSeek-V4-Pro", "AAB" + 29 * "CD", {"compressed", "index", "window"}),
-        ("Qwen3-Next-80B-A3B", 12 * "AAAB", {"tail", "recurrent", "kv"}),
-        ("ZAYA1-8B", "A" + 39 * "B", {"tail", "kv"}),
-        ("gemma-4-E2B", 3 * "AAAAB" + 4 * "CCCCD", {"window", "kv"}),
-    ],
-)
-def test_patterns_and_memories_of_bundled_models(model: str, letters: str, forms: set[str]) -> None:
+_DENSE, _SPARSE = "attention + MLP", "attention + mixture of experts"
+_DELTA, _PER_LAYER = "gated delta rule", "attention + MLP + per-layer embedding"
+
+GOLDEN = {  # the layers' pattern; of each kind what stands beside the stream, and the memories that a layer owns
+    "DeepSeek-V2-Lite": ("A B×26", [(_DENSE, "latent"), (_SPARSE, "latent")]),
+    "DeepSeek-V3": ("A×3 B×58", [(_DENSE, "latent"), (_SPARSE, "latent")]),
+    "DeepSeek-V3.2": ("A×3 B×58", [(_DENSE, "latent index"), (_SPARSE, "latent index")]),
+    "DeepSeek-V4-Flash": (
+        "A×2 B (C D)×20",
+        [(_SPARSE, f"{kept}window") for kept in ("", "compressed index ", "compressed ", "compressed index ")],
+    ),
+    "DeepSeek-V4-Pro": (
+        "A×2 B (C D)×29",
+        [(_SPARSE, f"compressed {kept}window") for kept in ("", "index ", "", "index ")],
+    ),
+    "Llama-3.1-8B": ("A×32", [(_DENSE, "kv")]),
+    "Llama-3.2-1B": ("A×16", [(_DENSE, "kv")]),
+    "Mistral-7B-v0.3": ("A×32", [(_DENSE, "kv")]),
+    "OpenELM-270M": ("A B C D E F G H I J K L M N O P", 16 * [(_DENSE, "kv")]),
+    "OpenELM-3B": ("A B C D E F G H … AD AE AF AG AH AI AJ", 36 * [(_DENSE, "kv")]),
+    "Qwen3-0.6B": ("A×28", [(_DENSE, "kv")]),
+    "Qwen3-8B": ("A×36", [(_DENSE, "kv")]),
+    "Qwen3-30B-A3B": ("A×48", [(_SPARSE, "kv")]),
+    "Qwen3-Next-80B-A3B": ("(A×3 B)×12", [(f"{_DELTA} + mixture of experts", "tail recurrent"), (_SPARSE, "kv")]),
+    "Qwen3.6-27B": ("(A×3 B)×16", [(f"{_DELTA} + MLP", "tail recurrent"), (_DENSE, "kv")]),
+    "Qwen3.6-35B-A3B": ("(A×3 B)×10", [(f"{_DELTA} + mixture of experts", "tail recurrent"), (_SPARSE, "kv")]),
+    "ZAYA1-8B": ("A B×39", 2 * [(_SPARSE, "tail tail tail kv")]),
+    "gemma-4-26B-A4B": ("(A×5 B)×5", [(_SPARSE, "window"), (_SPARSE, "kv")]),
+    "gemma-4-31B": ("(A×5 B)×10", [(_DENSE, "window"), (_DENSE, "kv")]),
+    "gemma-4-E2B": ("(A×4 B)×3 (C×4 D)×4", [(_PER_LAYER, kept) for kept in ("window", "kv", "", "")]),
+    "gemma-4-E4B": ("(A×5 B)×4 (C×5 D)×3", [(_PER_LAYER, kept) for kept in ("window", "kv", "", "")]),
+    "gpt-oss-20b": ("(A B)×12", [(_SPARSE, "window"), (_SPARSE, "kv")]),
+    "laguna-XS.2": ("A (B×3 C)×9 B×3", [(_DENSE, "kv"), (_SPARSE, "window"), (_SPARSE, "kv")]),
+}
+
+
+@pytest.mark.parametrize("model", GOLDEN)
+def test_patterns_branches_and_memories_of_bundled_models(model: str) -> None:
     found = _bundled(model)
-    assert "".join(found.letters) == letters
-    assert {memory.form for kind in found.kinds for memory in kind.memories} == forms
+    kinds = [
+        (" + ".join(branch.title for branch in kind.branches), " ".join(memory.form for memory in kind.memories))
+        for kind in found.kinds
+    ]
+    assert (spelled(fold(found.letters)), kinds) == GOLDEN[model]
 
 
 def test_readers_of_shared_memories() -> None:

@@ -75,20 +75,32 @@
       const cell = make("dd");
       values.filter(Boolean).forEach((value, i) => {
         if (i) cell.append(document.createElement("br"));
-        cell.append(make("code", value));
+        cell.append(value instanceof Node ? value : make("code", value));
       });
       list.append(cell);
     }
     about.append(list);
   };
 
-  const tell = (section, node) => {
+  const jump = (card, section, name) => {
+    const index = section[2].findIndex((node) => node[3].some((result) => result[0] === name));
+    if (index < 0) return make("code", text(name));
+    const button = make("button", text(name), "jump");
+    button.type = "button";
+    button.addEventListener("click", () => take({card, index}));
+    return button;
+  };
+
+  const tell = (card, section, node) => {
     const [id, opname, , results, operands, weights, attributes, cost, times] = node;
     about.replaceChildren(make("h2", text(id)));
     about.append(make("p", `${text(opname)} in ${text(section[1])}${times > 1 ? `, ${times} times` : ""}`, "lead"));
     about.append(make("p", data.about[opname]));
     rows("Gives", results.map(([name, type]) => [text(name), text(type)]));
-    rows("Reads", operands.map(([slot, name, type]) => [text(slot), text(name), text(type)]));
+    rows("Reads", operands.map(([slot, name, type]) => [text(slot), jump(card, section, name), text(type)]));
+    const given = new Set(results.map(([name]) => name));
+    const readers = section[2].flatMap((other) => other[4].filter((each) => given.has(each[1])).map(([slot]) => [text(slot), jump(card, section, other[3][0][0])]));
+    rows("Read by, as", readers);
     rows("Weights", weights.map(([slot, name, type, elements, bytes, made]) => [
       text(slot), text(name), `${text(type)}, ${count(elements)} numbers, ${size(bytes)}`, text(made) && `made by ${text(made)}`,
     ]));
@@ -104,8 +116,8 @@
   };
 
   const show = (op, focus = true) => {
-    const section = data.sections[op.closest("[data-section]").dataset.section];
-    tell(section, section[2][op.dataset.op]);
+    const card = op.closest(".card"), section = data.sections[card.dataset.section];
+    tell(card, section, section[2][op.dataset.op]);
     mark(op);
     opened = op;
     came = op;
@@ -294,6 +306,17 @@
   one("#theme").addEventListener("click", theme);
   dark.addEventListener("change", label);
   label();
+
+  // -- a kind shows its layers
+
+  const light = (card) => {
+    const key = card?.dataset.key;
+    for (const cell of all(".cell", shown())) cell.classList.toggle("dim", Boolean(key) && cell.dataset.kind !== key);
+  };
+  for (const card of all('.card[id]')) {
+    one("h3", card).addEventListener("pointerenter", () => light(card));
+    one("h3", card).addEventListener("pointerleave", () => light(null));
+  }
 
   // -- the rest of the bar
 
