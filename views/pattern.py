@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 _LONGEST = 16  # items of a pattern that a line spells out
 
 

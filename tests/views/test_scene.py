@@ -5,8 +5,7 @@ import pytest
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
-from regraft.views.pattern import letter
-from regraft.views.pattern import fold, spelled
+from regraft.views.pattern import fold, letter, spelled
 from regraft.views.scene import Scene, Section
 from regraft.views.staging import scene
 
