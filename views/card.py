@@ -189,7 +189,7 @@ def expansion_note(models: Sequence[Facts]) -> list[Block]:
         return []
     return [
         f"up to {share(max(found), 1)} of a step's operations make keys and values of kept latents anew, as the graph"
-        " stands; limits leave these out, for a program can absorb them into other maps"
+        " stands; limits leave these out, for absorb-mla can move them into other maps"
     ]
 
 

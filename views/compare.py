@@ -166,7 +166,9 @@ def _outside(graph: Graph, kinds: Sequence[Kind]) -> dict[str, _Told]:
 
 
 def _told(op: Op, name: Callable[[Value], str], attribute: Callable[[object], object]) -> _Told:
-    says = {key: spell(attribute(value)) for key, value in op.attributes.items() if value is not None}
+    kept = ("window", "first") if op.is_state else ()  # what a state keeps is told as its memory
+    attributes = {key: value for key, value in op.attributes.items() if value is not None and key not in kept}
+    says = {key: spell(attribute(value)) for key, value in attributes.items()}
     for slot, values in op.slots.items():
         if values:
             says[slot] = ", ".join(_weight(v) if v.is_weight else name(v) for v in values)

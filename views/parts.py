@@ -29,7 +29,7 @@ PARTS = {  # in the order in which they are listed, with the words of a report
     "per_layer_input": "per-layer inputs",
     "attention": "attention: projections",
     "attention_core": "attention: scores and mix",
-    "attention_rows": "attention: keys of kept rows",
+    "attention_rows": "attention: kept rows read back",
     "index": "attention: index of rows",
     "linear_attention": "linear attention",
     "mlp": "MLP",

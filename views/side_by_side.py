@@ -215,13 +215,18 @@ def _by_scope(names: Sequence[str]) -> list[str]:
 
 
 def _op_changes(ops: Sequence[OpDiff]) -> list[str]:
-    """Return what changed in ops, those that changed alike in one line."""
+    """Return what changed in ops, those that changed alike in one line; of another operation no more than its name."""
     told: dict[str, list[str]] = {}
     for op in ops:
-        parts = [f"{op.before} → {op.after}"] if op.before != op.after else []
-        parts += [f"{each.name} {each.before or 'none'} → {each.after or 'none'}" for each in op.changes]
-        told.setdefault("; ".join(parts), []).append(op.name)
+        text = "; ".join(map(_op_change, op.changes)) if op.before == op.after else f"{op.before} → {op.after}"
+        told.setdefault(text, []).append(op.name)
     return [f"{CHANGED}{', '.join(names)}: {text}" for text, names in told.items()]
+
+
+def _op_change(each: Change) -> str:
+    before, after = each.before or "none", each.after or "none"
+    more = after.removeprefix(f"{before}, ")  # the same weight, made otherwise
+    return f"{each.name} {more if more != after else f'{before} → {after}'}"
 
 
 def _memories(found: Diff) -> list[Block]:
