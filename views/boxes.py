@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.views import glyphs
 from regraft.views.markup import Figure, number, path, rectangle, tag, words, wrapped
 from regraft.views.numbers import count
+from regraft.views.opgraph import stream_count, stream_lines
 from regraft.views.scene import Branch, Memory, Node, Section
 
 WIDTH = 344.0
@@ -29,7 +30,7 @@ def glance(section: Section) -> Figure:
         body += drawn
         y += 8
     if stream:
-        line = path(f"M{number(_SPINE)} 0V{number(y + 4)}", "stream")
+        line = stream_lines(_SPINE, 0, y + 4, stream_count(section))
         body = line + body + path(f"M{number(_SPINE - 5)} {number(y + 2)}h10l-5 8z", "streamtip")
         y += 8
     return Figure(WIDTH, y + 4, body)

@@ -43,8 +43,3 @@ def _shares(step: CallFacts) -> list[tuple[str, float, float]]:
         else:
             rest = (rest[0] + read, rest[1] + done)
     return [*rows, ("all else", *rest)] if max(rest) >= 0.0005 else rows
-
-
-def cache_chart(facts: Facts) -> Figure:
-    """Return bars."""
-    return Figure(0, 0, "")

@@ -124,12 +124,9 @@ class _OpGraph:
     # -- the stream
 
     def _spine(self, stops: Mapping[str, float], end: float) -> None:
-        entry = next((port for port in self.section.inputs if port.role == "stream"), None)
-        wide = entry.type if entry is not None else ""
-        count = _streams(wide)
-        lines = "".join(
-            path(f"M{number(SPINE + dx)} 18V{number(end + 4)}", "stream", style=_thin(count)) for dx in _lanes(count)
-        )
+        wide = _stream_type(self.section)
+        count = stream_count(self.section)
+        lines = stream_lines(SPINE, 18, end + 4, count)
         tip = path(f"M{number(SPINE - 6)} {number(end + 3)}h12l-6 9z", "streamtip")
         label = "residual stream" if count == 1 else f"{count} residual streams"
         said = words(2, 11, f"{label}, {shape(wide)}", "small soft")
@@ -336,11 +333,22 @@ def _curve(points: Sequence[tuple[float, float]]) -> str:
     return d
 
 
-def _streams(type: str) -> int:
-    """Return how many residual streams a type has room for: the axis between tokens and channels."""
-    found = _SHAPED.fullmatch(type)
+def _stream_type(section: Section) -> str:
+    return next((port.type for port in section.inputs if port.role == "stream"), "")
+
+
+def stream_count(section: Section) -> int:
+    """Return how many residual streams a section has: an axis between tokens and channels."""
+    found = _SHAPED.fullmatch(_stream_type(section))
     dims = found[1].split(",") if found else []
     return int(dims[2]) if len(dims) == 4 and dims[2].strip().isdecimal() else 1
+
+
+def stream_lines(x: float, top: float, bottom: float, count: int) -> str:
+    """Draw residual streams from ``top`` to ``bottom``, at most four side by side."""
+    lanes = [(i - (count - 1) / 2) * 3.2 for i in range(count)] if count <= 4 else [-4.8, -1.6, 1.6, 4.8]
+    thin = None if count == 1 else "stroke-width:1.4"
+    return "".join(path(f"M{number(x + dx)} {number(top)}V{number(bottom)}", "stream", style=thin) for dx in lanes)
 
 
 def _return(x: float, bottom: float, stop: float, left: float) -> str:
@@ -354,14 +362,6 @@ def _return(x: float, bottom: float, stop: float, left: float) -> str:
     return path(f"{down}H{number(SPINE + 16)}", "edge") + path(
         f"M{number(SPINE + 18)} {number(stop - 4)}v8l-8 -4z", "tip"
     )
-
-
-def _lanes(count: int) -> list[float]:
-    return [0.0] if count == 1 else [(i - (count - 1) / 2) * 3.2 for i in range(min(count, 4))]
-
-
-def _thin(count: int) -> str | None:
-    return None if count == 1 else "stroke-width:1.4"
 
 
 def _short(node: Node) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from regraft.ir.errors.usage import MissingPackageError
 from regraft.views.boxes import WIDTH, glance
-from regraft.views.charting import cache_chart, parts_chart
+from regraft.views.charting import parts_chart
 from regraft.views.facts import Facts, layers_text
 from regraft.views.markup import Figure, cut, escaped, moved, number, rectangle, tag, width_of, words
 from regraft.views.numbers import context, count, size
@@ -31,7 +31,7 @@ def picture(name: str, scene: Scene, facts: Facts, *, operations: bool = False) 
     """
     layers = strip(scene, PAGE - 2 * EDGE)
     width = max(PAGE, layers.width + 2 * EDGE)
-    rows = [_head(name, facts), layers, _cards(scene, width - 2 * EDGE), _charts(facts)]
+    rows = [_head(name, facts), layers, _cards(scene, width - 2 * EDGE, [parts_chart(facts)])]
     if operations:
         rows += [_operations(section) for section in scene.sections]
     body, y = "", EDGE
@@ -92,30 +92,36 @@ def _head(name: str, facts: Facts) -> Figure:
     return Figure(room, 48, body + words(0, 42, cut(" · ".join(filter(None, said)), 13, room), "soft", size=13))
 
 
-def _cards(scene: Scene, room: float) -> Figure:
-    """Draw the kinds side by side, as many as fit, in the order of first use; what is outside of layers in a line."""
-    columns = max(1, int((room + GAP) // (WIDTH + 24 + GAP)))
-    body, y = "", 0.0
-    row: list[Figure] = []
+def _cards(scene: Scene, room: float, charts: Sequence[Figure]) -> Figure:
+    """Draw the kinds side by side, as many as fit, then the charts; what is outside of layers stands in a line."""
+    rows: list[list[Figure]] = [[]]
+    last = scene.kinds[-1] if scene.kinds else None
     for section in scene.sections:
-        if not section.layers:
-            body, y, row = _row(body, y, row)
-            line = _outside(section, room)
-            body += moved(0, y, line.body)
-            y += line.height + GAP
-            continue
-        row.append(_card(scene, section))
-        if len(row) == columns:
-            body, y, row = _row(body, y, row)
-    body, y, row = _row(body, y, row)
-    return Figure(room, max(0.0, y - GAP), body)
+        if section.layers:
+            _add(rows, _card(scene, section), room)
+        else:
+            rows += [[_outside(section, room)], []]
+        if section is last:
+            for chart in charts:
+                _add(rows, chart, room)
+    if last is None:
+        rows.append(list(charts))
+    body, y, width = "", 0.0, room
+    for row in filter(None, rows):
+        x = 0.0
+        for figure in row:
+            body += moved(x, y, figure.body)
+            x += figure.width + GAP
+        width = max(width, x - GAP)
+        y += max(figure.height for figure in row) + GAP
+    return Figure(width, max(0.0, y - GAP), body)
 
 
-def _row(body: str, y: float, cards: Sequence[Figure]) -> tuple[str, float, list[Figure]]:
-    """Put cards side by side at ``y``; return the body with them, where the next row begins, and an empty row."""
-    for i, card in enumerate(cards):
-        body += moved(i * (WIDTH + 24 + GAP), y, card.body)
-    return body, y + (max(card.height for card in cards) + GAP if cards else 0), []
+def _add(rows: list[list[Figure]], figure: Figure, room: float) -> None:
+    """Put a figure at the end of the last row, or into a new one where it has no room there."""
+    if rows[-1] and sum(each.width + GAP for each in rows[-1]) + figure.width > room:
+        rows.append([])
+    rows[-1].append(figure)
 
 
 def _card(scene: Scene, section: Section) -> Figure:
@@ -142,16 +148,6 @@ def _outside(section: Section, room: float) -> Figure:
     said = cut(f"{outside_words(section)} · {count(section.parameters)} parameters", 12, room - 180)
     body = rectangle(0, 0, room, 34, "panel", rx=8) + words(12, 22, section.name, "title")
     return Figure(room, 34, body + words(24 + width_of(section.name, 13, bold=True), 22, said, "soft"))
-
-
-def _charts(facts: Facts) -> Figure:
-    charts = [cache_chart(facts), parts_chart(facts)]
-    body, x, tall = "", 0.0, 0.0
-    for chart in charts:
-        body += moved(x, 0, chart.body)
-        x += chart.width + GAP
-        tall = max(tall, chart.height)
-    return Figure(x, tall, body)
 
 
 def _operations(section: Section) -> Figure:
