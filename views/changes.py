@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from regraft.views.diff import Diff, MemoryDiff, Rewiring
 from regraft.views.facts import Facts, layers_text
 from regraft.views.markup import escaped, tag
 from regraft.views.numbers import change, context, count, flops, size
+
+_TOGETHER = 3  # layers that read equally far back, from which on one line tells of all
 
 
 def changes(found: Diff, title: str) -> str:
@@ -17,7 +19,7 @@ def changes(found: Diff, title: str) -> str:
         tag("tr", tag("th", escaped(name), scope="row"), *(tag("td", escaped(each)) for each in cells))
         for name, *cells in _figures(found.before, found.after)
     )
-    told = [*(_memory(each) for each in found.memories), *(_rewired(each) for each in found.rewired)]
+    told = [*(_memory(each) for each in found.memories), *_rewirings(found.rewired)]
     listed = tag("ul", *(tag("li", escaped(each)) for each in told), class_="told") if told else ""
     if found.identical:
         listed = tag("p", "No operation, no memory and no figure differs.", class_="told")
@@ -50,7 +52,7 @@ def _layers(numbers: tuple[int, ...], verb: str = "") -> str:
 
 
 def _memory(found: MemoryDiff) -> str:
-    name = found.name.removeprefix("layers.*.")
+    name = _short(found.name)
     match found.status:
         case "added":
             return f"+ {_layers(found.layers, 'keep')} {name}: {found.after}"
@@ -60,8 +62,22 @@ def _memory(found: MemoryDiff) -> str:
             return f"~ {name} of {_layers(found.layers)}: {found.before} before, {found.after} now"
 
 
-def _rewired(found: Rewiring) -> str:
-    own = "its own" if len(found.layers) == 1 else "their own"
-    before, after = (own if each is None else f"that of layer {each}" for each in (found.before, found.after))
-    name = found.name.removeprefix("layers.*.")
-    return f"~ {name}: {_layers(found.layers, 'read')} {after} in place of {before}"
+def _rewirings(found: Sequence[Rewiring]) -> Iterator[str]:
+    """Yield who reads another memory than before; several layers that read equally far back together."""
+    back: dict[tuple[str, int], list[int]] = {}
+    for each in found:
+        if len(each.layers) == 1 and each.before is None and each.after is not None:
+            back.setdefault((each.name, each.layers[0] - each.after), []).append(each.layers[0])
+    together = {key: layers for key, layers in back.items() if len(layers) >= _TOGETHER}
+    for (name, far), layers in together.items():
+        whose = "the layer before" if far == 1 else f"{far} layers before"
+        yield f"~ {_short(name)}: {_layers(tuple(layers), 'read')} that of {whose} in place of their own"
+    for each in found:
+        if each.after is None or (each.name, each.layers[0] - each.after) not in together or len(each.layers) > 1:
+            own = "its own" if len(each.layers) == 1 else "their own"
+            before, after = (own if donor is None else f"that of layer {donor}" for donor in (each.before, each.after))
+            yield f"~ {_short(each.name)}: {_layers(each.layers, 'read')} {after} in place of {before}"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("layers.*.")

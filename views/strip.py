@@ -12,7 +12,7 @@ from regraft.views.palette import hatching, kind_style
 from regraft.views.pattern import Repeat, fold
 from regraft.views.scene import Form, Link, Scene
 
-CELL, LEAST = 34.0, 13.0  # pixels
+CELL, LEAST = 34.0, 12.0  # pixels
 HEIGHT, LANE, GLYPH = 36.0, 20.0, 13.0
 
 

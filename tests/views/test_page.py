@@ -116,6 +116,18 @@ def test_a_pass_shows_what_it_changed(tiny: Graph) -> None:
     assert ["hidden" in a for a in steps] == [True, False]
 
 
+def test_layers_that_read_equally_far_back_are_told_in_one_line() -> None:
+    before = lift(open_model("builtin:Qwen3-0.6B")).graph
+    after = before.copy()
+    for layer in (1, 3, 5, 9, 10):
+        for op in after.in_layer(layer, Attend):
+            after.set_operand(op, "memory", after[f"layers.{8 if layer > 8 else layer - 1}.attn.memory"])
+    after.drop_dead()
+    said = [text for _, text in Outline(page("x", [Step("a", "", before), Step("b", "", after, 0)], (64,))).texts]
+    assert "~ attn.memory: layers 1, 3, 5 read that of the layer before in place of their own" in said
+    assert "~ attn.memory: layers 9..10 read that of layer 8 in place of their own" in said
+
+
 def test_pictures_that_stand_already_are_not_repeated(tiny: Graph) -> None:
     once = page("tiny", [Step("as lifted", "", tiny)], (64,))
     twice = page("tiny", [Step("as lifted", "", tiny), Step("nothing", "", tiny.copy(), 0)], (64,))
