@@ -1,0 +1,162 @@
+"""What fitted passes do to the trained models of examples/, beside the baselines that others use.
+
+    python benchmarks/quality.py [NAME ...] [--seeds 0 1] [--tokens 65536] [--list]
+
+Each row is a recipe and a baseline on one model: both are fitted on the same windows of the bundled text and compared
+by mean KL to the original on held-out text, context 512. The ratio's bar is that of the project's own aims. A row is
+measured for every seed that draws calibration windows. Merges into benchmarks/results/quality.json, so that single rows
+can be measured anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from regraft.ir.source import Source
+    from regraft.model import Model
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+HELD_OUT = ROOT / "examples" / "text" / "heldout.txt"
+CONTEXT, JUDGED = 512, 32768
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe beside a baseline, both pipeline strings; ``bar`` is the largest ratio of their KL that will do."""
+
+    name: str
+    model: str
+    ours: str
+    baseline: str
+    bar: float
+
+
+ROWS = (
+    Row(
+        "window on half the layers, chosen by KL / the last half",
+        "tiny-llama",
+        "window{window=64, choose=3}",
+        'window{window=64, layers="3..5"}',
+        0.5,
+    ),
+    Row(
+        "window on half the layers, chosen by KL / the last half",
+        "tiny-qwen3",
+        "window{window=64, choose=4}",
+        'window{window=64, layers="4..7"}',
+        0.5,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its tensors and the windows to judge by."""
+
+    model: Model
+    source: Source
+    held_out: torch.Tensor
+
+
+@cache
+def subject(name: str) -> Subject:
+    """Return one of the models of examples/."""
+    from regraft.model import lift
+
+    model = lift(ROOT / "examples" / name)
+    return Subject(model, model.require_source(), windows(model, HELD_OUT, JUDGED, 0))
+
+
+def windows(model: Model, text: Path, tokens: int, seed: int) -> torch.Tensor:
+    """Return windows of a text, int64 ``[N, CONTEXT]``."""
+    from regraft.passes.fitting.text import load_tokenizer, read_windows
+
+    return read_windows(text, load_tokenizer(model.files), model.vocab, model.begin, CONTEXT, tokens, seed).tokens
+
+
+def divergence(name: str, pipeline: str, seed: int, tokens: int) -> dict[str, Any]:
+    """Return what a recipe does to a model: its KL to the original in nats a token, and its decisions."""
+    from regraft.ir.cost import cache_bytes
+    from regraft.passes.fitting.damage import Damage
+    from regraft.passes.fitting.measure import Measurements
+    from regraft.passes.fitting.text import SAMPLE, text_path
+    from regraft.passes.pipeline import run_pipeline
+    from regraft.passes.recipe import parse_pipeline
+
+    began = time.perf_counter()
+    on = subject(name)
+    fit = windows(on.model, text_path(SAMPLE), tokens, seed)
+    measure = Measurements(on.model.graph, on.source, fit)
+    result = run_pipeline(on.model.graph, parse_pipeline(pipeline), measure)
+    (found,) = Damage(result.graph, on.model.graph, on.source, fit, on.held_out).measure([lambda graph: None])
+    before, after = (cache_bytes(graph, CONTEXT) for graph in (on.model.graph, result.graph))
+    decided = ",".join(str(step) for step in result.recipe.passes)
+    seconds = round(time.perf_counter() - began, 1)
+    return {"kl": found, "cache": after / before, "decided": decided, "seconds": seconds}
+
+
+def measure(row: Row, seeds: list[int], tokens: int) -> dict[str, Any]:
+    """Return a row's results: both recipes for each seed, and the median of the ratios."""
+    runs: list[dict[str, Any]] = [
+        {
+            "seed": seed,
+            **{side: divergence(row.model, getattr(row, side), seed, tokens) for side in ("ours", "baseline")},
+        }
+        for seed in seeds
+    ]
+    ratio = statistics.median(run["ours"]["kl"] / run["baseline"]["kl"] for run in runs)
+    facts = {"model": row.model, "ours": row.ours, "baseline": row.baseline, "bar": row.bar}
+    return {**facts, "ratio": ratio, "reached": ratio <= row.bar, "tokens": tokens, "runs": runs}
+
+
+def chosen(names: list[str]) -> list[Row]:
+    """Return the rows whose name or model contains one of ``names``; all rows if there are none."""
+    return [row for row in ROWS if not names or any(name in f"{row.name} {row.model}" for name in names)]
+
+
+def main() -> int:
+    """Measure, print and write; return 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description="What fitted passes do to trained models, beside baselines.")
+    parser.add_argument("names", nargs="*", help="parts of rows' names or models; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--tokens", type=int, default=65536)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows = chosen(given.names)
+    for row in rows if given.list else ():
+        print(f"{row.model:10}  {row.name}\n    {row.ours}\n    {row.baseline}")
+    missed = 0
+    for row in () if given.list else rows:
+        found = measure(row, given.seeds, given.tokens)
+        missed += not found["reached"]
+        sides = "  ".join(f"{run['ours']['kl']:.4f} / {run['baseline']['kl']:.4f}" for run in found["runs"])
+        print(f"{row.model:10}  {row.name:60}  {found['ratio']:.3f}  bar {row.bar:g}   {sides}", flush=True)
+        write(row, found)
+    return 1 if missed else 0
+
+
+def write(row: Row, found: dict[str, Any]) -> None:
+    """Put a row into the results, beside those that are there."""
+    before: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    rows = {**before.get("rows", {}), f"{row.model}: {row.name}": found}
+    after = {"torch": torch.__version__, "rows": dict(sorted(rows.items()))}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(after, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
