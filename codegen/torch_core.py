@@ -155,7 +155,8 @@ def _clamp(op: Clamp, at: Scope) -> Code:
 
 
 def _grouped_linear(op: GroupedLinear, at: Scope) -> Code:
-    return Code(f"{at.helper('grouped_linear')}({at.of(op.x).text}, {at.of(op.weight).text})")
+    name = at.helper("grouped_linear_back" if op.transposed else "grouped_linear")
+    return Code(f"{name}({at.of(op.x).text}, {at.of(op.weight).text})")
 
 
 CORE: Mapping[type[Op], Callable[[Any, Scope], Code]] = {

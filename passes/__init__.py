@@ -15,6 +15,8 @@ PASSES = {
     "budget-heads": "regraft.passes.budget_heads:BudgetHeads",
     "merge-kv-heads": "regraft.passes.merge_kv_heads:MergeKVHeads",
     "window": "regraft.passes.window:Window",
+    "absorb-mla": "regraft.passes.latent_forms:AbsorbMLA",
+    "expand-mla": "regraft.passes.latent_forms:ExpandMLA",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }

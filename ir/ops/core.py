@@ -65,24 +65,38 @@ class Linear(Op):
 class GroupedLinear(Op):
     """Multiply each group of channels by rows of its own: ``[O, I]`` holds as many rows for each, group by group.
 
+    With ``transposed`` each group's rows are multiplied the other way: ``[G * I, O]`` holds ``I`` rows for each, and
+    they are added up, each times its channel. So one matrix serves both to expand a latent and to go back to it.
+
     Example:
         %y = core.grouped_linear %x, %w : bf16[B, T, 8, 64]
     """
 
     x = operand("... G I", dtype="float")
-    weight = operand("O I", dtype="float")
+    weight = operand("R C", dtype="float")
     out = result()
+    transposed = defaulted(BOOL, False)
+
+    def verify(self, dim: Dims) -> None:
+        groups, width, rows = dim.size("G"), dim.size("I"), dim.size("R")
+        if self.transposed:
+            if rows != groups * width:
+                problem = f"{rows} rows for {groups} groups of {width} channels"
+                raise OpRuleError(op=self.label, problem=problem, fix=f"{groups * width} rows, one for each channel")
+        elif rows % groups or dim["C"] != width:
+            problem = f"{rows} rows for {groups} groups"
+            problem += "" if dim["C"] == width else f", of {dim['C']} columns for {width} channels"
+            raise OpRuleError(op=self.label, problem=problem, fix="as many rows for each, a column for each channel")
 
     def infer(self, dim: Dims) -> tuple[Type, ...]:
-        groups, rows = dim.size("G"), dim.size("O")
-        if rows % groups:
-            raise OpRuleError(op=self.label, problem=f"{rows} rows for {groups} groups", fix="as many rows for each")
-        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1], rows // groups),)
+        width = dim.size("C") if self.transposed else dim.size("R") // dim.size("G")
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1], width),)
 
     def reference(self, run: Run, x: Tensor, weight: Tensor) -> Tensor:
         import torch
 
-        return torch.einsum("...gi,goi->...go", x, weight.unflatten(0, (x.shape[-2], -1)))
+        form = "...gi,gio->...go" if self.transposed else "...gi,goi->...go"
+        return torch.einsum(form, x, weight.unflatten(0, (x.shape[-2], -1)))
 
     def flops(self, at: Sizes) -> int:
         return 2 * self.out.tensor.elements(at) * evaluate(self.x.tensor.shape[-1], at)

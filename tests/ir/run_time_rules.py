@@ -318,9 +318,9 @@ def clamp(m: Making) -> Sequence[Value]:
 
 @rule("core.grouped_linear")
 def grouped_linear(m: Making) -> Sequence[Value]:
-    groups, of, rows = m.size(), m.size(), m.size()
-    dtype, x = _channels(m, groups, of)
-    return m.add("core.grouped_linear", x, m.weight(dtype, groups * rows, of))
+    groups, of, rows, transposed = m.size(), m.size(), m.size(), m.draw(st.booleans())
+    dtype, x = _channels(m, groups, rows if transposed else of)
+    return m.add("core.grouped_linear", x, m.weight(dtype, groups * rows, of), transposed=transposed)
 
 
 @rule("moe.assign")

@@ -316,3 +316,10 @@ def test_weights_made_from_nothing() -> None:
     assert torch.equal(drawn, made("weight.random", 100, 100, std=0.5, seed=3))
     assert not torch.equal(drawn, made("weight.random", 100, 100, std=0.5, seed=4))
     assert 0.49 < float(drawn.std()) < 0.51
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_linear_is_a_matrix_for_each_group(transposed: bool) -> None:
+    x, blocks = random(2, 3, 4, 5), random(4, 5, 6, seed=1) if transposed else random(4, 6, 5, seed=1)
+    expected = torch.stack([x[:, :, g] @ (m if transposed else m.T) for g, m in enumerate(blocks)], 2)
+    assert close(compute("core.grouped_linear", x, blocks.flatten(0, 1), transposed=transposed), expected)
