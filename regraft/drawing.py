@@ -106,10 +106,9 @@ def _html(subject: _Subject) -> str:
 def _svg(subject: _Subject, *, themes: bool = True) -> str:
     from regraft.views.facts import facts
     from regraft.views.picture import svg
-    from regraft.views.staging import scene
 
     known = facts(subject.graph, subject.contexts)
-    return svg(subject.name, scene(subject.graph), known, operations=subject.operations, themes=themes)
+    return svg(subject.name, subject.graph, known, operations=subject.operations, themes=themes)
 
 
 def _png(subject: _Subject) -> bytes:

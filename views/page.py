@@ -10,6 +10,7 @@ from importlib.resources import files
 from regraft.ir.graph import Graph
 from regraft.views import glyphs
 from regraft.views.boxes import glance
+from regraft.views.cache_chart import cache_chart, curves, in_words
 from regraft.views.changes import changes
 from regraft.views.charting import parts_chart
 from regraft.views.compare import diff
@@ -265,9 +266,12 @@ class _Page:
         return _scroll(svg, label, data_graph=self.drawn[svg])
 
     def _charts(self, shown: _Shown) -> str:
+        before = self.steps[0].step.graph if shown.step.since is not None else None
+        known = shown.facts
+        drawn = curves(shown.step.graph, max(known.contexts[-1], known.trained_context or 0), before)
         charts = "".join(
-            tag("figure", _scroll(chart.svg(said), said))
-            for chart, said in ((parts_chart(shown.facts), _parts_said(shown.facts)),)
+            tag("figure", _scroll(chart.svg(words), words))
+            for chart, words in ((cache_chart(drawn), in_words(drawn)), (parts_chart(known), _parts_said(known)))
         )
         return tag("section", tag("h2", "What it costs"), tag("div", charts, class_="charts"), class_="costs")
 

@@ -30,7 +30,13 @@ ROLES: dict[str, tuple[str, str]] = {
     "added": ("#00694d", "#3ecf9f"),
     "removed": ("#b04a00", "#ff9a5c"),
     "changed": ("#8a3d6b", "#e3a1c8"),
+    "curve-0": ("#0060a0", "#6cbcf5"),
+    "curve-1": ("#b04a00", "#ff9a5c"),
+    "curve-2": ("#00694d", "#3ecf9f"),
+    "curve-3": ("#8a3d6b", "#e3a1c8"),
 }
+
+_DASHES = ("", "7 4", "2 3", "8 3 2 3")
 
 OPS = {  # the bar at an operation's left, by what the operation does
     "map": ("#0072B2", "#56B4E9"),
@@ -121,6 +127,10 @@ def _themed(theme: int) -> str:
 def _sheet(roles: dict[str, str], ops: dict[str, str]) -> str:
     named = {role.replace("-", "_"): colour for role, colour in roles.items()}
     rules = _RULES.format(sans=SANS, mono=MONO, **named).replace("\n", "")
+    for i, dash in enumerate(_DASHES):
+        colour = roles[f"curve-{i}"]
+        dashed = f";stroke-dasharray:{dash}" if dash else ""
+        rules += f".c{i}{{fill:none;stroke:{colour};stroke-width:{1.8 if i else 2.6}{dashed}}}.m{i}{{fill:{colour}}}"
     rules += "".join(f".op-{name}{{fill:{colour}}}.bar-{name}{{border-color:{colour}}}" for name, colour in ops.items())
     for i, (fill, ink) in enumerate(zip(KINDS, _ON_KIND, strict=True)):
         rules += f".k{i}{{fill:{fill}}}.on-k{i}{{fill:{ink}}}.bg-k{i}{{background:{fill};color:{ink}}}"

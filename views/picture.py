@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.ir.errors.usage import MissingPackageError
+from regraft.ir.graph import Graph
 from regraft.views.boxes import WIDTH, glance
+from regraft.views.cache_chart import cache_chart, curves
 from regraft.views.charting import parts_chart
 from regraft.views.facts import Facts, layers_text
 from regraft.views.markup import Figure, cut, escaped, moved, number, rectangle, tag, width_of, words
@@ -14,26 +16,29 @@ from regraft.views.opgraph import op_graph
 from regraft.views.palette import kind_style, picture_style
 from regraft.views.pattern import fold, spelled
 from regraft.views.scene import Scene, Section
+from regraft.views.staging import scene
 from regraft.views.strip import strip
 
 PAGE, EDGE, GAP = 1200.0, 24.0, 16.0  # pixels: the least width, the margin, and between cards
 PNG_SCALE = 2.0
 
 
-def picture(name: str, scene: Scene, facts: Facts, *, operations: bool = False) -> Figure:
+def picture(name: str, graph: Graph, facts: Facts, *, operations: bool = False) -> Figure:
     """Return a model as one picture: its figures, its layers, what each kind of layer is made of, what it costs.
 
     Args:
         name: The model's name, any text.
-        scene: What the picture shows.
-        facts: The facts of the same graph, at one context or more.
+        graph: A verified graph.
+        facts: Its facts, at one context or more.
         operations: Draw every operation of every kind as well.
     """
-    layers = strip(scene, PAGE - 2 * EDGE)
+    shown = scene(graph)
+    layers = strip(shown, PAGE - 2 * EDGE)
+    charts = [cache_chart(curves(graph, max(facts.contexts[-1], facts.trained_context or 0))), parts_chart(facts)]
     width = max(PAGE, layers.width + 2 * EDGE)
-    rows = [_head(name, facts), layers, _cards(scene, width - 2 * EDGE, [parts_chart(facts)])]
+    rows = [_head(name, facts), layers, _cards(shown, width - 2 * EDGE, charts)]
     if operations:
-        rows += [_operations(section) for section in scene.sections]
+        rows += [_operations(section) for section in shown.sections]
     body, y = "", EDGE
     for row in rows:
         body += moved(EDGE, y, row.body)
@@ -42,11 +47,12 @@ def picture(name: str, scene: Scene, facts: Facts, *, operations: bool = False) 
     return Figure(width, y - GAP + EDGE, body)
 
 
-def svg(name: str, scene: Scene, facts: Facts, *, operations: bool = False, themes: bool = True) -> str:
+def svg(name: str, graph: Graph, facts: Facts, *, operations: bool = False, themes: bool = True) -> str:
     """Return the picture as a file, dark where the reader's system is if ``themes`` is set."""
-    drawn = picture(name, scene, facts, operations=operations)
-    said = f"{name}: {facts.layers} layers of {len(scene.kinds)} kinds, pattern {spelled(fold(scene.letters))}. "
-    said += " ".join(f"Kind {kind.key}, {layers_text(kind.layers)}: {kind.words}." for kind in scene.kinds)
+    drawn = picture(name, graph, facts, operations=operations)
+    shown = scene(graph)
+    said = f"{name}: {facts.layers} layers of {len(shown.kinds)} kinds, pattern {spelled(fold(shown.letters))}. "
+    said += " ".join(f"Kind {kind.key}, {layers_text(kind.layers)}: {kind.words}." for kind in shown.kinds)
     return (
         tag(
             "svg",
@@ -92,18 +98,17 @@ def _head(name: str, facts: Facts) -> Figure:
     return Figure(room, 48, body + words(0, 42, cut(" · ".join(filter(None, said)), 13, room), "soft", size=13))
 
 
-def _cards(scene: Scene, room: float, charts: Sequence[Figure]) -> Figure:
+def _cards(shown: Scene, room: float, charts: Sequence[Figure]) -> Figure:
     """Draw the kinds side by side, as many as fit, then the charts; what is outside of layers stands in a line."""
     rows: list[list[Figure]] = [[]]
-    last = scene.kinds[-1] if scene.kinds else None
-    for section in scene.sections:
+    last = shown.kinds[-1] if shown.kinds else None
+    for section in shown.sections:
         if section.layers:
-            _add(rows, _card(scene, section), room)
+            _add(rows, _card(shown, section), room)
         else:
             rows += [[_outside(section, room)], []]
         if section is last:
-            for chart in charts:
-                _add(rows, chart, room)
+            _place_charts(rows, charts, room)
     if last is None:
         rows.append(list(charts))
     body, y, width = "", 0.0, room
@@ -117,6 +122,21 @@ def _cards(scene: Scene, room: float, charts: Sequence[Figure]) -> Figure:
     return Figure(width, max(0.0, y - GAP), body)
 
 
+def _place_charts(rows: list[list[Figure]], charts: Sequence[Figure], room: float) -> None:
+    """Put charts beside the last cards, one above the other if there is room for a column only, else into a new row."""
+    free = room - sum(each.width + GAP for each in rows[-1])
+    if free >= sum(chart.width + GAP for chart in charts) - GAP:
+        rows[-1] += charts
+    elif free >= (wide := max(chart.width for chart in charts)):
+        body, y = "", 0.0
+        for chart in charts:
+            body += moved(0, y, chart.body)
+            y += chart.height + GAP
+        rows[-1].append(Figure(wide, y - GAP, body))
+    else:
+        rows.append(list(charts))
+
+
 def _add(rows: list[list[Figure]], figure: Figure, room: float) -> None:
     """Put a figure at the end of the last row, or into a new one where it has no room there."""
     if rows[-1] and sum(each.width + GAP for each in rows[-1]) + figure.width > room:
@@ -124,8 +144,8 @@ def _add(rows: list[list[Figure]], figure: Figure, room: float) -> None:
     rows[-1].append(figure)
 
 
-def _card(scene: Scene, section: Section) -> Figure:
-    look = kind_style(scene.kinds.index(section))
+def _card(shown: Scene, section: Section) -> Figure:
+    look = kind_style(shown.kinds.index(section))
     inner = glance(section)
     wide = max(26.0, width_of(section.key, 14, bold=True) + 12)
     body = rectangle(0, 0, WIDTH + 24, inner.height + 66, "panel", rx=10)

@@ -30,7 +30,7 @@ def _texts(picture: str) -> list[str]:
 
 @pytest.mark.parametrize("operations", [False, True])
 def test_the_picture_is_xml_that_names_every_kind(tiny: Graph, operations: bool) -> None:
-    picture = svg("tiny", scene(tiny), facts(tiny, (64,)), operations=operations)
+    picture = svg("tiny", tiny, facts(tiny, (64,)), operations=operations)
     said = _texts(picture)
     assert "tiny" in said
     assert {"full ×1", "sliding ×2", "full reader ×1"} <= {re.sub(" +", " ", text) for text in said}
@@ -41,18 +41,18 @@ def test_the_picture_is_xml_that_names_every_kind(tiny: Graph, operations: bool)
 
 
 def test_a_name_that_is_markup_stays_text(tiny: Graph) -> None:
-    picture = svg(EVIL, scene(tiny), facts(tiny, (64,)))
+    picture = svg(EVIL, tiny, facts(tiny, (64,)))
     assert "<script" not in picture
     assert any("<script>alert('x')</script> & \"quotes\"" in text for text in _texts(picture))
 
 
 def test_equal_graphs_give_equal_bytes(tiny: Graph) -> None:
-    first, second = (svg("tiny", scene(g), facts(g, (64,)), operations=True) for g in (tiny, tiny.copy()))
+    first, second = (svg("tiny", g, facts(g, (64,)), operations=True) for g in (tiny, tiny.copy()))
     assert first == second
 
 
 def test_shared_memories_have_a_rail_and_a_label(tiny: Graph) -> None:
-    assert "KV memory of layer 0, read by 3" in svg("tiny", scene(tiny), facts(tiny, (64,)))
+    assert "KV memory of layer 0, read by 3" in svg("tiny", tiny, facts(tiny, (64,)))
 
 
 @pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "ZAYA1-8B", "Qwen3-Next-80B-A3B", "gemma-4-E2B"])
