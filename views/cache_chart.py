@@ -93,7 +93,7 @@ def _axes(xs: Sequence[float], low: int, high: int, at: Callable[[float, float],
         body += path(f"M{number(left)} {number(y)}H{number(right)}", "line") + words(
             left - 8, y + 4, size(2**power), "small soft end"
         )
-    for power in xs[:: 2 if len(xs) > 6 else 1]:
+    for power in xs[:: -2 if len(xs) > 6 else -1]:
         x, y = at(power, low)
         body += path(f"M{number(x)} {number(y)}v5", "line") + words(x, y + 18, context(int(2**power)), "small soft mid")
     return body

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
@@ -50,7 +51,7 @@ def test_curves_rise_to_the_right_and_labels_do_not_meet(tiny: Graph) -> None:
         assert len(points) == len(curve.points)
     places = sorted(float(y) for y in re.findall(r'y="([\d.]+)" class="small(?: bold)?">[hw]', body))
     assert len(places) == 4
-    assert all(below - above >= 14 for above, below in zip(places, places[1:], strict=False))
+    assert all(below - above >= 14 for above, below in pairwise(places))
 
 
 def test_a_model_that_keeps_nothing_says_so() -> None:
