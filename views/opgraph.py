@@ -389,8 +389,8 @@ def _port_lines(port: Port) -> tuple[str, str]:
     given = port.id.startswith("out:")
     match port.role:
         case "memory":
-            layers = ", ".join(dict.fromkeys(_place(origin) for origin in port.origins))
-            return ("memory", "read by other layers" if given else f"of {cut(layers, 11, 130)}")
+            layers = cut(", ".join(dict.fromkeys(_place(origin) for origin in port.origins)), 11, 130)
+            return ("memory", f"of {layers}, read by others" if given else f"of {layers}")
         case "tokens":
             return ("tokens", port.type)
         case _:

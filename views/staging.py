@@ -110,11 +110,10 @@ def _kind(kind: Kind, key: str, at: Sizes) -> Section:
         if not v.is_weight
     ]
     last = stream[-1] if stream else None
-    outputs = [
-        _port(f"out:{first.local(v.name)}", first.local(v.name), v, "stream" if v is last else _role(v), (), first)
-        for v in first.outputs
-        if not v.is_weight
-    ]
+    outputs: list[Port] = []
+    for v, origins in _given(kind):
+        local = first.local(v.name)
+        outputs.append(_port(f"out:{local}", local, v, "stream" if v is last else _role(v), origins, first))
 
     def name(value: Value) -> str:
         return param.get(value) or first.local(value.name)
@@ -136,6 +135,17 @@ def _kind(kind: Kind, key: str, at: Sizes) -> Section:
 def _elements(nodes: Sequence[Node]) -> int:
     """Return the numbers in the parameters that nodes read, each parameter once."""
     return sum({weight.name: weight.elements for node in nodes for weight in node.weights}.values())
+
+
+def _given(kind: Kind) -> list[tuple[Value, tuple[str, ...]]]:
+    """Return what some layer of a kind gives away, as the first layer has it, with its names in the layers that do."""
+    names: dict[str, list[str]] = {}
+    for layer in kind.layers:
+        for value in layer.outputs:
+            names.setdefault(layer.local(value.name), []).append(value.name)
+    first = kind.layers[0]
+    made = [v for op in first.ops if not op.weight_time for v in op.results]
+    return [(v, tuple(names[first.local(v.name)])) for v in made if first.local(v.name) in names]
 
 
 def _origins(kind: Kind, index: int) -> tuple[str, ...]:

@@ -57,8 +57,12 @@ def strands(nodes: Sequence[Node], ends: Set[str] = frozenset()) -> list[list[No
             if source in home:
                 found[i].before[home[source]] = None
                 found[home[source]].after[i] = None
-    while _merge_once(found, ends):
-        pass
+    changed = True
+    while changed:
+        changed = False
+        for i in list(found):
+            while i in found and _grow(found, i, ends):
+                changed = True
     return [found[i].nodes for i in sorted(found)]
 
 
@@ -68,32 +72,25 @@ def sources(node: Node) -> list[str]:
     return [operand.source for operand in node.operands if operand.slot not in left_out]
 
 
-def _merge_once(found: dict[int, Strand], ends: Set[str]) -> bool:
-    for i in sorted(found):
-        strand = found[i]
-        if strand.alone or strand.nodes[-1].id in ends:
-            continue
-        if (
-            len(strand.before) == 1
-            and not strand.after
-            and all(n.opname == "mem.pos" for n in strand.nodes)
-            and (other := _fellow(found, i)) is not None
-        ):
-            _join(found, other, [i])
-            return True
-        if len(strand.after) == 1:
-            (only,) = strand.after
-            if len(found[only].before) == 1 and not found[only].alone:
-                _join(found, i, [only])
-                return True
-        if end := _diamond(found, i):
-            _join(found, i, end)
-            return True
-    return False
+def _grow(found: dict[int, Strand], i: int, ends: Set[str]) -> bool:
+    """Join a strand with what follows it alone, if anything does; return whether it was."""
+    strand = found[i]
+    if strand.alone or strand.nodes[-1].id in ends:
+        return False
+    if all(node.opname == "mem.pos" for node in strand.nodes) and (beside := _beside(found, i)) is not None:
+        _join(found, beside, [i])
+        return True
+    follows = list(strand.after) if len(strand.after) == 1 else _diamond(found, i)
+    if not follows or (len(follows) == 1 and (len(found[follows[0]].before) > 1 or found[follows[0]].alone)):
+        return False
+    _join(found, i, follows)
+    return True
 
 
-def _fellow(found: Mapping[int, Strand], i: int) -> int | None:
-    """Return the strand beside a reading of positions that reads the same memory."""
+def _beside(found: Mapping[int, Strand], i: int) -> int | None:
+    """Return the strand that reads the rows whose positions ``i`` gives to nobody but rotations."""
+    if found[i].after or len(found[i].before) != 1:
+        return None
     (memory,) = found[i].before
     return next((j for j in found[memory].after if j != i and found[j].nodes[0].opname == "mem.read"), None)
 

@@ -108,6 +108,14 @@ def test_readers_of_shared_memories() -> None:
     assert links == {13: tuple(n for n in range(15, 35) if n % 5 != 4), 14: (19, 24, 29, 34)}
 
 
+def test_what_some_layers_of_a_kind_give_away_is_a_port_with_their_names() -> None:
+    found = _bundled("gemma-4-E2B")
+    given = {kind.key: {port.name: port.origins for port in kind.outputs} for kind in found.kinds}
+    assert given["A"]["attn.memory"] == ("layers.13.attn.memory",)
+    assert given["B"]["attn.memory"] == ("layers.14.attn.memory",)
+    assert list(given["C"]) == ["out"]
+
+
 def test_equal_operations_outside_of_layers_stand_as_one() -> None:
     before = _bundled("gemma-4-E2B").sections[0]
     slices = [node for node in before.nodes if node.times > 1]
