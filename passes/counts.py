@@ -20,7 +20,7 @@ HEADS_FORM = (
 )
 
 
-def _read_count(node: Node, owner: str, name: str) -> Count:
+def _read_count(node: Node, owner: str, name: str, form: str = HEADS_FORM) -> Count:
     value = node.scalar
     if isinstance(value, float):
         if not 0 < value <= 1:
@@ -28,8 +28,12 @@ def _read_count(node: Node, owner: str, name: str) -> Count:
             raise OptionRangeError(owner=owner, name=name, found=node, legal=legal, where=str(node.place))
         return value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise type_error(node, owner, name, HEADS_FORM)
+        raise type_error(node, owner, name, form)
     return read_integer(node, owner, name, 1, MOST_HEADS)
+
+
+COUNT_FORM = "a count, or a share such as 0.5"
+COUNT: OptionKind[Count] = OptionKind(COUNT_FORM, lambda node, owner, name: _read_count(node, owner, name, COUNT_FORM))
 
 
 def _read_heads(node: Node, owner: str, name: str) -> Heads:

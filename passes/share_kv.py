@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NoReturn
 
 from regraft.ir.errors.base import nearest
@@ -13,12 +14,11 @@ from regraft.ir.errors.recipe import (
     MissingKeyError,
     NoLegalDonorError,
     OptionConflictError,
+    OptionRangeError,
     StructureError,
 )
-from regraft.ir.graph import Graph, layer_of
+from regraft.ir.graph import Graph
 from regraft.ir.kinds import ranges
-from regraft.ir.op import Op, Value
-from regraft.ir.ops.attn import Attend
 from regraft.passes.base import (
     BOOL,
     Constraints,
@@ -35,17 +35,22 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
-from regraft.passes.fitting.align import align_queries
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
+from regraft.passes.counts import COUNT, Count
+from regraft.passes.fitting.donors import Donors, Pair, best_sets, dissimilarities, most_readers
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_refusal
+from regraft.passes.fitting.sharing import LEVELS, ReadDonor, Sharing
 from regraft.passes.located import Node, Plain
-from regraft.passes.matching.rewrite import Editor, Rule, drive
-from regraft.passes.matching.sites import Attention, Output, Refusal, attentions, key_rotation, output_of, rotation_text
+from regraft.passes.matching.rewrite import drive
+from regraft.passes.matching.sharing import collapsed, groups_of_kind, legal_donors, misfit
+from regraft.passes.matching.sites import Attention, Refusal, attentions, output_of
 from regraft.passes.selection import MOST_LAYERS, Selection, read_selection
 
 Groups = tuple[tuple[int, ...], ...]
 Donor = str | int | Mapping[int, int]
 
 NEEDS = "a reader needs its donor's attention kind, window, KV heads, head width and rotary base"
+CHOSEN = ("measured", "similar")  # by what the calibration text shows
+DONOR_FORM = "nearest, measured, similar, a layer, or a map {reader: donor}"
 
 
 def _read_layers(node: Node, owner: str, name: str) -> Selection | Groups:
@@ -77,13 +82,13 @@ def _read_donor(node: Node, owner: str, name: str) -> Donor:
         return read_integer(node, owner, name, 0, MOST_LAYERS)
     if not isinstance(node.scalar, str):
         raise type_error(node, owner, name, DONOR_FORM)
-    if node.scalar != "nearest":
-        near = nearest(node.scalar, ["nearest"])
+    words = ("nearest", *CHOSEN)
+    if node.scalar not in words:
+        near = nearest(node.scalar, words)
         raise ChoiceError(owner=owner, name=name, found=node, near=near, legal=DONOR_FORM, where=str(node.place))
     return node.scalar
 
 
-DONOR_FORM = "nearest, a layer, or a map {reader: donor}"
 READERS: OptionKind[Selection | Groups] = OptionKind(
     "layers, or groups such as [[0, 1], [2, 3]]", _read_layers, _spell_layers
 )
@@ -95,9 +100,13 @@ class ShareKV(Pass):
     """Let layers read an earlier layer's keys and values instead of their own.
 
     A reader's own keys and values are no longer made or kept, so its cache goes. Layer inputs differ, so their keys do
-    too, even under equal projections. With ``refit`` the reader's queries are turned towards the donor's keys, by a
-    complex factor for each head and rotary frequency, and then its output projection is fitted to the original's
-    residual stream; without, nothing makes up for the change.
+    too, even under equal projections. What is adapted to the reader goes by level: at ``gauge`` its queries are turned
+    towards the donor's keys, by a complex factor for each head and rotary frequency, and its output projection towards
+    the donor's values, by a map for each KV head; at ``raw`` nothing is. With ``refit`` the output projection is fitted
+    to the original's residual stream instead, whatever the level.
+
+    ``donor: measured`` takes the pairs, or with ``choose`` the readers too, whose sharing diverges least from the
+    original on calibration text, after the fits. ``similar`` is a baseline: the pairs whose caches are most alike.
     """
 
     name: ClassVar[str] = "share-kv"
@@ -109,22 +118,55 @@ class ShareKV(Pass):
 
     layers: Selection | Groups | None = optional_option(READERS, "the readers; in a group the first layer is the donor")
     groups: int | None = optional_option(integer(2, 1024), "make groups of so many layers of one kind, in order")
-    donor: Donor = option(DONOR, "nearest", "whose memory they read; nearest is the last earlier layer that fits")
-    level: str = option(choice("raw"), "raw", "what is adapted to the reader; raw: nothing")
-    refit: bool = option(BOOL, True, "fit the reader's queries and its output projection in closed form")
-    queries: bool = option(BOOL, True, "within a refit, turn the queries towards the donor's keys")
+    last: int | None = optional_option(
+        integer(1, MOST_LAYERS), "the last so many layers read the last own layer of their kind, as in Gemma 3n"
+    )
+    choose: Count | None = optional_option(
+        COUNT, "so many readers among the layers, with donors measured or similar; a share is of all with attention"
+    )
+    donor: Donor = option(
+        DONOR, "nearest", "whose memory they read; nearest is the last earlier layer that fits and is no reader"
+    )
+    within: int | None = optional_option(integer(1, MOST_LAYERS), "measure only donors at most so many layers before")
+    finalists: int = option(
+        integer(1, 1000), 8, "of the sets of readers that measure best pair by pair, measure so many whole"
+    )
+    level: str | None = optional_option(
+        choice(*LEVELS), "what is adapted to the reader; by default gauge with refit, and raw without"
+    )
+    refit: bool = option(BOOL, True, "fit the output projection in closed form")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
-    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight")
+    ridge: float = option(RIDGES, RIDGE, "how strongly fits are drawn to the old weights")
+    assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``donor`` is right in number only
+
+    @property
+    def adapted(self) -> str:
+        """The level, as given or by default."""
+        return self.level or ("gauge" if self.refit else "raw")
 
     @property
     def claim(self) -> Preserves:
         """``refit``, or ``structural`` where nothing is fitted."""
-        return "refit" if self.refit else "structural"
+        return "refit" if self.refit or self.adapted != "raw" else "structural"
+
+    @property
+    def needs_data(self) -> bool:
+        """While donors are still to be chosen by what text shows."""
+        return self.donor in CHOSEN
+
+    @property
+    def open_choice(self) -> tuple[str, str]:
+        """Divergence, or likeness, chooses the donors."""
+        return "the caches' likeness" if self.donor == "similar" else "measured divergence", "donor"
 
     @property
     def needs_text(self) -> str:
-        """The refit needs text."""
-        return "the refit" if self.refit else ""
+        """Fits need text, and so does the choice of donors."""
+        if self.refit:
+            return "the refit"
+        if self.adapted != "raw":
+            return f"the level {self.adapted}"
+        return "the choice of donors" if self.needs_data else ""
 
     # -- decide
 
@@ -135,26 +177,70 @@ class ShareKV(Pass):
             IllegalPassError: A reader does not fit its donor, or its projection cannot be refitted.
         """
         found = attentions(graph)
-        donors = self._collapse(self._pairs(found, graph.layer_count()), found)
+        explicit = replace(self, level=self.adapted)
+        self._check_conflicts()
+        if self.needs_data:
+            pairs, count = self._open(found, graph.layer_count())
+            if measurements is None:
+                return explicit
+            return explicit._with(explicit._chosen(graph, pairs, count, measurements), found)
+        return explicit._with(self._pairs(found, graph.layer_count()), found)
+
+    def assume(self, graph: Graph) -> ShareKV:
+        """Return the pass with near donors, for as many readers: right in number, not in choice."""
+        found = attentions(graph)
+        pairs, count = self._open(found, graph.layer_count())
+        near = best_sets({(reader, donor): float(reader - donor) for reader, donor in pairs}, count)
+        return replace(self._with(near[0], found), assumed=True)
+
+    def _with(self, pairs: Mapping[int, int], found: Mapping[int, Attention]) -> ShareKV:
+        """Return the pass with donors, followed to the root, checked and spelled out."""
+        for reader, donor in pairs.items():
+            if donor >= reader or donor not in found:
+                self._refuse(found, reader, donor, f"layer {donor} does not come before layer {reader}", pairs)
+        donors = collapsed(pairs, found)
         for reader, donor in donors.items():
-            misfit = _misfit(found[reader], found.get(donor))
-            if misfit is not None:
-                self._refuse(found, reader, donor, misfit, donors)
-            refusal = _refit_refusal(found[reader], self.target) if self.refit else None
+            reason = misfit(found[reader], found.get(donor))
+            if reason is not None:
+                self._refuse(found, reader, donor, reason, donors)
+            refusal = self._refit_refusal(found[reader])
             if refusal is not None:
                 fix = "leave the layer out, or use refit: false"
                 where = self.place("refit")
                 raise StructureError(owner=self.name, layer=reader, reason=refusal.reason, fix=fix, where=where)
-        return replace(self, layers=Selection.of(donors) if donors else None, groups=None, donor=donors)
+        layers = Selection.of(donors) if donors else None
+        return replace(self, layers=layers, groups=None, last=None, choose=None, within=None, finalists=8, donor=donors)
+
+    def _refit_refusal(self, attention: Attention) -> Refusal | None:
+        if not self.refit:
+            return None
+        output = output_of(attention.attend)
+        return output if isinstance(output, Refusal) else refit_refusal(output, self.target)
+
+    def _check_conflicts(self) -> None:
+        grouped = self.groups is not None or isinstance(self.layers, tuple)
+        second = fix = ""
+        first = "groups"
+        if grouped and self.donor != "nearest":
+            second, fix = "donor", "in a group the first layer is the donor"
+        elif self.groups is not None and isinstance(self.layers, tuple):
+            second, fix = "a list of groups in layers", "in a group the first layer is the donor"
+        elif self.last is not None and (grouped or self.layers is not None or self.donor != "nearest"):
+            first, second = "last", "groups" if grouped else "layers" if self.layers is not None else "donor"
+            fix = "last says which layers read, and whom"
+        elif not self.needs_data and (self.choose is not None or self.within is not None):
+            first, second = "choose" if self.choose is not None else "within", f"donor: {self._donor_text}"
+            fix = "donor: measured chooses"
+        if second:
+            raise OptionConflictError(owner=self.name, first=first, second=second, fix=fix, where=self.place(first))
+
+    @property
+    def _donor_text(self) -> str:
+        return "a map" if isinstance(self.donor, Mapping) else str(self.donor)
 
     def _pairs(self, found: Mapping[int, Attention], count: int) -> dict[int, int]:
         """Return each reader's donor as the options name it."""
         if self.groups is not None or isinstance(self.layers, tuple):
-            if self.donor != "nearest" or (self.groups is not None and isinstance(self.layers, tuple)):
-                second = "donor" if self.donor != "nearest" else "a list of groups in layers"
-                fix = "in a group the first layer is the donor"
-                first, where = "groups", self.place("groups")
-                raise OptionConflictError(owner=self.name, first=first, second=second, fix=fix, where=where)
             return {reader: group[0] for group in self._grouped(found, count) for reader in group[1:]}
         if isinstance(self.donor, Mapping):
             named = Selection.of(self.donor).resolve(found, count, self.name, self.place("donor")) if self.donor else []
@@ -165,15 +251,14 @@ class ShareKV(Pass):
                 raise OptionConflictError(owner=self.name, first="layers", second="donor", fix=fix, where=where)
             return {reader: self.donor[reader] for reader in readers}
         readers = self._readers(found, count)
-        assert isinstance(self.layers, Selection)
-        named_one_by_one = self.layers.explicit
+        named_one_by_one = self.last is not None or (isinstance(self.layers, Selection) and self.layers.explicit)
         pairs: dict[int, int] = {}
         for reader in readers:
             if isinstance(self.donor, int):
-                if named_one_by_one or (reader > self.donor and _misfit(found[reader], found.get(self.donor)) is None):
+                if named_one_by_one or (reader > self.donor and misfit(found[reader], found.get(self.donor)) is None):
                     pairs[reader] = self.donor
                 continue
-            legal = _legal_donors(found, reader, readers if named_one_by_one else pairs)
+            legal = legal_donors(found, reader, readers if named_one_by_one else pairs)
             if legal:
                 pairs[reader] = legal[-1]
             elif named_one_by_one:
@@ -181,49 +266,83 @@ class ShareKV(Pass):
         return pairs
 
     def _readers(self, found: Mapping[int, Attention], count: int) -> list[int]:
+        if self.last is not None:
+            if self.last >= len(found):
+                legal, where = f"from 1 to {len(found) - 1}", self.place("last")
+                raise OptionRangeError(owner=self.name, name="last", found=self.last, legal=legal, where=where)
+            return sorted(found)[-self.last :]
         if self.layers is None:
-            fix = 'add layers: "4..7", groups: 2, or donor: {4: 3}'
+            fix = 'add layers: "4..7", groups: 2, last: 4, or donor: {4: 3}'
             raise MissingKeyError(owner=self.name, name="layers", fix=fix, where=self.place())
         assert isinstance(self.layers, Selection)
         return self.layers.resolve(found, count, self.name, self.place("layers"))
 
     def _grouped(self, found: Mapping[int, Attention], count: int) -> Iterable[Sequence[int]]:
         if isinstance(self.layers, tuple):
-            for group in self.layers:
-                yield Selection.of(group).resolve(found, count, self.name, self.place("layers"))
-            return
+            return [Selection.of(group).resolve(found, count, self.name, self.place("layers")) for group in self.layers]
         assert self.groups is not None
         chosen = Selection(predicate="all") if self.layers is None else self.layers
-        kinds: dict[object, list[int]] = {}
-        for layer in chosen.resolve(found, count, self.name, self.place("layers")):
-            rotation = key_rotation(found[layer].memory)
-            memory = found[layer].memory.memory.with_window(None)
-            kinds.setdefault((found[layer].window, memory, str(rotation and rotation.attributes)), []).append(layer)
-        for layers in kinds.values():
-            for start in range(0, len(layers), self.groups):
-                yield layers[start : start + self.groups]
+        layers = chosen.resolve(found, count, self.name, self.place("layers"))
+        return groups_of_kind(found, layers, self.groups)
 
-    def _collapse(self, pairs: Mapping[int, int], found: Mapping[int, Attention]) -> dict[int, int]:
-        """Follow each donor to the layer that makes the memory, and take along who read a reader's memory before."""
-        for reader, donor in pairs.items():
-            if donor >= reader or donor not in found:
-                self._refuse(found, reader, donor, f"layer {donor} does not come before layer {reader}", pairs)
-        wide = {**{a.layer: a.owner for a in found.values() if a.owner in pairs}, **pairs}
+    # -- donors chosen by what text shows
 
-        def root(layer: int) -> int:
-            while True:
-                above = wide.get(layer, found[layer].owner if layer in found else layer)
-                if above == layer:
-                    return layer
-                layer = above
+    def _open(self, found: Mapping[int, Attention], count: int) -> tuple[list[Pair], int]:
+        """Return the legal pairs (reader, donor) to choose from, and how many readers there are to be."""
+        assert not isinstance(self.layers, tuple)
+        if self.layers is None and self.choose is None:
+            fix = "add choose: 4, choose: 0.5, or the layers that are to read"
+            raise MissingKeyError(owner=self.name, name="choose", fix=fix, where=self.place("donor"))
+        selection = self.layers or Selection(predicate="all")
+        candidates = selection.resolve(found, count, self.name, self.place("layers"))
+        fixed = selection.explicit and self.choose is None
+        if not selection.explicit:  # a predicate means memories; their readers in other layers go along
+            candidates = [layer for layer in candidates if found[layer].owner == layer]
+        pairs: list[Pair] = []
+        for reader in candidates:
+            legal = legal_donors(found, reader, candidates if fixed else ())
+            near = [donor for donor in legal if self.within is None or reader - donor <= self.within]
+            if fixed and not near:
+                self._refuse_reader(found, reader)
+            if fixed or self._refit_refusal(found[reader]) is None:
+                pairs += [(reader, donor) for donor in near]
+        most = len(most_readers(pairs))
+        if most == 0:
+            self._refuse_reader(found, candidates[0])
+        wanted = most
+        if self.choose is not None:
+            share = self.choose if isinstance(self.choose, float) else None
+            wanted = math.floor(share * len(found) + 0.5) if share is not None else int(self.choose)
+        if not 1 <= wanted <= most:
+            legal = f"from 1 to {most}, for as many layers can have a donor that is no reader itself"
+            where = self.place("choose")
+            raise OptionRangeError(owner=self.name, name="choose", found=self.choose, legal=legal, where=where)
+        return pairs, wanted
 
-        return {reader: root(donor) for reader, donor in sorted(wide.items()) if reader != donor}
+    def _chosen(self, graph: Graph, pairs: Sequence[Pair], count: int, measurements: Measurements) -> Donors:
+        """Return the readers and their donors."""
+        found = attentions(graph)
+        if self.donor == "similar":
+            return best_sets(dissimilarities(graph, found, pairs, measurements), count)[0]
+
+        def edit(donors: Mapping[int, int]) -> ShareKV:
+            return self._with(donors, found)
+
+        single = measurements.damage(graph, [edit({reader: donor}).rewrite for reader, donor in pairs])
+        costs = dict(zip(pairs, single, strict=True))
+        sets = best_sets(costs, count, self.finalists)
+        if len(sets) == 1:
+            return sets[0]
+        whole = measurements.damage(graph, [edit(donors).rewrite for donors in sets])
+        return sets[min(range(len(sets)), key=whole.__getitem__)]
+
+    # -- refusals
 
     def _refuse(
-        self, found: Mapping[int, Attention], reader: int, donor: int, misfit: str, pairs: Mapping[int, int]
+        self, found: Mapping[int, Attention], reader: int, donor: int, reason: str, pairs: Mapping[int, int]
     ) -> NoReturn:
-        legal = [layer for layer in _legal_donors(found, reader, ()) if layer not in pairs]
-        notes = [misfit, NEEDS] if misfit else [NEEDS]
+        legal = [layer for layer in legal_donors(found, reader, ()) if layer not in pairs]
+        notes = [reason, NEEDS] if reason else [NEEDS]
         raise DonorError(
             reader=reader,
             reader_kind=found[reader].described,
@@ -235,88 +354,24 @@ class ShareKV(Pass):
         )
 
     def _refuse_reader(self, found: Mapping[int, Attention], reader: int) -> NoReturn:
-        others = [layer for layer in found if _legal_donors(found, layer, ())]
+        others = [layer for layer in found if legal_donors(found, layer, ())]
         fix = f"layers that have one: {ranges(others)}" if others else "no layer of this model has one"
         kind = found[reader].described
-        raise NoLegalDonorError(reader=reader, reader_kind=kind, fix=fix, notes=[NEEDS], where=self.place("layers"))
+        where = self.place("last" if self.last is not None else "layers")
+        raise NoLegalDonorError(reader=reader, reader_kind=kind, fix=fix, notes=[NEEDS], where=where)
 
     # -- rewrite
 
     def rewrite(self, graph: Graph) -> Report:
-        """Point each reader at its donor's memory, and refit its output projection."""
+        """Point each reader at its donor's memory, adapt it, and refit its output projection."""
         assert isinstance(self.donor, Mapping), "decide comes first"
         found = attentions(graph)
         memories = {reader: found[donor].memory for reader, donor in self.donor.items()}
-        return drive(graph, _ReadDonor(self, memories))
-
-
-@dataclass(frozen=True)
-class _Site:
-    attend: Attend
-    donor: Value
-    output: Output | None
-
-
-@dataclass(frozen=True)
-class _ReadDonor(Rule[Attend, _Site]):
-    op: ClassVar[type[Op]] = Attend
-    options: ShareKV
-    memories: Mapping[int, Value]
-
-    def match(self, op: Attend, graph: Graph) -> _Site | Refusal:
-        layer = layer_of(op.out.name)
-        if layer is None or layer not in self.memories:
-            return Refusal("not among the readers")
-        donor = self.memories[layer]
-        if donor is op.memory:
-            return Refusal(f"it reads %{donor.name} already")
-        output = output_of(op) if self.options.refit else None
-        return output if isinstance(output, Refusal) else _Site(op, donor, output)
-
-    def rewrite(self, site: _Site, edit: Editor) -> str:
-        done = f"reads %{site.donor.name}"
-        if self.options.refit and self.options.queries:
-            refusal = align_queries(edit, site.attend, site.donor, self.options.ridge)
-            done += f", queries as they were ({refusal.reason})" if refusal else ", queries turned to its keys"
-        edit.set_operand(site.attend, "memory", site.donor)
-        if site.output is not None:
-            refit_output(edit, site.output, self.options.target, self.options.ridge)
-            done += f", output projection refitted ({self.options.target}, ridge {self.options.ridge:g})"
-        return done
-
-
-def _misfit(reader: Attention, donor: Attention | None) -> str | None:
-    """Return why ``reader`` cannot read the donor's memory, empty where the kinds say it already; None where it can."""
-    if donor is None:
-        return "the donor has no attention"
-    if donor.layer >= reader.layer:
-        return f"layer {donor.layer} does not come before layer {reader.layer}"
-    if donor.kind != reader.kind:
-        return ""
-    if reader.window is not None and donor.window is not None and reader.window > donor.window:
-        return f"the reader looks back {reader.window} rows, the donor keeps {donor.window}"
-    mine, theirs = reader.memory.memory.with_window(None), donor.memory.memory.with_window(None)
-    if mine != theirs:
-        return f"their rows differ: {mine} and {theirs}"
-    mine, theirs = key_rotation(reader.memory), key_rotation(donor.memory)
-    if (mine and mine.attributes) != (theirs and theirs.attributes):
-        return f"their keys are rotated differently: {rotation_text(mine)} and {rotation_text(theirs)}"
-    return None
-
-
-def _legal_donors(found: Mapping[int, Attention], reader: int, readers: Iterable[int]) -> list[int]:
-    """Return the earlier layers whose memory ``reader`` may read: those that make one and are no readers themselves."""
-    taken = set(readers)
-    return [
-        layer
-        for layer, attention in found.items()
-        if layer not in taken and attention.owner == layer and _misfit(found[reader], attention) is None
-    ]
-
-
-def _refit_refusal(attention: Attention, target: str) -> Refusal | None:
-    output = output_of(attention.attend)
-    return output if isinstance(output, Refusal) else refit_refusal(output, target)
+        report = drive(graph, ReadDonor(Sharing(self.adapted, self.refit, self.target, self.ridge), memories))
+        if not self.assumed:
+            return report
+        open_text = "reads an earlier layer's memory; which layers do, and whose they read, is decided at apply"
+        return Report(tuple(replace(note, text=open_text) if note.applied else note for note in report.notes))
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -282,3 +282,56 @@ class Align(WeightOp):
         turned[:, real] += (a * along + b * across - a) * back[real]
         turned[:, imaginary] += (b * along - a * across - b) * back[imaginary]
         return turned.reshape(weight.shape).to(weight.dtype)
+
+
+@op("weight.align_values")
+class AlignValues(WeightOp):
+    """Turn the columns of an output projection towards other values, by a map for each KV head.
+
+    ``gram`` is ``E[n nᵀ]`` of the values that are read now and ``cross`` ``E[n oᵀ]`` of these and those read before,
+    all KV heads side by side; ``donor`` and ``own`` are the KV heads that each query head reads and read. A head's
+    map ``M`` minimises ``E|o - M n|² + λ|M - 1|²`` with ``λ = ridge * tr(gram) / K``; its columns are multiplied by it.
+
+    Source: specs/passes_math.md, sections 1 (S2) and 5.
+
+    Example:
+        %o = weight.align_values %w, %gram, %cross {own = [0, 0], donor = [0, 0]} : bf16[64, 32]
+    """
+
+    weight = operand("O I", dtype="float")
+    gram = operand("K K", dtype="f64")
+    cross = operand("K J", dtype="f64")
+    out = result("O I", dtype="weight")
+    own = attribute(INTS)
+    donor = attribute(INTS)
+    ridge = defaulted(FLOAT, 1e-4)
+
+    def verify(self, dim: Dims) -> None:
+        heads, columns = len(self.donor), dim.size("I")
+        problem = fix = ""
+        if len(self.own) != heads or not heads or columns % heads:
+            problem, fix = f"{columns} columns, {len(self.own)} and {heads} heads", "list each query head in both"
+        elif not self._inside(dim, columns // heads):
+            problem, fix = "a head reads values that the statistics do not hold", "as wide as a head's columns"
+        elif self.ridge < 0:
+            problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
+        if problem:
+            raise OpRuleError(op=self.label, problem=problem, fix=fix)
+
+    def _inside(self, dim: Dims, width: int) -> bool:
+        sides = ((self.donor, dim.size("K")), (self.own, dim.size("J")))
+        return all(group >= 0 and (group + 1) * width <= size for groups, size in sides for group in groups)
+
+    def reference(self, run: Run, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
+        import torch
+
+        heads = len(self.donor)
+        columns = weight.double().unflatten(1, (heads, -1)).transpose(0, 1)
+        width = columns.shape[-1]
+        new, old = (torch.tensor(each)[:, None] * width + torch.arange(width) for each in (self.donor, self.own))
+        amount = self.ridge * gram.trace() / gram.shape[0] * torch.eye(width, dtype=gram.dtype)
+        left = gram[new[:, :, None], new[:, None, :]] + amount
+        right = cross[new[:, :, None], old[:, None, :]] + amount
+        inverse: Callable[..., Tensor] = torch.linalg.pinv
+        turned = columns @ (inverse(left, hermitian=True) @ right).transpose(1, 2)
+        return turned.transpose(0, 1).flatten(1).to(weight.dtype)

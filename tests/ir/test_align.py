@@ -1,4 +1,4 @@
-"""``weight.align``: scores against other keys, before and after."""
+"""``weight.align``, ``weight.align_values``: scores against other keys, mixes of other values, before and after."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Run
-from regraft.ir.ops.fits import Align
+from regraft.ir.ops.fits import Align, AlignValues
 from regraft.ir.ops.weight import Load
 
 
-def align(*inputs: Tensor, **attributes: Any) -> Tensor:
+def align(*inputs: Tensor, kind: type[Align | AlignValues] = Align, **attributes: Any) -> Tensor:
     graph = Graph("g")
     values = [graph.add(Load({}, {"dtype": "f64", "shape": tuple(t.shape)}), [f"v{i}"]) for i, t in enumerate(inputs)]
-    op = Align(dict(zip(("weight", "gram", "cross", "norm"), values, strict=False)), attributes)
+    op = kind(dict(zip(("weight", "gram", "cross", "norm"), values, strict=False)), attributes)
     graph.add(op, ["out"])
     nothing = torch.zeros(0, 0)
     found = op.reference(Run(nothing, nothing, None, lambda _: nothing), *inputs)
@@ -65,3 +65,29 @@ def test_alignment_is_drawn_to_one_and_survives_silent_keys() -> None:
     assert near < 1e-3 * far
     nothing = torch.zeros(8, 8, dtype=torch.float64)
     assert close(align(weight, nothing, nothing, **attributes), weight)
+
+
+def test_a_turned_output_makes_of_other_values_what_it_made_of_the_old_ones() -> None:
+    new, maps, weight = random(50, 2, 3), random(2, 3, 3, seed=1), random(7, 4 * 3, seed=2)
+    old = torch.stack([new[:, g] @ maps[g].T for g in (1, 0)], 1)  # KV heads in another order
+    gram, cross = new.flatten(1).T @ new.flatten(1) / 50, new.flatten(1).T @ old.flatten(1) / 50
+    own, donor = (1, 1, 0, 0), (0, 0, 1, 1)
+    found = align(weight, gram, cross, kind=AlignValues, own=own, donor=donor, ridge=0.0)
+    for head in range(4):
+        columns = slice(3 * head, 3 * head + 3)
+        assert close(new[:, donor[head]] @ found[:, columns].T, old[:, own[head]] @ weight[:, columns].T)
+
+
+def test_the_maps_of_values_are_ridge_regressions_drawn_to_the_identity() -> None:
+    new, old, weight, ridge = random(30, 6), random(30, 6, seed=1), random(5, 6, seed=2), 0.3
+    gram, cross = new.T @ new / 30, new.T @ old / 30
+    found = align(weight, gram, cross, kind=AlignValues, own=(0, 1), donor=(0, 1), ridge=ridge)
+    amount = (30 * ridge * gram.trace() / 6).sqrt()
+    for head in range(2):
+        part = slice(3 * head, 3 * head + 3)
+        left = torch.cat((new[:, part], amount * torch.eye(3, dtype=torch.float64)))
+        right = torch.cat((old[:, part], amount * torch.eye(3, dtype=torch.float64)))
+        assert close(found[:, part], weight[:, part] @ torch.linalg.lstsq(left, right).solution.T)
+    nothing = torch.zeros(6, 6, dtype=torch.float64)
+    silent = align(weight, nothing, nothing, kind=AlignValues, own=(0, 1), donor=(0, 1))
+    assert close(silent, torch.zeros_like(weight))

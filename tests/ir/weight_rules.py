@@ -107,6 +107,15 @@ def align(m: Making) -> Sequence[Value]:
     return m.add("weight.align", weight, gram, cross, **norm, own=groups[0], donor=groups[1], **options)
 
 
+@rule("weight.align_values")
+def align_values(m: Making) -> Sequence[Value]:
+    heads, width, new, old = m.size(), m.size(), m.size(), m.size()
+    weight = m.weight(m.draw(FLOAT_TYPES), m.size(), heads * width)
+    gram, cross = m.weight("f64", new * width, new * width), m.weight("f64", new * width, old * width)
+    own, donor = (tuple(m.draw(st.integers(0, count - 1)) for _ in range(heads)) for count in (old, new))
+    return m.add("weight.align_values", weight, gram, cross, own=own, donor=donor, ridge=abs(m.draw(NUMBERS)))
+
+
 @rule("weight.dequantize")
 def dequantize(m: Making) -> Sequence[Value]:
     block, blocks = (m.size(), m.size()), (m.size(), m.size())

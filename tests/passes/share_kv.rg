@@ -291,6 +291,28 @@ graph @refit (%x: f32[B, T, 12], %layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[
 // CHECK: %o = weight.refit %o.gram, %o.cross, %o.original : f32[12, 32]
 // CHECK: %y = core.linear %merged, %o : f32[B, T, 12]
 
+// -----  without a refit the output projection turns to the donor's values, by a map for each KV head
+// RUN: share-kv{donor={1: 0}, level=gauge, refit=false}
+
+graph @turned (%x: f32[B, T, 12], %layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layers.0.v: f32[B, T, 2, 8], %layers.1.q: f32[B, T, 4, 8], %layers.1.k: f32[B, T, 2, 8], %layers.1.v: f32[B, T, 2, 8]) {
+  %layers.0.memory = state.kv %layers.0.k, %layers.0.v
+  %layers.0.ctx = attn.attend %layers.0.q, %layers.0.memory {scale = 0.25}
+  %layers.0.merged = core.flatten %layers.0.ctx
+  %layers.0.o = weight.load : f32[12, 32]
+  %layers.0.y = core.linear %layers.0.merged, %layers.0.o
+  %layers.0.out = core.add %x, %layers.0.y
+  %layers.1.memory = state.kv %layers.1.k, %layers.1.v
+  %layers.1.ctx = attn.attend %layers.1.q, %layers.1.memory {scale = 0.25}
+  %layers.1.merged = core.flatten %layers.1.ctx
+  %layers.1.o = weight.load : f32[12, 32]
+  %layers.1.y = core.linear %layers.1.merged, %layers.1.o
+  %layers.1.out = core.add %layers.0.out, %layers.1.y
+  return %layers.1.out
+}
+// CHECK: %o.values = weight.moment a=%x_2, b=%x_2 : f64[16, 16]
+// CHECK: %o.own_values = weight.moment a=%x_2 {source_b = "layers.*.v"} : f64[16, 16]
+// CHECK: %o = weight.align_values %o.original, %o.values, %o.own_values {own = [0, 0, 1, 1], donor = [0, 0, 1, 1]} : f32[12, 32]
+
 // -----  the same, done again with other options: the new fit replaces the old one
 // RUN: share-kv{donor={1: 0}},share-kv{donor={1: 0}, ridge=0.5},budget-heads{keep={1: [1, 2]}, refit=false}
 

@@ -25,7 +25,7 @@ from regraft.passes.share_kv import ShareKV
 DOCUMENTED = """\
 regraft: 1
 pipeline:
-  - share-kv: {layers: "4..7", donor: nearest, level: raw, refit: true}     # ranges are inclusive
+  - share-kv: {layers: "4..7", donor: nearest, refit: true}                 # ranges are inclusive
   - budget-heads: {heads: {full: 6, sliding: 8}, score: output-error}
 calibration: {text: sample.txt, tokens: 65536, seed: 0}      # no silent default: a fitted pass without it refuses
 constraints: {tensor_parallel: [1, 2]}
@@ -80,9 +80,8 @@ def test_a_lock_is_a_recipe_and_keeps_its_records() -> None:
     assert step["share-kv"] == {
         "layers": 1,
         "donor": {"1": 0},
-        "level": "raw",
+        "finalists": 8,
         "refit": True,
-        "queries": True,
         "target": "drift",
         "ridge": 1e-05,
     }
@@ -132,9 +131,13 @@ SHARE = st.builds(
     ShareKV,
     layers=st.none() | SELECTIONS | GROUPS.map(tuple),
     groups=st.none() | st.integers(2, 9),
-    donor=st.just("nearest") | LAYER | st.dictionaries(LAYER, LAYER, max_size=3),
+    last=st.none() | LAYER.map(lambda n: n + 1),
+    choose=st.none() | st.integers(1, 64) | st.floats(0.001, 1.0),
+    donor=st.sampled_from(["nearest", "measured", "similar"]) | LAYER | st.dictionaries(LAYER, LAYER, max_size=3),
+    within=st.none() | st.integers(1, 64),
+    finalists=st.integers(1, 64),
+    level=st.sampled_from([None, "raw", "gauge"]),
     refit=st.booleans(),
-    queries=st.booleans(),
     target=st.sampled_from(["drift", "original"]),
     ridge=RIDGE,
 )
@@ -218,7 +221,7 @@ ERRORS = [
         block("layer: 4..7"),
         "error[RG102]: share-kv: unknown key layer; did you mean layers?\n"
         "  --> recipe.yaml:4:7   layer: 4..7\n"
-        "  = help: legal keys: layers, groups, donor, level, refit, queries, target, ridge",
+        "  = help: legal keys: layers, groups, last, choose, donor, within, finalists, level, refit, target, ridge",
     ),
     (
         block("refit: yes"),
@@ -233,16 +236,16 @@ ERRORS = [
         "  = help: ridge goes from 0 to 1e+06",
     ),
     (
-        block("level: gauge"),
-        "error[RG107]: share-kv: level has no choice gauge; legal: raw\n"
-        "  --> recipe.yaml:4:14   level: gauge\n"
-        "  = help: choices: raw",
+        block("level: guage"),
+        "error[RG107]: share-kv: level has no choice guage; did you mean gauge?\n"
+        "  --> recipe.yaml:4:14   level: guage\n"
+        "  = help: choices: raw, gauge",
     ),
     (
         block("donor: nearst"),
         "error[RG107]: share-kv: donor has no choice nearst; did you mean nearest?\n"
         "  --> recipe.yaml:4:14   donor: nearst\n"
-        "  = help: choices: nearest, a layer, or a map {reader: donor}",
+        "  = help: choices: nearest, measured, similar, a layer, or a map {reader: donor}",
     ),
     (
         block("layers: 7..4"),
@@ -318,7 +321,7 @@ def test_errors_to_the_letter(text: str, wanted: str) -> None:
             "share-kv{layers=4..7, refitt=true}",
             "error[RG102]: share-kv: unknown key refitt; did you mean refit?\n"
             "  --> pipeline:1:23   share-kv{layers=4..7, refitt=true}\n"
-            "  = help: legal keys: layers, groups, donor, level, refit, queries, target, ridge",
+            "  = help: legal keys: layers, groups, last, choose, donor, within, finalists, level, refit, target, ridge",
         ),
         (
             "share-kv{layers=4..7",

@@ -60,6 +60,8 @@ def test_values_that_differ_by_a_linear_map_are_refitted_exactly(decoder: Any) -
     original = model.logits(model.graph)
     assert distance(model.logits(rewritten(model, RAW)), original) > 0.01
     assert distance(model.logits(rewritten(model, FITTED)), original) < 1e-8
+    gauge = "share-kv{donor={1: 0}, level=gauge, refit=false, ridge=0}"
+    assert distance(model.logits(rewritten(model, gauge)), original) < 1e-8
 
 
 @pytest.mark.parametrize("fields", [{}, {"bias": True}, {"qk_norm": True}])
@@ -80,7 +82,7 @@ def test_keys_that_differ_by_a_complex_factor_are_met_exactly(decoder: Any, fiel
             key.copy_(torch.stack((pairs.real, pairs.imag), 1).reshape(key.shape))
     original = model.logits(model.graph)
     assert distance(model.logits(rewritten(model, RAW)), original) > 0.01
-    assert distance(model.logits(rewritten(model, "share-kv{donor={1: 0}, queries=false}")), original) > 0.01
+    assert distance(model.logits(rewritten(model, "share-kv{donor={1: 0}, level=raw}")), original) > 0.01
     assert distance(model.logits(rewritten(model, "share-kv{donor={1: 0}, ridge=0}")), original) < 1e-8
 
 
