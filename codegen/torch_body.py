@@ -25,7 +25,7 @@ _GLOBALS = """
     rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
     frequencies llama3 yarn longrope rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
-    route_normalized mix_experts gelu_tanh anchored_view
+    route_normalized mix_experts gelu_tanh anchored_view widen
     attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
     grouped_linear_back
     back pooled_view window_starts pool pool_overlapping windows keep_pooled Every

@@ -31,6 +31,7 @@ from regraft.ir.ops.core import (
     Softcap,
     Unflatten,
 )
+from regraft.ir.ops.precision import CastLike, Widen
 
 
 def _embed(op: Embed, at: Scope) -> Code:
@@ -148,6 +149,14 @@ def _layer_norm(op: LayerNorm, at: Scope) -> Code:
     return Code(f"F.layer_norm({', '.join(values)})")
 
 
+def _widen(op: Widen, at: Scope) -> Code:
+    return Code(f"{at.helper('widen')}({at.of(op.x).text})")
+
+
+def _cast_like(op: CastLike, at: Scope) -> Code:
+    return Code(f"{at.of(op.x).within(ATOM)}.to({at.of(op.like).within(ATOM)}.dtype)")
+
+
 def _clamp(op: Clamp, at: Scope) -> Code:
     bounds = {"min": op.low, "max": op.high}
     given = ", ".join(f"{name}={literal(bound)}" for name, bound in bounds.items() if bound is not None)
@@ -163,6 +172,7 @@ CORE: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Activation: _activation,
     Add: _add,
     Bias: _bias,
+    CastLike: _cast_like,
     Clamp: _clamp,
     Concat: _concat,
     Embed: _embed,
@@ -180,4 +190,5 @@ CORE: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Softcap: _softcap,
     Temper: _temper,
     Unflatten: _unflatten,
+    Widen: _widen,
 }

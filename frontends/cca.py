@@ -24,6 +24,7 @@ from regraft.ir.ops.core import (
 )
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope as RopeOp
+from regraft.ir.ops.precision import Widen
 from regraft.ir.ops.seq import Conv, Shift, Tail
 from regraft.ir.ops.weight import Load, LoadEach
 
@@ -188,10 +189,9 @@ class DepthRouted:
 
 
 def merge(b: ModelBuilder, name: str, y: Value, x: Value, module: str) -> Value:
-    """Return ``(y + b) * s + (x + b') * s'`` with learned vectors: how an output joins the stream."""
-    return b(
-        Add, name, scaled(b, f"{name}_y", y, module, "hidden_states"), scaled(b, f"{name}_x", x, module, "residual")
-    )
+    """Return ``(y + b) * s + (x + b') * s'`` with learned vectors: how an output joins the stream, in float32."""
+    joining = b(Widen, f"{name}_wide", scaled(b, f"{name}_y", y, module, "hidden_states"))
+    return b(Add, name, joining, scaled(b, f"{name}_x", x, module, "residual"))
 
 
 def scaled(b: ModelBuilder, name: str, x: Value, module: str, side: str) -> Value:

@@ -28,6 +28,7 @@ from regraft.frontends.decoder import Decoder
 from regraft.ir.builder import Builder
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Embed
+from regraft.ir.ops.precision import CastLike, Widen
 
 HYBRID, SLIDING = "hybrid", "hybrid_sliding"
 THETAS = {HYBRID: 5e6, SLIDING: 1e4}
@@ -144,7 +145,8 @@ class Zaya(Decoder):
     def embed(self, b: ModelBuilder, tokens: Value, table: Value) -> Value:
         if self.legacy:
             return super().embed(b, tokens, table)
-        return scaled(b, "embed", b(Embed, "rows", tokens, table), f"{self.prefix}.input_", "hidden_states")
+        rows = scaled(b, "rows_scaled", b(Embed, "rows", tokens, table), f"{self.prefix}.input_", "hidden_states")
+        return b(Widen, "embed", rows)
 
     def layers(self, b: ModelBuilder, x: Value, pos: Value) -> Value:
         if self.legacy:
@@ -156,18 +158,18 @@ class Zaya(Decoder):
             carried = b.layer(
                 layer, key, carried, lambda b, n, inputs, block=block: self._whole(b, n, inputs, block, pos)
             )
-        return carried[0]
+        return self._narrowed(b, carried[0], f"{self.prefix}.{self.last_norm}")
 
     def _whole(self, b: Builder, layer: int, inputs: Sequence[Value], block: Layer, pos: Value) -> list[Value]:
         """Build a layer of attention and experts, from the stream and the router's state, and return these."""
         assert isinstance(b, ModelBuilder)
         x, state, module = inputs[0], inputs[1] if len(inputs) > 1 else None, f"{self.prefix}.layers.{layer}"
         with b.scope("attn"):
-            normed = block.norm.build(b, "norm", x, f"{module}.input_layernorm")
+            normed = self._normed(b, block.norm, x, f"{module}.input_layernorm")
             y = block.attention.build(b, normed, pos, f"{module}.self_attn")
             x = merge(b, "residual", y, x, f"{module}.post_attention_residual_scale.")
         with b.scope("moe"):
-            normed = block.norm.build(b, "norm", x, f"{module}.post_attention_layernorm")
+            normed = self._normed(b, block.norm, x, f"{module}.post_attention_layernorm")
             y, state = block.experts.build(b, normed, f"{module}.mlp", state)
         return [merge(b, "out", y, x, f"{module}.post_mlp_residual_scale."), state]
 
@@ -180,24 +182,32 @@ class Zaya(Decoder):
             inputs = [*stream, *(state if layer % 2 else [])]
             made = b.layer(layer, key, inputs, lambda b, n, given, block=block: self._half(b, n, given, block, pos))
             stream, state = made[:2], made[2:] or state
-        return merge(b, "out", stream[0], stream[1], f"{self.prefix}.res_scale.")
+        out = merge(b, "out", stream[0], stream[1], f"{self.prefix}.res_scale.")
+        return self._narrowed(b, out, f"{self.prefix}.{self.last_norm}")
 
     def _half(self, b: Builder, layer: int, inputs: Sequence[Value], block: Layer, pos: Value) -> list[Value]:
         assert isinstance(b, ModelBuilder)
         module = f"{self.prefix}.layers.{layer}"
         if layer == 0:
-            x = scaled(b, "stream", inputs[0], f"{module}.res_scale.", "hidden_states")
+            x = b(Widen, "stream", scaled(b, "rows", inputs[0], f"{module}.res_scale.", "hidden_states"))
         else:
             x = merge(b, "stream", inputs[0], inputs[1], f"{module}.res_scale.")
         if layer % 2 == 0:
             with b.scope("attn"):
-                normed = block.norm.build(b, "norm", x, f"{module}.input_norm")
+                normed = self._normed(b, block.norm, x, f"{module}.input_norm")
                 return [block.attention.build(b, normed, pos, f"{module}.self_attn"), x]
         with b.scope("moe"):
-            normed = block.norm.build(b, "norm", x, f"{module}.input_norm")
+            normed = self._normed(b, block.norm, x, f"{module}.input_norm")
             state = inputs[2] if len(inputs) > 2 else None
             y, state = block.experts.build(b, normed, f"{module}.zaya_block", state)
         return [y, x, state]
+
+    def _normed(self, b: ModelBuilder, norm: RMSNorm, x: Value, module: str) -> Value:
+        """Norm the stream, which is kept in float32, in the model's own type."""
+        return norm.build(b, "norm", self._narrowed(b, x, module), module)
+
+    def _narrowed(self, b: ModelBuilder, x: Value, module: str) -> Value:
+        return b(CastLike, "narrow", x, b.weight(f"{module}.weight", self.hidden_size))
 
     # -- the small twin
 

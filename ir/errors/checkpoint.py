@@ -122,6 +122,14 @@ class IndexFormatError(CheckpointError):
     hint = 'expected {{"weight_map": {{"tensor": "file.safetensors"}}}}'
 
 
+class ExpertNumberError(CheckpointError):
+    """A table of experts names one that the layer does not have."""
+
+    code = "RG315"
+    message = "{table} names expert {found}, and there are experts 0 to {last}"
+    hint = "the table is damaged, or of another model: fetch the checkpoint again"
+
+
 class JsonSyntaxError(CheckpointError):
     """A file is not the JSON that it should be."""
 

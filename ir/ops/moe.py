@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import BOOL, FLOAT, INT, STR
 from regraft.ir.dims import Sizes, evaluate
+from regraft.ir.errors.checkpoint import ExpertNumberError
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Dims, Op, attribute, defaulted, op, operand, optional, optional_operand, result
 from regraft.ir.ops.core import ACTIVATIONS, activate
@@ -121,6 +122,8 @@ class Route(Op):
         if self.kept < self.groups:
             ranks = self._kept_ranks(ranks)
         experts = torch.topk(ranks, self.chosen, -1).indices if given is None else given.long()
+        if given is not None:
+            self._check_given(given, logits.shape[-1])
         weights = scores.gather(-1, experts)
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + self.eps)
@@ -128,6 +131,14 @@ class Route(Op):
         if gain is not None:
             weights = weights * run.wide(gain)[experts]
         return weights.to(logits.dtype), experts
+
+    def _check_given(self, given: Tensor, experts: int) -> None:
+        """Refuse numbers of experts that there are not, which a damaged table names."""
+        wrong = given[(given < 0) | (given >= experts)]
+        if wrong.numel():
+            assert self.given is not None
+            table = getattr(self.given.op, "table", self.given)
+            raise ExpertNumberError(table=table.name, found=int(wrong[0]), last=experts - 1)
 
     def _kept_ranks(self, ranks: Tensor) -> Tensor:
         """Return what the experts are chosen by, -inf in the groups that do not stay."""

@@ -23,6 +23,7 @@ from regraft.frontends.tensors import Declared
 from regraft.frontends.twin import random_tensors, twin_config
 from regraft.ir.cost import cache_bytes, cost, parameters
 from regraft.ir.errors.base import RegraftError
+from regraft.ir.errors.checkpoint import ExpertNumberError
 from regraft.ir.graph import Graph
 from regraft.ir.header import build_header
 from regraft.ir.interpret import Interpreter
@@ -347,3 +348,13 @@ def test_a_released_checkpoint_is_its_own_dequantised_one(
 def test_a_value_that_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RegraftError, match=message):
         read_config(builtin("Flash", **changes))
+
+
+def test_a_table_that_names_experts_beyond_the_last(twin: tuple[Graph, dict[str, Tensor]]) -> None:
+    graph, tensors = twin
+    name = "model.layers.0.mlp.gate.tid2eid"
+    table = tensors[name].clone()
+    table[3, 0] = 1000
+    tokens = torch.tensor([[1, 2, 3]])
+    with pytest.raises(ExpertNumberError, match=r"tid2eid names expert 1000, and there are experts 0 to \d+"):
+        Interpreter(graph, TensorSource({**tensors, name: table}))(tokens)

@@ -23,6 +23,7 @@ from regraft.ir.errors import RegraftError
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.kinds import block_kinds
+from regraft.ir.ops.core import Add, Linear, Norm
 from regraft.ir.ops.seq import Tail
 from regraft.ir.source import TensorSource
 from regraft.verifying import verify
@@ -336,3 +337,22 @@ def test_defaults_are_those_of_transformers() -> None:
 
 def test_a_folder_is_lifted_without_a_word(published: Pair) -> None:
     assert not lift(published.model).warnings
+
+
+@pytest.mark.parametrize("config", [CONFIG, OLD], ids=["native", "older"])
+def test_the_stream_stays_wide_in_a_narrow_model(config: dict[str, Any]) -> None:
+    # specs/zaya_cca.md, section 8: float32 from the embedding to the last norm, whatever the model computes in
+    graph = lift_config(read_config(config), Declared("bf16"))
+    adds = [op for op in graph.ops if isinstance(op, Add) and op.out.tensor.shape[-1] == 2048]
+    assert len(adds) == 80
+    assert {op.out.tensor.dtype for op in adds} == {"f32"}
+    assert {op.x.tensor.dtype for op in graph.ops if isinstance(op, Norm | Linear)} == {"bf16"}
+
+
+def test_a_narrow_program_keeps_the_stream_wide(published: Pair) -> None:
+    text = (published.folder.parent / "package" / "model.py").read_text(encoding="utf-8") if published.program else ""
+    assert "widen(" in text
+    narrow = Interpreter(published.graph, published.model.require_checkpoint(), "bf16")
+    found = narrow.run(published.tokens, edges=["embed", "layers.1.out", "layers.1.attn.norm"])
+    assert [found[name].dtype for name in ("embed", "layers.1.out")] == [torch.float32] * 2
+    assert found["layers.1.attn.norm"].dtype == torch.bfloat16

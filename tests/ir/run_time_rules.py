@@ -180,6 +180,16 @@ def _tail(m: Making, dtype: str, channels: int, rows: int) -> Value:
     return m.add("state.tail", m.input(dtype, B, T, channels), **first, rows=rows)[0]
 
 
+@rule("core.widen")
+def widen(m: Making) -> Sequence[Value]:
+    return m.add("core.widen", _channels(m, m.size())[1])
+
+
+@rule("core.cast_like")
+def cast_like(m: Making) -> Sequence[Value]:
+    return m.add("core.cast_like", _channels(m, m.size())[1], m.weight(m.draw(FLOAT_TYPES), m.size()))
+
+
 @rule("attn.pick")
 def pick(m: Making) -> Sequence[Value]:
     heads = m.size()
