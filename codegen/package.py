@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from regraft.codegen.names import comment
 from regraft.codegen.render import render
+from regraft.codegen.torch_forms import Forms
 from regraft.codegen.torch_target import Program, TorchTarget
 from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.base import RegraftError
@@ -43,7 +44,7 @@ _TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat1
 
 
 def emit(
-    graph: Graph,
+    model: Graph | Forms,
     source: Source,
     out: Path,
     *,
@@ -56,7 +57,7 @@ def emit(
     """Write a package, whole or not at all, and return its folder. The same input gives the same bytes.
 
     Args:
-        graph: A verified graph.
+        model: A verified graph, or one in two forms, of which the program runs the second when it is given one token.
         source: Where its tensors are.
         out: The folder to make; its parent must exist.
         target: One of `TARGETS`.
@@ -73,9 +74,11 @@ def emit(
     """
     if target not in TARGETS:
         raise UnknownTargetError(target=target, targets=", ".join(TARGETS))
+    forms = model if isinstance(model, Forms) else Forms(model)
+    graph = forms.graph
     recipe = read_object(lock) if lock is not None else {"regraft": 1, "pipeline": []}
     facts = _facts(graph, recipe)
-    program = TorchTarget(graph, _header(graph, facts), _title(graph, facts)).program()
+    program = TorchTarget(graph, _header(graph, facts), _title(graph, facts), forms.step).program()
     with OutputFolder(out, f"build {hashlib.sha256(program.model_py.encode()).hexdigest()}") as folder:
         try:
             digests = _weights(folder, program, source, shard_bytes, progress)

@@ -115,7 +115,7 @@ class Body:
         owner: The layer's index, or None for the model.
         local: How a value is called in text.
         names: The scope's names; what is given to it beforehand are the arguments.
-        alike: For a parameter of the first layer, itself; the body is written once for all.
+        width: Columns, as if the body stood where the forward of a class does.
     """
 
     def __init__(
@@ -125,8 +125,10 @@ class Body:
         owner: int | None,
         local: Callable[[str], str],
         names: Namespace,
+        width: int = WIDTH,
     ) -> None:
         self.shared, self.places, self.owner, self.local, self.names = shared, places, owner, local, names
+        self.width = width
         self.lines: list[str] = []
         self.pasts: dict[Op, str] = {}
         self.used: dict[str, None] = {}  # rotations, views and facts of the call, in order of first use
@@ -227,13 +229,13 @@ class Body:
         """Add ``target = code``, with a comment that says what it is, where there is room for one."""
         line = f"{target} = {code}" if target else code
         remark = f"  # {told}" if told else ""
-        if len(line) + 8 > WIDTH and line.endswith(")"):  # a call: its arguments on a line of their own
+        if len(line) + 8 > self.width and line.endswith(")"):  # a call: its arguments on a line of their own
             opened = line.index("(", len(target) + 3)
             inner = line[opened + 1 : -1]
-            parts = [inner] if len(inner) + 12 <= WIDTH else [f"{each}," for each in _arguments(inner)]
+            parts = [inner] if len(inner) + 12 <= self.width else [f"{each}," for each in _arguments(inner)]
             self.lines += [line[: opened + 1], *(f"    {each}" for each in parts), ")"]
             return
-        self.lines.append(line + remark if len(line) + len(remark) + 12 <= WIDTH else line)
+        self.lines.append(line + remark if len(line) + len(remark) + 12 <= self.width else line)
 
     def _told(self, value: Value) -> str:
         """Return a value's name and shape, for a comment; E are the pooled rows that a call may finish."""

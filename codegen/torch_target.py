@@ -13,6 +13,7 @@ from typing import Any
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
 from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
 from regraft.codegen.torch_code import ATOM
+from regraft.codegen.torch_forms import StepForm, either
 from regraft.codegen.torch_ops import stays_wide
 from regraft.codegen.torch_text import (
     angles,
@@ -27,7 +28,7 @@ from regraft.codegen.torch_text import (
     turn,
     wide_lines,
 )
-from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, run_time
+from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, local_value, run_time
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
@@ -59,6 +60,7 @@ class _Written:
     arguments: list[tuple[str, str]]  # name and type
     feeds: list[Feed]  # those that become arguments, in the same order
     results: list[str]
+    forms: int = 1  # more where a single token is computed in a form of its own
 
 
 @dataclass
@@ -83,15 +85,18 @@ class TorchTarget:
         graph: A verified graph.
         header: Lines for the top of ``model.py``: each a key and a text.
         title: The first line of its docstring.
+        step: The same graph with other ops in its layers, for calls of one token; its parameters and memories are those
+            of ``graph``, by name.
 
     Raises:
         MissingEmitterError: The target lacks an op of the graph.
         WiringError: The layers are fed in ways that one loop cannot spell.
     """
 
-    def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str) -> None:
+    def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str, step: Graph | None = None) -> None:
         self.graph, self.header, self.title = graph, header, title
         self.wiring = Wiring(graph)
+        self.step = None if step is None else StepForm(step, self.wiring)
         dtype = graph.outputs[0].tensor.dtype
         self.wide = {value: stays_wide(value, dtype) for value in self.wiring.places}
         self.shared = Shared()
@@ -117,12 +122,35 @@ class TorchTarget:
 
     def _block(self, kind: Kind) -> _Written:
         layer = kind.layers[0]
-        names = Namespace(self.shared.reserved())
         feeds = [f for f in self.wiring.feeds[kind.name] if not self._only_turns(layer, f.value)]
-        arguments = [self._argument(layer, feed, names) for feed in feeds]
-        body = Body(self.shared, self.wiring.places, self.wiring.index[layer.number], layer.local, names)
         results = self.wiring.results(kind)
-        kept = {self.wiring.local_value(kind, name): name for name in results}
+        given = [layer.inputs[feed.place] for feed in feeds]
+        body, arguments = self._body(layer, feeds, given, results, self.wiring.places)
+        step, forms = None, 1
+        if self.step is not None:
+            values = [self.step.graph[value.name] for value in given]
+            step, _ = self._body(self.step.layers[layer.number], feeds, values, results, self.step.places)
+            body.used |= step.used
+            assert step.buffers.items() <= body.buffers.items(), "both forms map heads in the same way"
+        first = arguments[0][0]
+        arguments += [(name, self.shared.type_of(name)) for name in body.used]
+        arguments += [(name, "Memory | None") for name in body.pasts.values()]
+        self._give_back(body, kind, layer, results, first)
+        if step is not None and self.step is not None:
+            self._give_back(step, kind, self.step.layers[layer.number], results, first)
+            forms = 1 if step.lines == body.lines else 2
+            body.lines = either(f"{first}.shape[1] == 1", step.lines, body.lines)
+        return _Written(body, arguments, feeds, results, forms)
+
+    def _body(
+        self, layer: Layer, feeds: list[Feed], given: list[Value], results: list[str], places: dict[Value, Place]
+    ) -> tuple[Body, list[tuple[str, str]]]:
+        """Return the body of a layer, its results still to be given back, and the arguments that ``feeds`` pass."""
+        names = Namespace(self.shared.reserved())
+        arguments = [self._argument(value, feed, names) for feed, value in zip(feeds, given, strict=True)]
+        width = WIDTH if self.step is None else WIDTH - 4
+        body = Body(self.shared, places, self.wiring.index[layer.number], layer.local, names, width)
+        kept = {local_value(layer, name): name for name in results}
         for value, name in kept.items():
             names.give(value, *suffixes(name))
         for op in run_time(layer.ops):
@@ -148,8 +176,8 @@ class TorchTarget:
         wanted = ("x", *suffixes(stem)) if value.type.dtype in FLOATS else suffixes(stem)
         return names.give(value, *wanted), "Tensor"
 
-    def _give_back(self, body: Body, kind: Kind, results: list[str], arguments: list[tuple[str, str]]) -> None:
-        values = [self.wiring.local_value(kind, name) for name in results]
+    def _give_back(self, body: Body, kind: Kind, layer: Layer, results: list[str], first: str) -> None:
+        values = [local_value(layer, name) for name in results]
         tensors = [body.names[v] for v in values if isinstance(v.type, TensorType)]
         memories = [v for v in values if isinstance(v.type, MemoryType)]
         if len(memories) > 1:
@@ -165,7 +193,7 @@ class TorchTarget:
 
     def _class(self, kind: Kind) -> Class:
         written = self.blocks[kind.name]
-        values = [self.wiring.local_value(kind, name) for name in written.results]
+        values = [local_value(kind.layers[0], name) for name in written.results]
         if any(isinstance(v.type, MemoryType) for v in values):
             gives = "tuple[Tensor, ...]"
         else:
@@ -195,6 +223,8 @@ class TorchTarget:
             facts.append("mixes tokens by the delta rule")
         if any(op.opname == "moe.experts" for op in layer.ops):
             facts.append("chooses among experts")
+        if self.blocks[kind.name].forms > 1:
+            facts.append("has a form of fewer operations for a single token")
         which = ranges(kind.numbers)
         if len(which) > 60:
             which = f"{len(kind.numbers)} layers, {kind.numbers[0]} the first and {kind.numbers[-1]} the last"
@@ -376,7 +406,7 @@ class TorchTarget:
         passed += written.body.used
         if written.body.pasts:
             passed.append("*pasts[i]")
-        values = {name: self.wiring.local_value(kind, name) for name in written.results}
+        values = {name: local_value(kind.layers[0], name) for name in written.results}
         targets = sorted((self._target(name, value) for name, value in values.items()), key=lambda t: t[0] == "*")
         call = f"layer({', '.join(passed)})"
         lines = [f"{', '.join(targets)} = {call}" if targets else call]

@@ -58,6 +58,11 @@ def run_time(ops: tuple[Op, ...]) -> list[Op]:
     return [op for op in ops if not op.weight_time]
 
 
+def local_value(layer: Layer, local: str) -> Value:
+    """Return a layer's value of that local name."""
+    return next(v for op in layer.ops for v in op.results if layer.local(v.name) == local)
+
+
 class Wiring:
     """A graph's layers, kinds, feeds and parameters, as emitted code arranges them.
 
@@ -111,11 +116,6 @@ class Wiring:
         ]
         given = {layer.local(v.name) for layer in kind.layers for v in layer.outputs}
         return [name for name in wanted if name in given and (name in self.streams or name in self.kept)]
-
-    def local_value(self, kind: Kind, local: str) -> Value:
-        """Return the first layer's value of that local name."""
-        layer = kind.layers[0]
-        return next(v for op in layer.ops for v in op.results if layer.local(v.name) == local)
 
     def memories(self, kind: Kind) -> list[Op]:
         """Return the state ops of a kind's first layer."""

@@ -150,6 +150,21 @@ class ExpandMLA(LatentForm):
     done: ClassVar[str] = "expanded"
 
 
+def decoding_form(graph: Graph) -> Graph | None:
+    """Return a graph as it is best computed for one token a call: with attention to kept latents absorbed.
+
+    Parameters and memories stay as they are. For a single query that is fewer operations at any context. None where
+    there is no such attention.
+    """
+    layers = [n for n, found in attentions(graph).items() if isinstance(expanded_site(found.attend), LatentSite)]
+    if not layers:
+        return None
+    form = graph.copy()
+    drive(form, _ChangeForm(AbsorbMLA, frozenset(layers), ""))
+    form.verify()
+    return form
+
+
 @dataclass(frozen=True)
 class _ChangeForm(Rule[Attend, LatentSite]):
     op: ClassVar[type[Op]] = Attend

@@ -130,6 +130,8 @@ def build(
 ) -> Path:
     """Write a package that runs without regraft: program, weights, tokenizer, card and checks. Return its folder.
 
+    Attention to kept latents is written in both of its forms, and the program takes the absorbed one for single tokens.
+
     Args:
         model: As in `lift`; the package of a folder that `apply` wrote carries its recipe and its measured quality.
         out: The folder to write; it must not exist.
@@ -141,11 +143,13 @@ def build(
         OutputExistsError, DiskFullError: The folder cannot be written.
     """
     from regraft.codegen.package import emit
+    from regraft.codegen.torch_forms import Forms
+    from regraft.passes.latent_forms import decoding_form
 
     subject = lift(model)
     lock = subject.files / "regraft.lock.json" if subject.files is not None else None
     return emit(
-        subject.graph,
+        Forms(subject.graph, decoding_form(subject.graph)),
         subject.require_source(),
         Path(out),
         target=target,

@@ -156,7 +156,7 @@ def absorb(site: LatentSite, edit: Editor) -> None:
     attend, view, scope = site.attend, site.view, site.scope
     k = edit.add(Unflatten, f"{scope}.k", site.rows, parts=1, before=view)
     v = edit.add(Slice, f"{scope}.v", k, start=0, stop=site.rank, before=view)
-    latent = edit.add(GroupedLinear, f"{scope}.q_latent", site.plain, site.keys, transposed=True, before=attend)
+    latent = edit.add(GroupedLinear, f"{scope}.q_absorbed", site.plain, site.keys, transposed=True, before=attend)
     name = attend.out.name
     edit.graph.rename(attend.out, edit.graph.fresh(f"{name}_latent"))
     old = _reconnect(edit, site, k, v, latent, attend)

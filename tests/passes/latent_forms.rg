@@ -25,8 +25,8 @@ graph @expanded (%layers.0.row: f32[B, T, 12], %layers.0.q_plain: f32[B, T, 2, 6
 // CHECK: %k = core.unflatten %rows {parts = 1} : f32[B, S@layers.*.memory, 1, 12]
 // CHECK: %v = core.slice %k {start = 0, stop = 8} : f32[B, S@layers.*.memory, 1, 8]
 // CHECK: %view = mem.view %memory, %k, v=%v : memory<f32; k [1, 12], v [1, 8]>
-// CHECK: %q_latent = core.grouped_linear %x_2, %uk {transposed = true} : f32[B, T, 2, 8]
-// CHECK: %q_whole = core.concat %q_latent, %x_3 : f32[B, T, 2, 12]
+// CHECK: %q_absorbed = core.grouped_linear %x_2, %uk {transposed = true} : f32[B, T, 2, 8]
+// CHECK: %q_whole = core.concat %q_absorbed, %x_3 : f32[B, T, 2, 12]
 // CHECK: %ctx_latent = attn.attend %q_whole, %view {scale = 0.25} : f32[B, T, 2, 8]
 // CHECK: %ctx = core.grouped_linear %ctx_latent, %uv : f32[B, T, 2, 5]
 
@@ -72,8 +72,8 @@ graph @no_shared_key (%layers.0.row: f32[B, T, 8], %layers.0.q: f32[B, T, 2, 6])
   %layers.0.ctx = attn.attend %layers.0.q, %layers.0.view {scale = 0.25, softcap = 3.0}
   return %layers.0.ctx
 }
-// CHECK: %q_latent = core.grouped_linear %x_2, %uk {transposed = true} : f32[B, T, 2, 8]
-// CHECK: %ctx_latent = attn.attend %q_latent, %view {scale = 0.25, softcap = 3.0} : f32[B, T, 2, 8]
+// CHECK: %q_absorbed = core.grouped_linear %x_2, %uk {transposed = true} : f32[B, T, 2, 8]
+// CHECK: %ctx_latent = attn.attend %q_absorbed, %view {scale = 0.25, softcap = 3.0} : f32[B, T, 2, 8]
 // CHECK: %ctx = core.grouped_linear %ctx_latent, %uv : f32[B, T, 2, 5]
 
 // -----  other attention stays as it is beside one that is absorbed
