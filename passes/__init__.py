@@ -17,6 +17,7 @@ PASSES = {
     "window": "regraft.passes.window:Window",
     "absorb-mla": "regraft.passes.latent_forms:AbsorbMLA",
     "expand-mla": "regraft.passes.latent_forms:ExpandMLA",
+    "fold-norms": "regraft.passes.fold_norms:FoldNorms",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }
