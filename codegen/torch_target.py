@@ -155,10 +155,7 @@ class TorchTarget:
             names.give(value, *suffixes(name))
         for op in run_time(layer.ops):
             body.write(op, set(kept))
-        arguments += [(name, self.shared.type_of(name)) for name in body.used]
-        arguments += [(name, "Memory | None") for name in body.pasts.values()]
-        self._give_back(body, kind, results, arguments)
-        return _Written(body, arguments, feeds, results)
+        return body, arguments
 
     def _only_turns(self, layer: Layer, value: Value) -> bool:
         """Return whether a layer reads a value only to rotate by it; it is given cosine and sine instead."""
@@ -166,8 +163,7 @@ class TorchTarget:
             return False
         return all(isinstance(op, Rope) for op in run_time(layer.ops) if value in op.operands)
 
-    def _argument(self, layer: Layer, feed: Feed, names: Namespace) -> tuple[str, str]:
-        value = layer.inputs[feed.place]
+    def _argument(self, value: Value, feed: Feed, names: Namespace) -> tuple[str, str]:
         if isinstance(value.type, MemoryType):
             return names.give(value, "memory"), "Memory"
         if feed.how == WEIGHT:
@@ -186,7 +182,6 @@ class TorchTarget:
             body.assign("", f"return {', '.join(tensors)}" if tensors else "return None")
             return
         past = body.pasts[memories[0].op] if memories[0].op else "past"
-        first = arguments[0][0]
         body.assign("", f"if {past} is not None and {first}.shape[1] == 1:")
         body.assign("", f"    return ({', '.join(tensors)},)", "the memory is in the cache, for other layers too")
         body.assign("", f"return {', '.join([*tensors, f'*{body.names[memories[0]]}'])}")
