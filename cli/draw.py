@@ -10,7 +10,7 @@ from regraft.cli.session import Session
 
 @command("draw")
 @model_argument
-@out_option("The file to write, .html .svg or .png; must not exist.")
+@out_option("The file, .html .svg .png .dot .mmd or .json; must not exist.")
 @click.option("-r", "--recipe", type=click.Path(), metavar="RECIPE", help="Show what each pass of a recipe changes.")
 @sizes_option("--context", "4k,128k", "Contexts that figures are given at; 4k is 4096, 1M is 2**20.")
 @click.option("--operations", is_flag=True, help="Draw every operation in SVG and PNG too.")
@@ -27,7 +27,8 @@ def draw(
     """Draw MODEL: its layers by kind, their operations, its memories and who reads them, and what it costs.
 
     An .html page is one file that works offline: kinds fold, operations open, a search finds them. With a recipe it has
-    the graph after each pass, and marks what changed. Reads the config, and no weights.
+    the graph after each pass, and marks what changed. .dot is for Graphviz, .mmd for Mermaid, .json for Google's Model
+    Explorer. Reads the config, and no weights.
     """
     from regraft.drawing import draw as write
     from regraft.model import lift

@@ -1,4 +1,4 @@
-"""Pictures of models: a page, SVG, PNG."""
+"""Pictures of models: a page, SVG, PNG, and the formats of Graphviz, Mermaid and Model Explorer."""
 
 from __future__ import annotations
 
@@ -117,4 +117,32 @@ def _png(subject: _Subject) -> bytes:
     return png(_svg(subject, themes=False))
 
 
-FORMATS: dict[str, Callable[[_Subject], str | bytes]] = {".html": _html, ".svg": _svg, ".png": _png}
+def _dot(subject: _Subject) -> str:
+    from regraft.views.exporters import dot
+    from regraft.views.staging import scene
+
+    return dot(subject.name, scene(subject.graph))
+
+
+def _mermaid(subject: _Subject) -> str:
+    from regraft.views.exporters import mermaid
+    from regraft.views.staging import scene
+
+    return mermaid(subject.name, scene(subject.graph))
+
+
+def _model_explorer(subject: _Subject) -> str:
+    from regraft.views.exporters import model_explorer
+    from regraft.views.staging import scene
+
+    return model_explorer(subject.name, scene(subject.graph))
+
+
+FORMATS: dict[str, Callable[[_Subject], str | bytes]] = {
+    ".html": _html,
+    ".svg": _svg,
+    ".png": _png,
+    ".dot": _dot,
+    ".mmd": _mermaid,
+    ".json": _model_explorer,
+}

@@ -17,9 +17,14 @@ _MONO_EM = 0.61
 _SPACE = re.compile(r"\s+")
 
 
+def printable(text: object) -> str:
+    """Return text with a mark in place of each character that XML cannot hold."""
+    return _FORBIDDEN.sub("\ufffd", str(text))
+
+
 def escaped(text: object) -> str:
     """Return text as it stands between tags and in quoted attributes; what XML cannot hold is replaced."""
-    return escape(_FORBIDDEN.sub("\ufffd", str(text)))
+    return escape(printable(text))
 
 
 def tag(name: str, /, *children: str, **attributes: object) -> str:

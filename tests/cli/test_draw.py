@@ -15,7 +15,15 @@ CONFIG = "builtin:Qwen3-0.6B"
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("a.html", b"<!doctype html>"), ("a.svg", b"<svg "), ("a.PNG", b"\x89PNG\r\n")]
+    ("name", "start"),
+    [
+        ("a.html", b"<!doctype html>"),
+        ("a.svg", b"<svg "),
+        ("a.PNG", b"\x89PNG\r\n"),
+        ("a.dot", b"digraph "),
+        ("a.mmd", b"---\ntitle: "),
+        ("a.json", b'{"label":'),
+    ],
 )
 def test_the_name_gives_the_format(name: str, start: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name
@@ -59,7 +67,7 @@ def test_other_formats_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(["draw", CONFIG, "-o", str(tmp_path / name)]) == 2
         said = capsys.readouterr()
         assert "error[RG608]" in said.err
-        assert ".html, .svg, .png" in said.err
+        assert ".html, .svg, .png, .dot, .mmd, .json" in said.err
         assert said.out == ""
     assert list(tmp_path.iterdir()) == []
 
