@@ -11,7 +11,7 @@ graph @maps (%layers.0.x: f32[B, T, 8]) {
   %layers.0.attn.k = core.linear %layers.0.attn.norm, %model.layers.0.k.weight
   return %layers.0.attn.q, %layers.0.attn.k
 }
-// CHECK: %attn.norm = core.norm %layers.0.x {eps = 1e-06} : f32[B, T, 8]
+// CHECK: %attn.norm = core.norm %x {eps = 1e-06} : f32[B, T, 8]
 // CHECK: %model.layers.*.q.weight.original = weight.load {tensor = "model.layers.*.q.weight"} : f32[16, 8]
 // CHECK: %model.layers.*.q.weight = weight.scale %model.layers.*.q.weight.original, %model.layers.*.norm.weight {axis = 1, offset = 1.0} : f32[16, 8]
 // CHECK: %attn.q = core.linear %attn.norm, %model.layers.*.q.weight, bias=%model.layers.*.q.bias : f32[B, T, 16]
@@ -58,6 +58,18 @@ graph @kept (%layers.0.x: f32[B, T, 8], %layers.0.k: f32[B, T, 2, 4], %pos: i64[
 // REFUSED: layer 0: core.add %layers.0.out reads core.norm %layers.0.post, and is no map whose weight could take its weight over
 // REFUSED: layer 0: pos.rope %layers.0.k_rope reads core.norm %layers.0.k_norm, and is no map whose weight could take its weight over
 // REFUSED: core.norm %last: %table of core.linear %logits serves core.embed %rows too, so it stays as it is
+
+// -----  what is fitted to the norm as it is
+
+graph @fitted (%layers.0.x: f32[B, T, 8]) {
+  %a = weight.load : f32[8]
+  %layers.0.norm = core.norm %layers.0.x, weight=%a {eps = 1e-06}
+  %moment = weight.moment a=%layers.0.norm, b=%layers.0.norm : f64[8, 8]
+  %b = weight.load : f32[8, 8]
+  %layers.0.y = core.linear %layers.0.norm, %b
+  return %layers.0.y, %moment
+}
+// ERROR: error[RG114]: fold-norms: layer 0: weight.moment %moment fits to what core.norm %layers.0.norm gives as it is
 
 // -----  nothing to fold
 

@@ -72,13 +72,6 @@ def test_after_other_passes_and_twice() -> None:
         run(graph, "fold-norms{layers=0},fold-norms{layers=0}")
 
 
-def test_a_fit_that_reads_the_norm_keeps_it() -> None:
-    graph, _ = twin("Qwen3-0.6B")
-    result = run(graph, "share-kv{donor={1: 0}},fold-norms")
-    refused = [note.text for note in result.steps[1].report.refused if note.layer == 1]
-    assert any("fits to what core.norm %layers.1.attn.norm gives" in text for text in refused)
-
-
 @pytest.mark.parametrize("name", ["Qwen3-0.6B", "gemma2"])
 def test_the_program(name: str, tmp_path: Path) -> None:
     graph, source = twin(name)
