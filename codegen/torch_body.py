@@ -22,13 +22,13 @@ _LONGEST = 64  # characters of an expression that is written into another one
 # Names that the emitted file gives to other things, and those of the function around the layers.
 _GLOBALS = """
     annotations json math Callable Sequence Path Any NamedTuple torch F load_file Tensor nn Memory Rope View
-    rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
+    inverse_rms rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
     frequencies llama3 yarn longrope rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
     route_normalized mix_experts gelu_tanh anchored_view widen
     attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
     grouped_linear_back
-    back pooled_view window_starts pool pool_overlapping windows keep_pooled Every
+    back rows_at pooled_view window_starts pool pool_overlapping windows keep_pooled Every
     stream_maps read_streams write_streams collapse_streams
     with_tail convolve log_decay delta_rule delta_chunk Fixed start count
     last_rows new_memories Cache Model load KINDS self
@@ -46,7 +46,8 @@ class Shared:
         ropes: Parameters of each rotation, and its variable's name.
         views: What a memory keeps and what a query sees of it, and the variable's name.
         everies: How many tokens a pooled row is made of, and the name of the view of such rows.
-        row_ropes: A rotation's name and the tokens of a pooled row, and the variable for turning such rows.
+        row_ropes: A rotation's name, the tokens of a pooled row or none, and how many rows are kept or none for all;
+            and the variable for turning such rows.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class Shared:
         self.ropes: dict[tuple[object, ...], str] = {}
         self.views: dict[tuple[Sight, Sight], str] = {}
         self.everies: dict[int, str] = {}
-        self.row_ropes: dict[tuple[str, int], str] = {}
+        self.row_ropes: dict[tuple[str, int | None, int | None], str] = {}
         self._names = Namespace(GLOBALS)
 
     def helper(self, name: str, *flags: str) -> str:
@@ -70,9 +71,12 @@ class Shared:
         if key not in self.ropes:
             self.ropes[key] = self._names.give(key, "rope")
         rope = self.ropes[key]
-        if not isinstance(op.pos.op, RowPositions) or (rate := op.pos.op.memory.memory.rate) is None:
+        if not isinstance(op.pos.op, RowPositions):
             return rope
-        return self.row_ropes.setdefault((rope, rate), self._names.give((rope, rate), f"{rope}_every_{rate}"))
+        kept = op.pos.op.memory.memory
+        name = f"{rope}_every_{kept.rate}" if kept.rate else f"{rope}_rows" + (f"_{kept.window}" if kept.window else "")
+        key = (rope, kept.rate, kept.window)
+        return self.row_ropes.setdefault(key, self._names.give(key, name))
 
     def view(self, kept: Sight, seen: Sight) -> str:
         """Return the name of a view."""

@@ -20,6 +20,7 @@ from regraft.ir.ops.core import (
     Flatten,
     Gain,
     GroupedLinear,
+    InverseRMS,
     LayerNorm,
     Linear,
     Mean,
@@ -143,6 +144,10 @@ def _repeat(op: Repeat, at: Scope) -> Code:
     return Code(f"{x}.expand({'-1, ' * dims}{op.parts}, -1)")
 
 
+def _inverse_rms(op: InverseRMS, at: Scope) -> Code:
+    return Code(f"{at.helper('inverse_rms')}({at.of(op.x).text}, {literal(op.eps)})")
+
+
 def _layer_norm(op: LayerNorm, at: Scope) -> Code:
     width = op.weight.tensor.sizes[0]
     values = [at.of(op.x).text, f"({width},)", at.of(op.weight).text, at.of(op.bias).text, literal(op.eps)]
@@ -179,6 +184,7 @@ CORE: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Flatten: _flatten,
     Gain: _gain,
     GroupedLinear: _grouped_linear,
+    InverseRMS: _inverse_rms,
     LayerNorm: _layer_norm,
     Linear: _linear,
     Mean: _mean,

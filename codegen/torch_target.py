@@ -454,6 +454,8 @@ class TorchTarget:
             ropes=[(name, angles(key), turn(key), key[-1]) for key, name in self.shared.ropes.items()],
             everies=[(name, rate) for rate, name in self.shared.everies.items()],
             row_ropes=self._row_ropes(),
+            turned_entries=any(rate for _, rate, _ in self.shared.row_ropes),
+            turned_rows=any(rate is None for _, rate, _ in self.shared.row_ropes),
             rotaries={turn(key) for key in self.shared.ropes},
             views=[(name, kept, seen) for (kept, seen), name in self.shared.views.items()],
             plain=bool(plain),
@@ -473,11 +475,15 @@ class TorchTarget:
             vocabulary=self.graph.outputs[0].tensor.shape[-1],
         )
 
-    def _row_ropes(self) -> list[tuple[str, str, str, object, int]]:
-        """Return, for each rotation of pooled rows, its name, whose angles it has, its function, amplitude and rate."""
+    def _row_ropes(self) -> list[tuple[str, str, str, object, str]]:
+        """Return, for each rotation of rows, its name, whose angles it has, its function, amplitude, and positions."""
         keys = {name: key for key, name in self.shared.ropes.items()}
-        named = self.shared.row_ropes.items()
-        return [(name, of, turn(keys[of]), keys[of][-1], rate) for (of, rate), name in named]
+        found: list[tuple[str, str, str, object, str]] = []
+        for (of, rate, kept), name in self.shared.row_ropes.items():
+            slots = "context" if kept is None else f"min({kept}, context)"
+            where = f"window_starts(pos, {rate})" if rate else f"rows_at(pos, {slots}, alone)"
+            found.append((name, of, turn(keys[of]), keys[of][-1], where))
+        return found
 
 
 def _class_names(kinds: list[Kind]) -> dict[str, str]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from regraft.ir.cost import cost, parameters
 from regraft.ir.errors.base import RegraftError
-from regraft.ir.errors.recipe import RefitTargetError, UndecidedError
+from regraft.ir.errors.recipe import RefitTargetError, SpreadTargetError, UndecidedError
 from regraft.ir.files import write_atomic, writing
 from regraft.ir.graph import Graph
 from regraft.ir.memory import infer_windows
 from regraft.ir.ops.fits import Statistic, width
+from regraft.ir.ops.latents import AttentionSpread
 from regraft.ir.text import print_graph
 from regraft.passes.base import Constraints, Measurements, Pass, Preserves, Report
 from regraft.passes.recipe import Recipe
@@ -180,6 +181,8 @@ def _step(
 def _check_targets(statistics: Sequence[Statistic], original: Graph, step: Pass) -> None:
     """Check that new statistics of the original name edges that it has, as wide as they are thought to be."""
     for op in statistics:
+        if isinstance(op, AttentionSpread) and (reason := op.misfit(original)):
+            raise SpreadTargetError(owner=step.name, name=op.source, reason=reason, where=step.place("method"))
         for name, wanted in op.targets():
             found = width(original[name].tensor) if name in original else 0
             if found != wanted:

@@ -209,9 +209,9 @@ class RankError(IllegalPassError):
     hint = "legal: {legal}"
 
 
-class RankListError(IllegalPassError):
-    """The number of entries in a list of ranks is not the number of layers."""
+class SpreadTargetError(IllegalPassError):
+    """A fit weighs errors by an attention as lifted, and an earlier pass has changed what it reads."""
 
     code = "RG127"
-    message = "{owner}: rank lists {found} layers, {expected} memories are selected"
-    hint = "give one entry a layer that makes a memory ({legal}), a rank by kind, one rank, or a share from 0 to 1"
+    message = "{owner}: the metric needs the memory %{name} as lifted, which {reason} there"
+    hint = "let this pass come before the one that changed %{name}, or use method: balanced-pca"

@@ -142,6 +142,32 @@ class Norm(Op):
         return (y * (run.wide(weight) + self.offset)).to(x.dtype)
 
 
+@op("core.inverse_rms")
+class InverseRMS(Op):
+    """Give one over the root mean square of the last axis: what a norm without a weight multiplies by.
+
+    Computed in float32 at least, ``eps`` added to the mean square.
+
+    Example:
+        %s = core.inverse_rms %k {eps = 1e-06} : bf16[B, T, 4]
+    """
+
+    x = operand("... M", dtype="float")
+    out = result()
+    eps = attribute(FLOAT)
+
+    def verify(self, dim: Dims) -> None:
+        if self.eps <= 0:
+            raise OpRuleError(op=self.label, problem=f"eps is {self.eps}", fix="eps must be positive")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (self.x.tensor.with_shape(*self.x.tensor.shape[:-1]),)
+
+    def reference(self, run: Run, x: Tensor) -> Tensor:
+        wide = run.wide(x)
+        return (wide.pow(2).mean(-1) + self.eps).rsqrt().to(x.dtype)
+
+
 @op("core.layer_norm")
 class LayerNorm(Op):
     """Subtract the mean of the last axis, divide by its standard deviation, multiply by a weight and add a bias.

@@ -120,6 +120,15 @@ class Measurements:
             return evaluate(value, self.source)
         return next(tensor for _, tensor in self._sweep(graph, value.name).solve([value], self._progress))
 
+    def weights(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Value, Tensor]]:
+        """Yield weight-time values of ``graph`` as they are known, statistics among them; one sweep serves all."""
+        fitted = [value for value in values if _is_fitted(value)]
+        for value in values:
+            if value not in fitted:
+                yield value, evaluate(value, self.source)
+        if fitted:
+            yield from self._sweep(graph, fitted[0].name).solve(fitted, self._progress)
+
     def _sweep(self, graph: Graph, name: str) -> Sweep:
         if self.tokens is None:
             raise NeedsCalibrationError(name=name)

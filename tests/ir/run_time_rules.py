@@ -43,6 +43,11 @@ def norm(m: Making) -> Sequence[Value]:
     return m.add("core.norm", x, **weight, eps=m.draw(POSITIVE), offset=m.draw(NUMBERS), cast=cast, clamp=clamp)
 
 
+@rule("core.inverse_rms")
+def inverse_rms(m: Making) -> Sequence[Value]:
+    return m.add("core.inverse_rms", _channels(m, m.size())[1], eps=m.draw(POSITIVE))
+
+
 @rule("core.bias")
 def bias(m: Making) -> Sequence[Value]:
     width = m.size()

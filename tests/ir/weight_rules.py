@@ -258,3 +258,56 @@ def merge_heads(m: Making) -> Sequence[Value]:
     options |= {"mixing": m.draw(st.booleans()), "method": m.draw(st.sampled_from(["mean", "procrustes", "pca"]))}
     gram = m.weight("f64", heads * width, heads * width)
     return m.add("weight.merge_heads", gram, m.weight("f64", heads, width, width), groups=groups, **options)
+
+
+@rule("weight.head_moment")
+def head_moment(m: Making) -> Sequence[Value]:
+    heads, width = m.size(), m.size()
+    return m.add("weight.head_moment", m.input(m.draw(FLOAT_TYPES), B, T, heads, width), heads=heads, width=width)
+
+
+@rule("weight.attention_spread")
+def attention_spread(m: Making) -> Sequence[Value]:
+    heads, kv_heads = m.size(), m.size()
+    options: dict[str, object] = {"groups": [m.draw(st.integers(0, kv_heads - 1)) for _ in range(heads)]}
+    options |= {"kv_heads": kv_heads, "source": m.draw(STRINGS), "width": m.size(), "scale": m.draw(NUMBERS)}
+    options |= {"window": m.draw(st.none() | SMALL), "first": m.draw(st.integers(0, 4)), "softcap": m.draw(NUMBERS)}
+    return m.add("weight.attention_spread", m.input(m.draw(FLOAT_TYPES), B, T, heads, m.size()), **options)
+
+
+@rule("weight.latent_metric")
+def latent_metric(m: Making) -> Sequence[Value]:
+    heads, kv_heads, half = m.size(), m.size(), m.size()
+    width = 2 * half + m.size() - 1
+    given = [m.weight("f64", heads, width, width), m.weight(m.draw(FLOAT_TYPES), m.size(), heads * m.size())]
+    gains = {f"{side}_gains": m.weight("f64", kv_heads, kv_heads) for side in ("key", "value") if m.draw(st.booleans())}
+    if m.draw(st.booleans()):
+        channels = given[1].tensor.sizes[1] // heads + 1
+        gains["spread"] = m.weight("f64", heads, channels, channels)
+    options: dict[str, object] = {"groups": [m.draw(st.integers(0, kv_heads - 1)) for _ in range(heads)]}
+    options |= {"scale": m.draw(NUMBERS), "kv_heads": kv_heads, "channels": 2 * half}
+    layout = m.draw(st.sampled_from(["halves", "interleaved"]))
+    return m.add("weight.latent_metric", *given, **gains, **options, layout=layout)
+
+
+def _moments(m: Making, targets: int, rows: int) -> dict[str, object]:
+    """Second moments of the rows and a metric of the targets, where they are given."""
+    given = {"gram": m.weight("f64", rows, rows)} if m.draw(st.booleans()) else {}
+    return {**given, **({"metric": m.weight("f64", targets, targets)} if m.draw(st.booleans()) else {})}
+
+
+@rule("weight.latent")
+def latent(m: Making) -> Sequence[Value]:
+    targets, rows = m.size(), m.size()
+    options: dict[str, object] = {"rank": m.draw(st.integers(1, min(targets, rows)))}
+    options |= {"keys": m.draw(st.integers(1, targets)), "balance": m.draw(st.none() | st.floats(0.01, 100.0))}
+    made = _moments(m, targets, rows)
+    return m.add("weight.latent", m.weight(m.draw(FLOAT_TYPES), targets, rows), **made, **options)
+
+
+@rule("weight.recover")
+def recover(m: Making) -> Sequence[Value]:
+    targets, rows = m.size(), m.size()
+    made = {key: value for key, value in _moments(m, targets, rows).items() if key == "gram"}
+    down = m.weight(m.draw(FLOAT_TYPES), m.size(), rows)
+    return m.add("weight.recover", m.weight(m.draw(FLOAT_TYPES), targets, rows), down, **made)

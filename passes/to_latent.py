@@ -1,0 +1,310 @@
+"""`to-latent`: few numbers a token instead of keys and values, which are rebuilt from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, cast
+
+from regraft.ir.errors.recipe import (
+    MissingKeyError,
+    OptionConflictError,
+    RankError,
+    StructureError,
+)
+from regraft.ir.graph import Graph, layer_of
+from regraft.ir.kinds import ranges
+from regraft.ir.op import Op
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.latents import Latent, spread_ranks
+from regraft.passes.base import (
+    BOOL,
+    Constraints,
+    Measurements,
+    OptionKind,
+    Pass,
+    Preserves,
+    Report,
+    choice,
+    integer,
+    option,
+    optional_option,
+    type_error,
+)
+from regraft.passes.counts import HEADS, Heads, counts_by_layer
+from regraft.passes.fitting.latents import (
+    BALANCED,
+    METHODS,
+    Fit,
+    Shape,
+    keep_latent,
+    latent_refusal,
+    shape_of,
+    stored,
+)
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
+from regraft.passes.gqa_to_latent import latent_sites
+from regraft.passes.located import Node
+from regraft.passes.matching.memories import KeyValues, key_values
+from regraft.passes.matching.rewrite import Editor, Rule, drive
+from regraft.passes.matching.sites import Refusal, attentions, output_of
+from regraft.passes.selection import LAYERS, Selection
+
+Balance = float | str
+BALANCES = (0.1, 0.3, 1.0, 3.0)  # those that are measured
+BALANCE_FORM = "measured, traces, or a number above 0 such as 0.3"
+
+
+def _read_balance(node: Node, owner: str, name: str) -> Balance:
+    value = node.scalar
+    if value in ("measured", "traces"):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
+        raise type_error(node, owner, name, BALANCE_FORM)
+    return float(value)
+
+
+BALANCE: OptionKind[Balance] = OptionKind(BALANCE_FORM, _read_balance)
+
+
+@dataclass(frozen=True)
+class ToLatent(Pass):
+    """Keep a latent of each token, a linear map of the layer's input, and rebuild keys and values from it.
+
+    Keys are rebuilt before rotation and turned at their own positions. Of keys that are normed, one over what the norm
+    divides by is kept beside the latent, a number for each KV head. At the full rank the function stays the same. The
+    metric weighs errors by what they move the scores and the output; with ``refit`` the output projection makes up for
+    a part of what is lost.
+    """
+
+    name: ClassVar[str] = "to-latent"
+    preserves: ClassVar[Preserves] = "refit"
+    source: ClassVar[str] = (
+        "DeepSeek-AI 2024, DeepSeek-V2 (latent attention); specs/passes_math.md, sections 4.3, 4.6 and 4.8"
+    )
+
+    rank: Heads | None = optional_option(
+        HEADS, "numbers a token, without those carried for norms; a share is of all that a token takes now"
+    )
+    total: int | None = optional_option(
+        integer(1, 10**7), "ranks of all layers together, dealt by what each layer's spectrum says a rank is worth"
+    )
+    step: int = option(integer(1, 1024), 1, "with total, deal so many ranks at a time")
+    layers: Selection | None = optional_option(LAYERS, "whose memories; by default all that hold keys and values")
+    method: str = option(
+        choice(*METHODS), "metric", "what the latent keeps most of: scores and outputs, keys and values, or weights"
+    )
+    balance: Balance = option(
+        BALANCE, 1.0, "with metric, how much more keys weigh than they should to first order; or measured, or traces"
+    )
+    normed: str = option(
+        choice("carried", "inside"), "carried", "normed keys: what the norm divides by beside the latent, or within"
+    )
+    refit: bool = option(BOOL, True, "fit the output projection in closed form")
+    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
+    ridge: float = option(RIDGES, RIDGE, "of the refit, in units of the mean second moment")
+    assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # right in number only
+
+    @property
+    def claim(self) -> Preserves:
+        """``refit``, or ``structural`` where nothing is fitted to text."""
+        return "refit" if self.needs_text else "structural"
+
+    @property
+    def needs_data(self) -> bool:
+        """Until ranks are dealt and the balance is chosen."""
+        return self.total is not None or self._balance_is_open
+
+    @property
+    def _balance_is_open(self) -> bool:
+        return self.method == "metric" and self.balance == "measured"
+
+    @property
+    def open_choice(self) -> tuple[str, str]:
+        """Spectra deal the ranks; divergences choose the balance."""
+        return ("the layers' spectra", "rank") if self.total is not None else ("measured divergence", "balance")
+
+    @property
+    def needs_text(self) -> str:
+        """All but weights alone needs text."""
+        if self.method != "weight-svd":
+            return f"the method {self.method}"
+        return "the output refit" if self.refit else ""
+
+    # -- decide
+
+    def decide(self, graph: Graph, measurements: Measurements | None, constraints: Constraints) -> ToLatent:
+        """Return the pass with each layer's rank and the balance; without measurements, as far as they are known.
+
+        Raises:
+            IllegalPassError: A rank, a list or a layer's structure does not allow it.
+        """
+        sites = latent_sites(self, graph, self.layers)
+        shapes = {layer: shape_of(site, self.normed == "inside") for layer, site in sites.items()}
+        for layer, site in sites.items():
+            self._check_site(layer, site)
+        if self.total is not None:
+            self._check_total(shapes)
+            if measurements is None:
+                return replace(self, layers=Selection.of(sites))
+            ranks = self._dealt(graph, sites, shapes, measurements)
+        else:
+            ranks = self._ranks(graph, sites, shapes)
+        explicit = replace(self, rank=dict(sorted(ranks.items())), total=None, layers=Selection.of(ranks))
+        if not explicit._balance_is_open:
+            return explicit
+        if all(rank == shapes[layer].full for layer, rank in ranks.items()):
+            return replace(explicit, balance="traces")
+        if measurements is None:
+            return explicit
+        choices = [replace(explicit, balance=balance) for balance in BALANCES]
+        damage = measurements.damage(graph, [each.rewrite for each in choices])
+        return choices[min(range(len(choices)), key=damage.__getitem__)]
+
+    def assume(self, graph: Graph) -> ToLatent:
+        """Return the pass with ranks dealt evenly and keys and values weighed alike: right in number, not in choice."""
+        balance = "traces" if self._balance_is_open else self.balance
+        if self.total is None:
+            return replace(self, balance=balance, assumed=True)
+        sites = latent_sites(self, graph, self.layers)
+        fulls = [shape_of(site, self.normed == "inside").full for site in sites.values()]
+        flat = [[1.0] * full for full in fulls]
+        ranks = spread_ranks(flat, self.total, 1, fulls, self.step)
+        return replace(self, rank=dict(zip(sites, ranks, strict=True)), total=None, balance=balance, assumed=True)
+
+    def _check_site(self, layer: int, site: KeyValues) -> None:
+        refusal = latent_refusal(site, self.method)
+        fix = "leave the layer out, or use method: balanced-pca"
+        for attend in site.readers if self.refit and refusal is None else ():
+            output = output_of(attend)
+            refusal = output if isinstance(output, Refusal) else refit_refusal(output, self.target)
+            fix = "leave the layer out, or use refit: false"
+            if refusal is not None:
+                break
+        if refusal is not None:
+            where = self.place("layers")
+            raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
+
+    def _check_total(self, shapes: Mapping[int, Shape]) -> None:
+        if self.rank is not None:
+            fix = "give the ranks, or what they are together"
+            where = self.place("total")
+            raise OptionConflictError(owner=self.name, first="rank", second="total", fix=fix, where=where)
+        most = sum(shape.full for shape in shapes.values())
+        if not len(shapes) <= (self.total or 0) <= most:
+            raise RankError(
+                owner=self.name,
+                what=f"layers {ranges(sorted(shapes))}",
+                wanted=f"ranks of {self.total} in all",
+                legal=f"a total from {len(shapes)} to {most}",
+                where=self.place("total"),
+            )
+
+    def _ranks(self, graph: Graph, sites: Mapping[int, KeyValues], shapes: Mapping[int, Shape]) -> dict[int, int]:
+        """Return each memory's rank, as the options name it."""
+        if self.rank is None:
+            fix = "add rank: 64, rank: 0.5, rank: {full: 64, sliding: 32}, a list with one entry a layer, or total: 512"
+            raise MissingKeyError(owner=self.name, name="rank", fix=fix, where=self.place())
+        ranks: dict[int, int] = {}
+        found, where = attentions(graph), self.place("rank")
+        for layer, wanted in counts_by_layer(
+            self.rank, sorted(sites), found, graph.layer_count(), self.name, where
+        ).items():
+            site, shape = sites[layer], shapes[layer]
+            rank = wanted
+            if isinstance(rank, float):
+                rank = min(int(rank * site.width), stored(site, shape, shape.full))
+                rank = rank if rank == site.width else rank - shape.carried
+            if not 1 <= rank <= shape.full:
+                self._refuse_rank(layer, site, shape, wanted)
+            ranks[layer] = rank
+        return ranks
+
+    def _refuse_rank(self, layer: int, site: KeyValues, shape: Shape, wanted: int | float) -> None:
+        raise RankError(
+            owner=self.name,
+            what=f"layer {layer} keeps {site.width} numbers a token",
+            wanted=f"rank {wanted}",
+            legal=f"a rank from 1 to {shape.full}" + (f", and {shape.carried} carried" if shape.carried else ""),
+            where=self.place("rank"),
+        )
+
+    def _dealt(
+        self,
+        graph: Graph,
+        sites: Mapping[int, KeyValues],
+        shapes: Mapping[int, Shape],
+        measurements: Measurements,
+    ) -> dict[int, int]:
+        """Return ranks by the spectra of all layers, each taken where those before have the ranks of an even deal."""
+        assert self.total is not None
+        even = replace(self.assume(graph), refit=False)
+        trial = graph.copy()
+        even.rewrite(trial)
+        fits = {layer_of(op.out.name): op for op in trial.ops if isinstance(op, Latent)}
+        parts = {layer: [op.targets, op.gram, op.metric] for layer, op in fits.items()}
+        wanted = [value for values in parts.values() for value in values if value is not None]
+        known = dict(measurements.weights(trial, wanted))
+        spectra: list[list[float]] = []
+        for layer, shape in shapes.items():
+            if layer not in parts:  # whole at an even deal
+                spectra.append([1.0] * shape.full)
+                continue
+            tensors = [None if value is None else known[value] for value in parts[layer]]
+            assert tensors[0] is not None
+            _, values, _ = fits[layer].spectrum(tensors[0], tensors[1], tensors[2])
+            spectra.append([float(value) for value in values[: shape.full]])
+        ranks = spread_ranks(spectra, self.total, 1, [shape.full for shape in shapes.values()], self.step)
+        return dict(zip(sites, ranks, strict=True))
+
+    # -- rewrite
+
+    def rewrite(self, graph: Graph) -> Report:
+        """Keep latents, rebuild keys and values for each reader, and refit the readers' output projections."""
+        assert isinstance(self.rank, Mapping), "decide comes first"
+        found = attentions(graph)
+        return drive(
+            graph, _KeepLatent(self, {found[cast("int", layer)].attend: int(rank) for layer, rank in self.rank.items()})
+        )
+
+    @property
+    def weight_of_keys(self) -> float | None:
+        """How much more keys weigh than values in the fit; None so that both cost the same in all."""
+        if self.method in (BALANCED, "metric") and isinstance(self.balance, str):
+            return None
+        return float(self.balance) if self.method == "metric" else 1.0
+
+
+@dataclass(frozen=True)
+class _KeepLatent(Rule[Attend, KeyValues]):
+    op: ClassVar[type[Op]] = Attend
+    options: ToLatent
+    ranks: Mapping[Attend, int]
+
+    def match(self, op: Attend, graph: Graph) -> KeyValues | Refusal:
+        if op not in self.ranks:
+            return Refusal("not among the layers that make a memory")
+        return key_values(op, graph)
+
+    def rewrite(self, site: KeyValues, edit: Editor) -> str:
+        options, rank = self.options, self.ranks[site.readers[0]]
+        shape = shape_of(site, options.normed == "inside")
+        before = site.width
+        keep_latent(edit, site, shape, Fit(rank, options.method, options.weight_of_keys))
+        after = stored(site, shape, rank)
+        done = f"keeps a latent of {rank}" + (f" and {after - rank} carried" if after > rank else "")
+        done += f" instead of {before} numbers a token"
+        if rank == shape.full:
+            return f"{done}, the full rank: exact"
+        done += f", by {options.method}" + ("" if options.assumed else _told(options))
+        if options.refit:
+            for attend in site.readers:
+                output = output_of(attend)
+                assert not isinstance(output, Refusal)
+                refit_output(edit, output, options.target, options.ridge)
+            done += f", output projection refitted ({options.target}, ridge {options.ridge:g})"
+        return done
+
+
+def _told(options: ToLatent) -> str:
+    return f", balance {options.balance}" if options.method == "metric" else ""
