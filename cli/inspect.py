@@ -27,11 +27,13 @@ def inspect(
     Reads the config, and no weights. Config keys that nobody here reads are named on stderr.
     """
     from regraft.model import lift
+    from regraft.passes.latent_forms import decoding_form
     from regraft.views.card import card
     from regraft.views.facts import facts
 
     lifted = lift(model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
-    found = replace(facts(lifted.graph, context, None if device == "none" else device, batch), name=lifted.name)
+    target = None if device == "none" else device
+    found = replace(facts(lifted.graph, context, target, batch, decoding_form(lifted.graph)), name=lifted.name)
     session.show(lambda: card(found), found.to_json)

@@ -68,10 +68,12 @@ def inspect(
         device: A device of ``hardware.json``, a file that describes one, or none; for limits.
         batch: Sequences at a time.
     """
+    from regraft.passes.latent_forms import decoding_form
     from regraft.views.facts import facts
 
     subject = lift(model, strict=False)
-    return replace(facts(subject.graph, tuple(contexts), device, batch), name=subject.name)
+    found = facts(subject.graph, tuple(contexts), device, batch, decoding_form(subject.graph))
+    return replace(found, name=subject.name)
 
 
 def plan(

@@ -13,6 +13,7 @@ from regraft.ir.errors.files import OutputExistsError
 from regraft.ir.errors.usage import TooFewModelsError
 from regraft.ir.files import write_atomic
 from regraft.model import Model, lift
+from regraft.passes.latent_forms import decoding_form
 from regraft.views.compare import diff
 from regraft.views.diff import Diff
 from regraft.views.facts import Facts, facts
@@ -94,6 +95,7 @@ def compare(
     found: list[Facts] = []
     for number, model in enumerate(lifted, 1):
         name = f"{model.name} ({number})" if alike[model.name] > 1 else model.name
-        found.append(replace(facts(model.graph, contexts, device, batch), name=name))
+        known = facts(model.graph, contexts, device, batch, decoding_form(model.graph))
+        found.append(replace(known, name=name))
     two = len(lifted) == 2
     return Comparison(tuple(found), diff(lifted[0].graph, lifted[1].graph, (found[0], found[1])) if two else None)

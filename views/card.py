@@ -183,14 +183,20 @@ def _work(facts: Facts) -> list[Block]:
 
 
 def expansion_note(models: Sequence[Facts]) -> list[Block]:
-    """Return what to say of latents that each step makes keys and values of, if some model has such."""
+    """Return what to say of the form in which steps attend to kept latents, if some model has such."""
+    notes: list[Block] = []
+    if any(facts.decode_form == "absorbed" for facts in models):
+        notes.append(
+            "a step attends to kept latents themselves, absorbed, as the program that build writes does; a prompt makes"
+            " keys and values of them"
+        )
     found = [call.expansion_flops / call.flops for facts in models for call in facts.decode.values() if call.flops]
-    if not any(found):
-        return []
-    return [
-        f"up to {share(max(found), 1)} of a step's operations make keys and values of kept latents anew, as the graph"
-        " stands; limits leave these out, for absorb-mla can move them into other maps"
-    ]
+    if any(found):
+        notes.append(
+            f"up to {share(max(found), 1)} of a step's operations make keys and values of kept latents anew, as the"
+            " graph stands; absorb-mla moves them into other maps"
+        )
+    return notes
 
 
 def _limits(facts: Facts, found: DeviceFacts) -> list[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from regraft.ir.cost import is_buffer
@@ -110,7 +110,8 @@ class KindFacts:
 class Facts:
     """What can be said of a model without its weights. `to_json` gives the schema ``regraft.inspect/1``.
 
-    ``cache``, ``decode`` and ``prefill`` are by context, in tokens.
+    ``cache``, ``decode`` and ``prefill`` are by context, in tokens. ``decode_form`` says how a step attends to kept
+    latents, where it is in another form than the graph's own: ``absorbed``; empty otherwise.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Facts:
     bytes_per_token: float
     cache: dict[int, CacheFacts]
     decode: dict[int, CallFacts]
+    decode_form: str
     prefill: dict[int, CallFacts]
     device: DeviceFacts | None
 
@@ -168,7 +170,10 @@ class Facts:
                 "conventions": dict(CONVENTIONS),
                 "at": _by_context({n: asdict(each) for n, each in self.cache.items()}),
             },
-            "decode": {"at": _by_context({n: _call_json(each) for n, each in self.decode.items()})},
+            "decode": {
+                "form": self.decode_form,
+                "at": _by_context({n: _call_json(each) for n, each in self.decode.items()}),
+            },
             "prefill": {"at": _by_context({n: _call_json(each) for n, each in self.prefill.items()})},
             "device": None if self.device is None else _device_json(self.device),
         }
@@ -225,7 +230,11 @@ def _device_json(found: DeviceFacts) -> dict[str, Any]:
 
 
 def facts(
-    graph: Graph, contexts: Sequence[int] = (4096, 131072), on: Device | str | None = None, batch: int = 1
+    graph: Graph,
+    contexts: Sequence[int] = (4096, 131072),
+    on: Device | str | None = None,
+    batch: int = 1,
+    step: Graph | None = None,
 ) -> Facts:
     """Return the facts of ``graph``.
 
@@ -234,6 +243,8 @@ def facts(
         contexts: Tokens that a sequence holds, the current one included; each positive.
         on: A device, a key of ``hardware.json`` or the path of a file that describes one, for limits.
         batch: Sequences.
+        step: The graph as a program computes it for one token, with attention to kept latents absorbed, where that is
+            another one.
 
     Raises:
         UnknownDeviceError: There is no such device.
@@ -242,7 +253,8 @@ def facts(
     target = device(on) if isinstance(on, str) else on
     kinds = block_kinds(graph)
     parts, memories = Parts(graph, kinds), Memories(graph, batch)
-    steps = {n: parts.call(batch, 1, n) for n in contexts}
+    stepping = parts if step is None else Parts(step, block_kinds(step))
+    steps = {n: stepping.call(batch, 1, n) for n in contexts}
     prompts = {n: parts.call(batch, n, n, last_token_only=True) for n in contexts}
     meta = graph.meta
     return Facts(
@@ -260,7 +272,8 @@ def facts(
         fixed_bytes=memories.fixed_bytes,
         bytes_per_token=float(memories.bytes_per_token),
         cache={n: memories.at(n) for n in contexts},
-        decode={n: _call_facts(step) for n, step in steps.items()},
+        decode={n: _call_facts(call) for n, call in steps.items()},
+        decode_form="" if step is None else "absorbed",
         prefill={n: _call_facts(prompt) for n, prompt in prompts.items()},
         device=None if target is None else _device_facts(target, parts, memories, steps, prompts),
     )
@@ -347,8 +360,7 @@ def _device_facts(
 
     at: dict[int, Limits] = {}
     for n, step in steps.items():
-        absorbed = replace(step.total, flops=step.total.flops - step.parts.get("attention_rows", Work()).flops)
-        at[n] = limits(on, batch, absorbed, prompts[n].total, room, held(n) // batch)
+        at[n] = limits(on, batch, step.total, prompts[n].total, room, held(n) // batch)
     return DeviceFacts(
         device=on,
         weight_bytes=weights,

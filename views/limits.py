@@ -17,8 +17,7 @@ class Limits:
 
     Attributes:
         tokens_per_s_limit: Decoded tokens a second, for the whole batch, as the bandwidth allows.
-        tokens_per_s_compute_limit: The same, as the multipliers allow; none where the sheet has no such figure. What
-            makes keys and values of kept latents does not count: it can be absorbed into other maps.
+        tokens_per_s_compute_limit: The same, as the multipliers allow; none where the sheet has no such figure.
         bottleneck: What holds decoding back: ``reading weights``, ``reading the cache`` or ``arithmetic``.
         time_to_first_token_s: Seconds for a prompt of this length; none where the sheet has no figure for arithmetic.
         first_token_bottleneck: What holds that back; empty where the time is not known.
@@ -65,7 +64,7 @@ def limits(device: Device, batch: int, step: Work, prompt: Work, room: int, byte
     Args:
         device: The device.
         batch: Sequences.
-        step: The work of one decode step, without what can be absorbed.
+        step: The work of one decode step.
         prompt: The work of a prompt.
         room: Bytes beside the weights.
         bytes_of_one: What one sequence holds.

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import STR
-from regraft.ir.dims import B, Sizes, rows_of
+from regraft.ir.dims import B, Sizes, evaluate, rows_of
 from regraft.ir.errors.graph import MemoryRuleError, OpRuleError
-from regraft.ir.op import Cost, Dims, Op, defaulted, memory, op, operand, optional_operand, result
-from regraft.ir.ops.attn import Windowed
+from regraft.ir.op import Cost, Dims, Op, Value, defaulted, memory, op, operand, optional_operand, result
+from regraft.ir.ops.attn import Attend, Windowed
+from regraft.ir.ops.core import Slice, Unflatten
 from regraft.ir.types import Field, MemoryType, TensorType, Type
 
 if TYPE_CHECKING:
@@ -73,10 +74,31 @@ class ReadRows(MemoryOp):
         return (TensorType(kept.dtype, (B, rows_of(self.memory.name), *shape)),)
 
     def cost(self, at: Sizes) -> Cost:
-        return Cost(cache_read=self.out.tensor.nbytes(at), activations=self.activation_bytes(at))
+        read, chosen = self.out.tensor.nbytes(at), _chosen(self.out)
+        if chosen is not None:  # the others need not be looked at
+            row = self.out.tensor.nbytes({**at, rows_of(self.memory.name).text: 1})
+            read = min(read, row * sum(at["T"] * evaluate(each.tensor.shape[2], at) for each in chosen))
+        return Cost(cache_read=read, activations=self.activation_bytes(at))
 
     def reference(self, run: Run, rows: Rows) -> Tensor:
         return rows.fields[self.field]
+
+
+def _chosen(rows: Value) -> set[Value] | None:
+    """Return the numbers of all rows that are ever looked at, where rows are seen as they are, and only if chosen."""
+    found: set[Value] = set()
+    for user in rows.users:
+        some: set[Value] | None = None
+        if isinstance(user, Slice | Unflatten):
+            some = _chosen(user.out)
+        elif isinstance(user, ViewRows):
+            reads = [(op, op.chosen) for op in user.out.users if isinstance(op, Attend) and op.entries is None]
+            some = {chosen for _, chosen in reads if chosen is not None}
+            some = some if len(reads) == len(user.out.users) and all(chosen for _, chosen in reads) else None
+        if some is None:
+            return None
+        found |= some
+    return found or None
 
 
 @op("mem.pos")

@@ -9,6 +9,7 @@ from regraft.frontends.lift import lift
 from regraft.ir.errors.usage import UnknownDeviceError
 from regraft.ir.graph import Graph
 from regraft.ir.hardware import Device
+from regraft.passes.latent_forms import decoding_form
 from regraft.views.card import card
 from regraft.views.facts import facts, layers_text
 from regraft.views.table import markdown, plain
@@ -172,14 +173,31 @@ def test_a_prompts_logits_are_those_of_its_last_token(tiny: Graph) -> None:
     assert found.prefill[64].by_part["mlp"].flops == 64 * found.decode[64].by_part["mlp"].flops
 
 
-def test_latents_are_expanded_in_each_step_and_limits_leave_that_out() -> None:
-    found = facts(lift(open_model("builtin:DeepSeek-V2-Lite"), strict=False).graph, (131072,), "h200-sxm")
-    step = found.decode[131072]
+def test_the_form_in_which_a_step_attends_to_latents() -> None:
+    graph = lift(open_model("builtin:DeepSeek-V2-Lite"), strict=False).graph
+    expanded, absorbed = (facts(graph, (131072,), "h200-sxm", step=step) for step in (None, decoding_form(graph)))
+    step, other = expanded.decode[131072], absorbed.decode[131072]
     assert step.expansion_flops == 27 * 2 * 512 * 16 * (128 + 128) * 131072
-    assert found.device is not None
-    limit = found.device.at[131072].tokens_per_s_compute_limit
-    assert limit == pytest.approx(989.4e12 / (step.flops - step.expansion_flops))
-    assert "make keys and values of kept latents anew" in plain(card(found))
+    assert other.expansion_flops == 0
+    assert other.attention_flops == 27 * 34_816 * 131072  # specs/mla.md, section 9
+    assert absorbed.prefill == expanded.prefill
+    for found in (expanded, absorbed):
+        assert found.device is not None
+        limit = found.device.at[131072].tokens_per_s_compute_limit
+        assert limit == pytest.approx(989.4e12 / found.decode[131072].flops)
+    assert (expanded.decode_form, absorbed.to_json()["decode"]["form"]) == ("", "absorbed")
+    assert "make keys and values of kept latents anew" in plain(card(expanded))
+    assert "a step attends to kept latents themselves, absorbed" in plain(card(absorbed))
+
+
+def test_absorbed_attention_to_chosen_rows_reads_these_alone() -> None:
+    # specs/mla.md, section 8: at 128K decode 2.15 + 0.57 GFLOP a layer, not 36.5; rows of 576 and index keys of 128
+    graph = lift(open_model("builtin:DeepSeek-V3.2"), strict=False).graph
+    parts = facts(graph, (131072,), step=decoding_form(graph)).decode[131072].by_part
+    assert parts["attention_core"].flops == 61 * 278_528 * 2048
+    assert parts["index"].flops == pytest.approx(61 * 16_384 * 131072, rel=0.02)  # and its projections
+    assert parts["attention_rows"].cache_bytes == 61 * 2 * 576 * 2048
+    assert parts["index"].cache_bytes == 61 * 2 * 128 * 131072
 
 
 def test_kinds_that_are_the_same_in_words_say_what_differs() -> None:
