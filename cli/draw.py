@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from regraft.cli.options import allow_key_option, command, model_argument, out_option, sizes_option
+from regraft.cli.options import Sizes, allow_key_option, command, model_argument, out_option
 from regraft.cli.session import Session
 
 
@@ -12,7 +12,12 @@ from regraft.cli.session import Session
 @model_argument
 @out_option("The file, .html .svg .png .dot .mmd or .json; must not exist.")
 @click.option("-r", "--recipe", type=click.Path(), metavar="RECIPE", help="Show what each pass of a recipe changes.")
-@sizes_option("--context", "4k,128k", "Contexts that figures are given at; 4k is 4096, 1M is 2**20.")
+@click.option(
+    "--context",
+    type=Sizes(),
+    metavar="N,...",
+    help="Contexts that figures are given at; by default 4k,128k, or up to what the model was trained on.",
+)
 @click.option("--operations", is_flag=True, help="Draw every operation in SVG and PNG too.")
 @allow_key_option
 def draw(
@@ -20,7 +25,7 @@ def draw(
     model: str,
     out: str,
     recipe: str | None,
-    context: tuple[int, ...],
+    context: tuple[int, ...] | None,
     operations: bool,
     allow_keys: tuple[str, ...],
 ) -> None:
@@ -36,7 +41,7 @@ def draw(
     lifted = lift(model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
-    path = str(write(lifted, out, recipe=recipe, contexts=tuple(sorted(context)), operations=operations))
+    path = str(write(lifted, out, recipe=recipe, contexts=sorted(context or ()), operations=operations))
     if session.json:
         session.show(list, lambda: {"schema": "regraft.draw/1", "out": path})
         return

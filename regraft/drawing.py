@@ -41,7 +41,7 @@ def draw(
     out: str | Path,
     *,
     recipe: str | Path | Recipe | None = None,
-    contexts: Sequence[int] = CONTEXTS,
+    contexts: Sequence[int] | None = None,
     operations: bool = False,
 ) -> Path:
     """Write a picture of a model, in the format that the file's name ends in, and return its path.
@@ -51,7 +51,8 @@ def draw(
         out: The file to write; it must not exist.
         recipe: A recipe, as in `regraft.apply`: a page then shows the graph before the first and after each pass, any
             other picture the last one. No weight is read; choices that need data are filled by ones of the same size.
-        contexts: Tokens at which cache and work are given, rising.
+        contexts: Tokens at which cache and work are given, rising; by default 4k and 128k, or up to what the model was
+            trained on.
         operations: Draw every operation, where the format does not do so anyway.
 
     Raises:
@@ -68,9 +69,16 @@ def draw(
     if os.path.lexists(path):
         raise OutputExistsError(path=path)
     lifted = lift(model, strict=False)
-    data = writer(_Subject(lifted.name, _steps(lifted.graph, recipe), tuple(contexts), operations))
+    at = tuple(contexts) if contexts else _contexts(lifted.graph)
+    data = writer(_Subject(lifted.name, _steps(lifted.graph, recipe), at, operations))
     write_atomic(path, data)
     return path
+
+
+def _contexts(graph: Graph) -> tuple[int, ...]:
+    trained = graph.meta.get("context")
+    most = trained if isinstance(trained, int) and trained > 0 else CONTEXTS[-1]
+    return tuple(dict.fromkeys(min(n, most) for n in CONTEXTS))
 
 
 def _steps(graph: Graph, recipe: str | Path | Recipe | None) -> list[Step]:

@@ -189,7 +189,7 @@ class _Page:
             known.dtype,
         ]
         if known.trained_context:
-            said.append(f"trained on {known.trained_context:,} tokens")
+            said.append(f"trained context {known.trained_context:,}")
         if known.vocabulary:
             said.append(f"vocabulary {known.vocabulary:,}")
         before = shown.changed.before if shown.changed is not None else None
@@ -226,7 +226,7 @@ class _Page:
         times = tag("span", f"×{len(section.layers)}", class_="times") if section.layers else ""
         flag = tag("span", escaped(state), class_=f"flag {state}") if state else ""
         head = tag("h3", badge + escaped(title) + times + flag)
-        each = " each" if section.layers else ""
+        each = " each" if len(section.layers) > 1 else ""
         amount = len(section.layers)
         where = (
             f"layer{'s' * (amount > 1)} {layers_text(section.layers, counted=False)} · "

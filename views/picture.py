@@ -153,7 +153,7 @@ def _card(shown: Scene, section: Section) -> Figure:
     body += words(12 + wide / 2, 30, section.key, f"mid bold on-{look}", size=14)
     body += words(22 + wide, 24, f"{section.name.replace('_', ' ')}  ×{len(section.layers)}", "title")
     layers = f"layer{'s' * (len(section.layers) > 1)} {layers_text(section.layers, counted=False)}"
-    said = f"{layers} · {count(section.parameters)} each"
+    said = f"{layers} · {count(section.parameters)}{' each' if len(section.layers) > 1 else ' parameters'}"
     body += words(22 + wide, 40, cut(said, 11, WIDTH - wide - 10), "small soft")
     return Figure(WIDTH + 24, inner.height + 66, body + moved(12, 54, inner.body))
 

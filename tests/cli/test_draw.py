@@ -47,6 +47,22 @@ def test_operations_are_drawn_when_asked_for(tmp_path: Path) -> None:
     assert "q_proj" in texts[1] - texts[0]
 
 
+@pytest.mark.parametrize(
+    ("model", "asked", "shown"),
+    [
+        ("builtin:OpenELM-270M", [], "cache at 2k tokens"),
+        (CONFIG, [], "cache at 40k tokens"),
+        (CONFIG, ["--context", "1M,512"], "cache at 1M tokens"),
+    ],
+)
+def test_figures_are_for_the_context_asked_for_or_trained_on(
+    model: str, asked: list[str], shown: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.svg"
+    assert main(["draw", model, "-o", str(path), *asked]) == 0
+    assert shown in path.read_text("utf-8")
+
+
 def test_a_recipe_gives_a_step_for_each_pass(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     assert main(["draw", CONFIG, "-r", "budget-heads{heads=12},share-kv{layers='4..5', donor=3}", "-o", str(path)]) == 0

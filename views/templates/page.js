@@ -288,6 +288,7 @@
       if (i === index) each.setAttribute("aria-current", "step");
       else each.removeAttribute("aria-current");
       if (i === index) slider.setAttribute("aria-valuetext", each.textContent);
+      if (i === index) each.parentElement.scrollLeft = each.offsetLeft - each.parentElement.offsetLeft - 40;
     });
     hide();
   };
@@ -326,6 +327,8 @@
   };
   one("#help").addEventListener("click", help);
   one("#fold").addEventListener("click", foldAll);
+  const current = one("[data-go][aria-current]");
+  if (current) current.parentElement.scrollLeft = current.offsetLeft;
   const start = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (start && start.matches(".card")) reveal(start);
   document.documentElement.dataset.ready = "true";
