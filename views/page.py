@@ -12,7 +12,6 @@ from regraft.views import glyphs
 from regraft.views.boxes import glance
 from regraft.views.cache_chart import cache_chart, curves, in_words
 from regraft.views.changes import changes
-from regraft.views.charting import parts_chart
 from regraft.views.compare import diff
 from regraft.views.diff import Diff
 from regraft.views.facts import Facts, facts, layers_text
@@ -22,6 +21,7 @@ from regraft.views.numbers import count, size
 from regraft.views.opgraph import op_graph
 from regraft.views.palette import KINDS, page_roles
 from regraft.views.parts import PARTS
+from regraft.views.parts_chart import parts_chart
 from regraft.views.pattern import fold, spelled
 from regraft.views.picture import outside_words
 from regraft.views.records import Records

@@ -8,12 +8,12 @@ from regraft.ir.errors.usage import MissingPackageError
 from regraft.ir.graph import Graph
 from regraft.views.boxes import WIDTH, glance
 from regraft.views.cache_chart import cache_chart, curves
-from regraft.views.charting import parts_chart
 from regraft.views.facts import Facts, layers_text
 from regraft.views.markup import Figure, cut, escaped, moved, number, rectangle, tag, width_of, words
 from regraft.views.numbers import context, count, size
 from regraft.views.opgraph import op_graph
 from regraft.views.palette import kind_style, picture_style
+from regraft.views.parts_chart import parts_chart
 from regraft.views.pattern import fold, spelled
 from regraft.views.scene import Scene, Section
 from regraft.views.staging import scene

@@ -1,4 +1,4 @@
-"""The charts of a model: what is held at each context, and where a token's work goes."""
+"""The chart of where a token's work goes: bytes read and operations, part by part."""
 
 from __future__ import annotations
 
