@@ -18,6 +18,7 @@ PASSES = {
     "absorb-mla": "regraft.passes.latent_forms:AbsorbMLA",
     "expand-mla": "regraft.passes.latent_forms:ExpandMLA",
     "fold-norms": "regraft.passes.fold_norms:FoldNorms",
+    "fuse-projections": "regraft.passes.fuse_projections:FuseProjections",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }
