@@ -69,7 +69,7 @@ class Compressor:
         values = b.linear("values", x, f"{module}.kv_proj", channels)
         gates = b.linear("gates", x, f"{module}.gate_proj", channels)
         bias = b.weight(f"{module}.position_bias", self.rate, channels)
-        memory = b(Compressed, "memory", values, gates, bias, rate=self.rate, overlap=self.overlap)
+        memory = b(Compressed, "memory", values, bias, gates=gates, rate=self.rate, overlap=self.overlap)
         rows = self.norm.build(b, "rows_norm", b(ReadRows, "rows", memory), _kv_norm(b, module))
         keys = b(Unflatten, "keys", rows, parts=1)
         return b(ViewRows, "view", memory, turned(b, "keys", keys, b(RowPositions, "rows_at", memory), self.rope))

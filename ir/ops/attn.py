@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regraft.ir.attributes import FLOAT, INT, INTS
+from regraft.ir.attributes import BOOL, FLOAT, INT, INTS
 from regraft.ir.dims import Sizes, evaluate
 from regraft.ir.errors.graph import HeadGroupError, HeadMapError, OpRuleError, WindowError
 from regraft.ir.op import (
@@ -137,6 +137,11 @@ class Attend(Op):
     memory in the same softmax, whatever the window: of rows made of several tokens those whose last one is not after
     the query; ``chosen`` then counts these. Without values keys are values too.
 
+    With ``disjoint`` no token is seen twice, and none is missed: of the window a query sees the rows from the start of
+    a block of ``rate`` tokens on, ``s >= rate * ceil((p - window + 1) / rate)``, and of the entries those of the blocks
+    before, without those of the ``first`` rows. ``entries_bias`` is added to the entries' scores: ``log(rate)`` where
+    an entry stands for as many tokens. Source: specs/passes_math.md, equation (8).
+
     Example:
         %ctx = attn.attend %q, %m {scale = 0.25} : bf16[B, T, 8, 16]
     """
@@ -152,6 +157,8 @@ class Attend(Op):
     first = defaulted(INT, 0)
     head_map = optional(INTS)
     softcap = optional(FLOAT)
+    disjoint = defaulted(BOOL, False)
+    entries_bias = defaulted(FLOAT, 0.0)
     reads_memory = True
 
     def verify(self, dim: Dims) -> None:
@@ -167,12 +174,7 @@ class Attend(Op):
             raise OpRuleError(op=self.label, problem=problem, fix="first rows beside a window, that the memory keeps")
         if self.softcap is not None and self.softcap <= 0:
             raise OpRuleError(op=self.label, problem=f"softcap is {self.softcap}", fix="a cap must be positive")
-        if self.entries is not None and self._other_fields(self.entries.memory):
-            raise OpRuleError(
-                op=self.label,
-                problem=f"{self.entries.memory} beside {self.memory.memory}",
-                fix="the same keys and values, all of them kept",
-            )
+        self._verify_entries()
         if self.chosen is not None and self.entries is None and kept is not None:
             raise OpRuleError(
                 op=self.label, problem=f"rows chosen of a window of {kept}", fix="numbers count all of a memory's rows"
@@ -181,6 +183,22 @@ class Attend(Op):
             raise OpRuleError(
                 op=self.label, problem=f"{self.q.tensor.dtype} queries, {dtype} memory", fix="both need the same dtype"
             )
+
+    def _verify_entries(self) -> None:
+        problem = fix = ""
+        if self.entries is None:
+            if self.disjoint or self.entries_bias:
+                problem, fix = "disjoint or biased entries, and there are none", "give entries"
+        elif self._other_fields(self.entries.memory):
+            problem = f"{self.entries.memory} beside {self.memory.memory}"
+            fix = "the same keys and values, all of them kept"
+        elif self.disjoint:
+            rate = self.entries.memory.rate or 1
+            if self.window is None or self.window < rate or self.first % rate:
+                problem = f"window {self.window or 'none'} and first {self.first} over entries of {rate} tokens"
+                fix = f"a window of at least {rate} rows, and a multiple of {rate} first ones"
+        if problem:
+            raise OpRuleError(op=self.label, problem=problem, fix=fix)
 
     def _other_fields(self, entries: MemoryType) -> bool:
         """Return whether entries are no rows like those of the memory, of which all are kept."""
@@ -212,7 +230,12 @@ class Attend(Op):
         if self.entries is None:
             limits = [limit for limit in (self._most, chosen) if limit is not None]
             return pairs(at, most=min(limits, default=None))
-        return pairs(at, most=self._most) + pairs(at, most=chosen, rate=self.entries.memory.rate or 1)
+        rate = self.entries.memory.rate or 1
+        if not self.disjoint:
+            return pairs(at, most=self._most) + pairs(at, most=chosen, rate=rate)
+        assert self.window is not None
+        far = before_window(at, self.window, self.first, rate)
+        return pairs(at) - rate * pairs(far, rate=rate) + pairs(far, most=chosen, rate=rate)
 
     @property
     def _most(self) -> int | None:
@@ -252,40 +275,53 @@ class Attend(Op):
     ) -> Tensor:
         import torch
 
+        rate = 1 if self.entries is None else self.entries.memory.rate or 1
         seen = seen_rows(run, rows)
         if self.window is not None:
-            near = run.pos[:, :, None] - rows.pos[:, None, :] < self.window
+            near = rows.pos[:, None, :] >= window_start(run, self.window, rate if self.disjoint else 1)
             seen = seen & (near | (rows.pos[:, None, :] < self.first))
-        last = seen if entries is None or self.entries is None else seen_rows(run, entries, self.entries.memory.rate)
+        last = seen
+        if entries is not None:
+            window = self.window if self.disjoint else None
+            last = seen_rows(run, entries, rate, window, self.first)
         if chosen is not None:
             some = torch.zeros(*last.shape[:2], last.shape[2] + 1, dtype=torch.bool, device=last.device)
             last = last & some.scatter(2, chosen.long() + 1, True)[..., 1:]
         fields = [rows.fields["k"], rows.fields.get("v", rows.fields["k"])]
+        bias = None
         if entries is None:
             seen = last
         else:
+            if self.entries_bias:
+                numbers = torch.arange(seen.shape[2] + last.shape[2], device=q.device)
+                bias = (numbers >= seen.shape[2]).double() * self.entries_bias
             more = [entries.fields["k"], entries.fields.get("v", entries.fields["k"])]
             fields = [torch.cat(both, 1) for both in zip(fields, more, strict=True)]
             seen = torch.cat((seen, last), -1)
         groups = torch.tensor(self.groups, device=q.device)
         k, v = (each.transpose(1, 2)[:, groups] for each in fields)
-        if sink is None and self.softcap is None:
+        if sink is None and self.softcap is None and bias is None:
             out = torch.nn.functional.scaled_dot_product_attention(
                 q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=self.scale
             )
         else:
-            out = self._mix(run, q.transpose(1, 2), k, v, seen[:, None], sink)
+            out = self._mix(run, (q.transpose(1, 2), k, v), seen[:, None], sink, bias)
         # a padded query may see no row at all: its result is zero, whatever the kernel makes of it
         blind = ~seen.any(-1)
         return out.transpose(1, 2).masked_fill(blind[:, :, None, None], 0.0)
 
-    def _mix(self, run: Run, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor | None) -> Tensor:
-        """Return the values' mix ``[B, Hq, T, Dv]``, score by score; ``seen`` is ``[B, 1, T, S]``."""
+    def _mix(
+        self, run: Run, qkv: tuple[Tensor, Tensor, Tensor], seen: Tensor, sink: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Return the values' mix ``[B, Hq, T, Dv]``, score by score; ``seen`` is ``[B, 1, T, S]``, ``bias`` ``[S]``."""
         import torch
 
+        q, k, v = qkv
         scores = run.wide(q @ k.transpose(-1, -2) * self.scale)
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
+        if bias is not None:
+            scores = scores + bias.to(scores.dtype)
         scores = scores.masked_fill(~seen, -torch.inf)
         if sink is not None:
             column = run.wide(sink)[:, None, None].expand(*scores.shape[:-1], 1)
@@ -294,9 +330,26 @@ class Attend(Op):
         return shares.to(v.dtype) @ v
 
 
-def seen_rows(run: Run, rows: Rows, rate: int | None = None) -> Tensor:
-    """Return which rows ``[B, T, N]`` stand wholly at or before each query; each is made of ``rate`` tokens."""
-    return (run.pos[:, :, None] - rows.pos[:, None, :] >= (rate or 1) - 1) & rows.valid[:, None, :]
+def seen_rows(run: Run, rows: Rows, rate: int = 1, window: int | None = None, first: int = 0) -> Tensor:
+    """Return which rows of ``rate`` tokens each query sees, bool ``[B, T, N]``.
+
+    They stand wholly at or before it, or where a ``window`` shows later tokens, before that and after ``first`` tokens.
+    """
+    at = rows.pos[:, None, :]
+    if window is None:
+        return (run.pos[:, :, None] - at >= rate - 1) & rows.valid[:, None, :]
+    return (at < window_start(run, window, rate)) & (at >= first) & rows.valid[:, None, :]
+
+
+def window_start(run: Run, window: int, rate: int) -> Tensor:
+    """Return the position ``[B, T, 1]`` from which on each query sees the rows of a window, a multiple of ``rate``."""
+    return (run.pos[:, :, None] - window + rate) // rate * rate
+
+
+def before_window(at: Sizes, window: int, first: int, rate: int) -> Sizes:
+    """Return sizes at which rows of ``rate`` tokens count that stand before a window, and after ``first`` tokens."""
+    context = max(0, at["S"] - (window - rate + 1) - first)
+    return {**at, "S": context, "T": min(at["T"], context)}
 
 
 def pairs(at: Sizes, *, most: int | None = None, rate: int = 1) -> int:

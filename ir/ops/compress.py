@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import BOOL, INT
 from regraft.ir.dims import Sizes
 from regraft.ir.errors.graph import OpRuleError
-from regraft.ir.op import Cost, Dims, attribute, defaulted, op, operand, result
+from regraft.ir.op import Cost, Dims, attribute, defaulted, op, operand, optional_operand, result
 from regraft.ir.ops.attn import State
 from regraft.ir.types import Field, MemoryType, Type
 
@@ -24,18 +24,18 @@ class Compressed(State):
     """Pool every ``rate`` tokens into a row: channel by channel, a softmax of gates weighs the tokens.
 
     A row is there once its last token is, and stands at the position of its first one. ``bias`` is added to the
-    gates, a row for each place in a window. With ``overlap`` values and gates are twice as wide: the first half of the
-    channels is what a token gives to the window after its own, the second half what it gives to its own. Beside the
-    rows it keeps the tokens of the unfinished window, and with ``overlap`` those of the last finished one. Source:
-    specs/deepseek_v4.md, section 7.
+    gates, a row for each place in a window; without ``gates`` it is all there is, and zeros give the mean. With
+    ``overlap`` values and gates are twice as wide: the first half of the channels is what a token gives to the window
+    after its own, the second half what it gives to its own. Beside the rows it keeps the tokens of the unfinished
+    window, and with ``overlap`` those of the last finished one. Source: specs/deepseek_v4.md, section 7.
 
     Example:
-        %m = state.compressed %values, %gates, %bias {rate = 4, overlap = true} : memory<bf16; x [512]; every 4>
+        %m = state.compressed %values, %bias, gates=%gates {rate = 4, overlap = true} : memory<bf16; x [512]; every 4>
     """
 
     values = operand("B T W", dtype="float")
-    gates = operand("B T W", dtype="values")
     bias = operand("R W", dtype="float")
+    gates = optional_operand("B T W", dtype="values")
     out = result()
     rate = attribute(INT)
     overlap = defaulted(BOOL, False)
@@ -55,8 +55,9 @@ class Compressed(State):
     def cost(self, at: Sizes) -> Cost:
         kept, width = self.kept.memory, self.bias.tensor.sizes[1]
         new = kept.rows(at["S"]) - kept.rows(at["S"] - at["T"])
-        tail = 2 * (self.rate - 1) * width * _WIDE
-        before = 2 * self.rate * (width // 2) * _WIDE if self.overlap else 0
+        both = 1 if self.gates is None else 2
+        tail = both * (self.rate - 1) * width * _WIDE
+        before = both * self.rate * (width // 2) * _WIDE if self.overlap else 0
         return Cost(
             weights=self.weight_bytes(at),
             cache_written=new * kept.row_bytes * at["B"],
@@ -64,13 +65,14 @@ class Compressed(State):
             activations=self.activation_bytes(at),
         )
 
-    def reference(self, run: Run, values: Tensor, gates: Tensor, bias: Tensor) -> Rows:
+    def reference(self, run: Run, values: Tensor, bias: Tensor, gates: Tensor | None = None) -> Rows:
         import torch
 
         from regraft.ir.interpret import Rows
 
         rate, start = self.rate, run.pos[:, 0]
-        open_ = run.continued(f"{self.out.name}.open", Rows({"values": values, "gates": gates}, run.pos, run.valid))
+        given = {"values": values} if gates is None else {"values": values, "gates": gates}
+        open_ = run.continued(f"{self.out.name}.open", Rows(given, run.pos, run.valid))
         end = start + run.valid.sum(1)
         # of the tokens that are kept, what later windows read: their own, and with an overlap the one before
         first = end // rate * rate - (rate if self.overlap else 0)
@@ -91,12 +93,11 @@ class Compressed(State):
 
         found = (tokens.pos[:, None, None] == wanted[..., None]) & tokens.valid[:, None, None]
         there, place = found.any(-1), found.to(torch.int8).argmax(-1)
-        values, gates = (
-            run.wide(tokens.fields[name]).gather(1, place.flatten(1)[..., None].expand(-1, -1, bias.shape[1]))
-            for name in ("values", "gates")
-        )
-        values, gates = (x.unflatten(1, wanted.shape[1:]) for x in (values, gates))
-        gates = gates + run.wide(bias)[wanted % self.rate]
+        index = place.flatten(1)[..., None].expand(-1, -1, bias.shape[1])
+        taken = {n: run.wide(x).gather(1, index).unflatten(1, wanted.shape[1:]) for n, x in tokens.fields.items()}
+        values, gates = taken["values"], run.wide(bias)[wanted % self.rate]
+        if "gates" in taken:
+            gates = taken["gates"] + gates
         if self.overlap:
             half = bias.shape[1] // 2
             values, gates = (

@@ -24,6 +24,7 @@ class Rope(Op):
     ``linear`` divides by ``factor``; ``llama3`` and ``yarn`` as specs/relatives.md, section 0, has them; ``longrope``
     divides each pair's by its own of ``factors`` (Ding et al. 2024, "LongRoPE"). ``amplitude`` multiplies cosine and
     sine. With ``pairs`` only the first so many turn; the others have frequency 0. ``inverse`` turns the other way.
+    ``offset`` is added to the position: to the middle of the tokens that a row is made of.
 
     Example:
         %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
@@ -45,6 +46,7 @@ class Rope(Op):
     pairs = optional(INT)
     factors = optional(FLOATS)
     inverse = defaulted(BOOL, False)
+    offset = defaulted(FLOAT, 0.0)
 
     def verify(self, dim: Dims) -> None:
         width = dim.size("D")
@@ -121,7 +123,7 @@ class Rope(Op):
         return plain / self.factor * ramp + plain * (1 - ramp)
 
     def reference(self, run: Run, x: Tensor, pos: Tensor) -> Tensor:
-        angle = run.wide(pos.float())[..., None] * self.frequencies().to(run.wide(x))
+        angle = (run.wide(pos.float()) + self.offset)[..., None] * self.frequencies().to(run.wide(x))
         cos = (angle.cos() * self.amplitude).to(x.dtype)[..., None, :]
         sin = (angle.sin() * self.amplitude).to(x.dtype)[..., None, :]
         return rotate(x, cos, -sin if self.inverse else sin, self.channels, self.layout)

@@ -146,7 +146,7 @@ def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, dtype: str 
       %gw = weight.load : {dtype}[{width}, 16]
       %gates = core.linear %embed, %gw
       %bias = weight.load : f32[{rate}, {width}]
-      %m = state.compressed %values, %gates, %bias {options}
+      %m = state.compressed %values, %bias, gates=%gates {options}
       %rows = mem.read %m
       %keys = core.unflatten %rows {{parts = 1}}
       %at = mem.pos %m

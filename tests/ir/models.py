@@ -12,7 +12,10 @@ from regraft.ir.graph import Graph
 from regraft.ir.memory import infer_windows
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.core import Activation, Add, Embed, Flatten, Linear, Mul, Norm, Unflatten
+from regraft.ir.ops.compress import Compressed
+from regraft.ir.ops.core import Activation, Add, Concat, Embed, Flatten, Linear, Mul, Norm, Slice, Unflatten
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.memory import ReadRows, ViewRows
 from regraft.ir.ops.moe import Experts, Route
 from regraft.ir.ops.pos import Rope
 
@@ -37,6 +40,8 @@ class LayerSpec:
     tied: bool = False  # its MLP's weights are the model's, shared with all such layers
     first: int = 0  # rows at the start that its window does not hide
     skip: int | None = None  # the layer whose output is added to the stream
+    rate: int | None = None  # tokens of a pooled row; such rows stand for what is before its window
+    chosen: int | None = None  # of the pooled rows, those that score best
 
 
 FULL = LayerSpec()
@@ -79,8 +84,10 @@ def _layer(b: Builder, number: int, spec: LayerSpec, x: Value, pos: Value, outpu
             memory = b(KV, "memory", *kv)
         else:
             memory = b.graph[f"layers.{spec.donor}.attn.memory"]
-        sight = {"window": spec.window, "first": spec.first}
-        context = b(Attend, "ctx", q, memory, scale=HEAD**-0.5, **sight, head_map=spec.head_map)
+        sight: dict[str, object] = {"window": spec.window, "first": spec.first, "head_map": spec.head_map}
+        if spec.rate is not None:
+            sight |= _pooled(b, here, spec, h, q)
+        context = b(Attend, "ctx", q, memory, scale=HEAD**-0.5, **sight)
         merged = b(Flatten, "merged", context)
         out = linear("out", f"{here}self_attn.o_proj.weight", merged, WIDTH, spec.heads * HEAD)
         x = b(Add, "residual", x, out)
@@ -100,6 +107,29 @@ def _layer(b: Builder, number: int, spec: LayerSpec, x: Value, pos: Value, outpu
     if spec.skip is not None:
         out = b(Add, "skip", out, outputs[spec.skip])
     return b(Add, "out", x, out)
+
+
+def _pooled(b: Builder, here: str, spec: LayerSpec, h: Value, q: Value) -> dict[str, object]:
+    """Return what an attention reads beside its window: rows pooled of its keys and values, an index over them."""
+    half, scope = spec.kv_heads * HEAD, b.graph.ops[-1].scope
+    assert spec.rate is not None
+    keys_and_values = [b(Flatten, f"{part}_flat", b.graph[f"{scope}.{part}"]) for part in ("k_rope", "v")]
+    gates = b(Linear, "gates", h, b.weight(f"{here}self_attn.gates.weight", 2 * half, WIDTH))
+    place = b.weight(f"{here}self_attn.places", spec.rate, 2 * half)
+    row = b(Concat, "row", keys_and_values)
+    pooled = b(Compressed, "pooled", row, place, gates=gates, rate=spec.rate)
+    rows = b(ReadRows, "rows", pooled)
+    k, v = (
+        b(Unflatten, f"rows_{part}", b(Slice, f"part_{part}", rows, start=at, stop=at + half), parts=spec.kv_heads)
+        for part, at in (("k", 0), ("v", half))
+    )
+    entries = b(ViewRows, "entries", pooled, k, v)
+    found: dict[str, object] = {"entries": entries, "disjoint": True, "entries_bias": math.log(spec.rate)}
+    if spec.chosen is not None:
+        weights = b(Linear, "head_weights", h, b.weight(f"{here}self_attn.index.weight", spec.heads, WIDTH))
+        sight = {"window": spec.window, "first": spec.first}
+        found["chosen"] = b(Index, "best", q, weights, entries, scale=1.0, chosen=spec.chosen, **sight)
+    return found
 
 
 def random_weights(graph: Graph, seed: int = 0) -> dict[str, Tensor]:

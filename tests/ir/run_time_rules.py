@@ -376,6 +376,7 @@ def hyper_collapse(m: Making) -> Sequence[Value]:
 def compressed(m: Making) -> Sequence[Value]:
     rate, overlap, dtype = m.draw(st.integers(1, 3)), m.draw(st.booleans()), m.draw(FLOAT_TYPES)
     width = m.size() * (2 if overlap else 1)
-    values, gates = m.input(dtype, B, T, width), m.input(dtype, B, T, width)
+    values = m.input(dtype, B, T, width)
+    gates = {"gates": m.input(dtype, B, T, width)} if m.draw(st.booleans()) else {}
     bias = m.weight(m.draw(FLOAT_TYPES), rate, width)
-    return m.add("state.compressed", values, gates, bias, rate=rate, overlap=overlap)
+    return m.add("state.compressed", values, bias, **gates, rate=rate, overlap=overlap)

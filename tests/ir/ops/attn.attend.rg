@@ -148,3 +148,45 @@ graph @first_rows_that_went (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
   return %ctx
 }
 // ERROR: error[RG034]: attn.attend: first 4 rows, window 512, of memory<bf16; k [4, 16], v [4, 16]; window 512, first 2>
+
+// -----
+
+graph @disjoint (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %x: bf16[B, T, 128]) {
+  %bias = weight.load : f32[8, 128]
+  %near = state.kv %k, %v {window = 64, first = 16}
+  %m = state.compressed %x, %bias {rate = 8} : memory<bf16; x [128]; every 8>
+  %rows = mem.read %m
+  %k_part = core.slice %rows {start = 0, stop = 64}
+  %v_part = core.slice %rows {start = 64, stop = 128}
+  %keys = core.unflatten %k_part {parts = 4}
+  %values = core.unflatten %v_part {parts = 4}
+  %far = mem.view %m, %keys, v=%values : memory<bf16; k [4, 16], v [4, 16]; every 8>
+  %ctx = attn.attend %q, %near, entries=%far {scale = 0.25, window = 64, first = 16, disjoint = true, entries_bias = 2.0794415416798357} : bf16[B, T, 8, 16]
+  return %ctx
+}
+
+// -----
+
+graph @blocks_longer_than_the_window (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16], %x: bf16[B, T, 128]) {
+  %bias = weight.load : f32[8, 128]
+  %near = state.kv %k, %v {window = 6}
+  %m = state.compressed %x, %bias {rate = 8}
+  %rows = mem.read %m
+  %k_part = core.slice %rows {start = 0, stop = 64}
+  %v_part = core.slice %rows {start = 64, stop = 128}
+  %keys = core.unflatten %k_part {parts = 4}
+  %values = core.unflatten %v_part {parts = 4}
+  %far = mem.view %m, %keys, v=%values
+  %ctx = attn.attend %q, %near, entries=%far {scale = 0.25, window = 6, disjoint = true}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: window 6 and first 0 over entries of 8 tokens
+
+// -----
+
+graph @a_bias_of_no_entries (%q: bf16[B, T, 8, 16], %k, %v: bf16[B, T, 4, 16]) {
+  %m = state.kv %k, %v
+  %ctx = attn.attend %q, %m {scale = 0.25, entries_bias = 1.0}
+  return %ctx
+}
+// ERROR: error[RG034]: attn.attend: disjoint or biased entries, and there are none

@@ -2,7 +2,8 @@ graph @valid (%q: bf16[B, T, 8, 16], %pos: i64[B, T], %k: bf16[B, S@m, 2, 64], %
   %qr = pos.rope %q, %pos {base = 10000.0, channels = 16} : bf16[B, T, 8, 16]
   %kr = pos.rope %k, %rows {base = 1e6, channels = 32, layout = "interleaved", scaling = "llama3", factor = 8.0, original = 8192} : bf16[B, S@m, 2, 64]
   %part = pos.rope %q, %pos {base = 10000.0, channels = 16, pairs = 2} : bf16[B, T, 8, 16]
-  return %qr, %kr, %part
+  %mid = pos.rope %k, %rows {base = 10000.0, channels = 64, offset = 1.5} : bf16[B, S@m, 2, 64]
+  return %qr, %kr, %part, %mid
 }
 
 // -----

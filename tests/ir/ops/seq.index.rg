@@ -50,3 +50,29 @@ graph @chosen_of_a_window (%q: bf16[B, T, 4, 16], %k: bf16[B, T, 2, 16], %i: i64
   return %ctx
 }
 // ERROR: error[RG034]: attn.attend: rows chosen of a window of 64
+
+// -----
+
+graph @keys_of_several_heads (%q: bf16[B, T, 4, 16], %w: bf16[B, T, 4], %k: bf16[B, T, 2, 16]) {
+  %kv = state.kv %k, %k
+  %i = seq.index %q, %w, %kv {scale = 0.25, chosen = 8} : i64[B, T, 8]
+  return %i
+}
+
+// -----
+
+graph @heads_that_do_not_divide (%q: bf16[B, T, 3, 16], %w: bf16[B, T, 3], %k: bf16[B, T, 2, 16]) {
+  %kv = state.kv %k, %k
+  %i = seq.index %q, %w, %kv {scale = 0.25, chosen = 8}
+  return %i
+}
+// ERROR: error[RG034]: seq.index: keys are memory<bf16; k [2, 16], v [2, 16]>
+
+// -----
+
+graph @before_rows_of_single_tokens (%q: bf16[B, T, 4, 16], %w: bf16[B, T, 4], %x: bf16[B, T, 16]) {
+  %m = state.rows %x
+  %i = seq.index %q, %w, %m {scale = 0.25, chosen = 8, window = 64}
+  return %i
+}
+// ERROR: error[RG034]: seq.index: window 64 before rows of 1 tokens
