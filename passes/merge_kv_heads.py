@@ -38,10 +38,13 @@ from regraft.passes.base import (
 from regraft.passes.counts import HEADS, MOST_HEADS, Heads, counts_by_layer
 from regraft.passes.fitting.grouping import Cost, Partition, adjacent, cluster, merge_cost
 from regraft.passes.fitting.merging import (
+    GaugeMerger,
     Merge,
     Merger,
+    ScoreMerger,
     Shared,
     key_statistics,
+    score_refusal,
     shared_of,
     turning,
     value_statistics,
@@ -102,6 +105,11 @@ class MergeKVHeads(Pass):
     heads: Heads | None = optional_option(HEADS, "how many KV heads stay")
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all that heads speaks of")
     method: str = option(choice(*METHODS), "pca", "the new head: leading components that readers weigh, or a mean")
+    norm: str = option(
+        choice("gauge", "stock"),
+        "gauge",
+        "where heads are normalised: maps after the norms, or projections and norms fitted for a stock class",
+    )
     grouping: str = option(choice("cost", "adjacent"), "cost", "which heads merge: what loses least, or neighbours")
     even: bool = option(BOOL, True, "make groups of as many heads each, as stock layouts need")
     groups: Groups | None = optional_option(GROUPS, "the heads that merge, layer by layer, instead of a count")
@@ -265,13 +273,28 @@ class MergeKVHeads(Pass):
         shared = shared_of(state, graph)
         if isinstance(shared, Refusal):
             return shared
-        if shared.normalised:
-            return Refusal("its keys or queries are normalised")
+        if self._merger(shared) is ScoreMerger:
+            refusal = score_refusal(shared)
+            if refusal is not None:
+                return refusal
         for reader in shared.readers if self.refit else ():
             refusal = refit_refusal(reader.output, self.target)
             if refusal is not None:
                 return refusal
         return shared
+
+    def _merger(self, shared: Shared) -> type[Merger]:
+        """Return how a memory's heads are merged; means fold into projections whatever follows these."""
+        if not shared.normalised or self.method == "mean":
+            return Merger
+        return GaugeMerger if self.norm == "gauge" else ScoreMerger
+
+    def merger(self, edit: Editor, shared: Shared, groups: Partition) -> Merger:
+        """Return what merges a memory's heads in these groups."""
+        new = {head: number for number, group in enumerate(groups) for head in group}
+        fit = (self.target, self.ridge) if self.refit else None
+        merge = Merge(tuple(new[head] for head in range(shared.heads)), self.method, fit)
+        return self._merger(shared)(edit, shared, merge)
 
     def _costs(
         self, graph: Graph, sites: Mapping[int, Shared], measurements: Measurements
@@ -305,34 +328,32 @@ class MergeKVHeads(Pass):
 
 
 @dataclass(frozen=True)
-class _MergeHeads(Rule[KV, tuple[Shared, Merge]]):
+class _MergeHeads(Rule[KV, tuple[Shared, Partition]]):
     op: ClassVar[type[Op]] = KV
     options: MergeKVHeads
     groups: Groups
 
-    def match(self, op: KV, graph: Graph) -> tuple[Shared, Merge] | Refusal:
+    def match(self, op: KV, graph: Graph) -> tuple[Shared, Partition] | Refusal:
         layer = layer_of(op.out.name)
         groups = None if layer is None else self.groups.get(layer)
         if groups is None:
             return Refusal(f"keeps its {op.out.memory.fields[0].shape[0]} KV heads")
         shared = self.options.match(op, graph)
-        if isinstance(shared, Refusal):
-            return shared
-        new = {head: number for number, group in enumerate(groups) for head in group}
-        fit = (self.options.target, self.options.ridge) if self.options.refit else None
-        return shared, Merge(tuple(new[head] for head in range(shared.heads)), self.options.method, fit)
+        return shared if isinstance(shared, Refusal) else (shared, groups)
 
-    def rewrite(self, site: tuple[Shared, Merge], edit: Editor) -> str:
-        shared, merge = site
-        Merger(edit, shared, merge).run()
-        layers = [layer_of(reader.attend.out.name) for reader in shared.readers]
+    def rewrite(self, site: tuple[Shared, Partition], edit: Editor) -> str:
+        shared, groups = site
+        merger = self.options.merger(edit, shared, groups)
+        merger.run()
+        options, merge = self.options, merger.merge
         done = f"merges {shared.heads} KV heads into {merge.heads} by {merge.method}"
-        if self.options.assumed:
-            done += f", which ones decided at apply by {self.options.grouping}"
+        if options.assumed:
+            done += f", which ones decided at apply by {options.grouping}"
         else:
-            groups = [[head for head, group in enumerate(merge.groups) if group == n] for n in range(merge.heads)]
             done += f": {' | '.join(ranges(group) for group in groups)}"
-        others = sorted(layer for layer in layers if layer is not None and layer != layer_of(shared.state.out.name))
-        if others:
-            done += f"; layers {ranges(others)} read them too"
-        return done + (f", output refitted ({merge.refit[0]}, ridge {merge.refit[1]:g})" if merge.refit else "")
+        owner = layer_of(shared.state.out.name)
+        layers = {layer_of(reader.attend.out.name) for reader in shared.readers} - {owner, None}
+        if layers:
+            done += f"; layers {ranges(sorted(layer for layer in layers if layer is not None))} read them too"
+        done += merger.told
+        return done + (f"; output refitted ({merge.refit[0]}, ridge {merge.refit[1]:g})" if merge.refit else "")

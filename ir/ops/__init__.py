@@ -17,6 +17,7 @@ from regraft.ir.ops import (
     precision,
     quantized,
     seq,
+    scores,
     weight,
 )
 
@@ -38,4 +39,5 @@ __all__ = [
     "quantized",
     "seq",
     "weight",
+    "scores",
 ]

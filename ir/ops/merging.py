@@ -270,6 +270,16 @@ class Channels:
             return list(range(self.pairs)), [self.channels // 2 + pair for pair in range(self.pairs)]
         return list(range(0, 2 * self.pairs, 2)), list(range(1, 2 * self.pairs, 2))
 
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return views of ``x [..., D]``: the real parts of what turns, the imaginary ones, and a copy of the rest."""
+        import torch
+
+        pairs, half = self.pairs, self.channels // 2
+        if self.layout == "interleaved":
+            return x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2], x[..., 2 * pairs :]
+        rest = (x[..., pairs:half], x[..., half + pairs :])
+        return x[..., :pairs], x[..., half : half + pairs], torch.cat(rest, -1)
+
     def resting(self) -> list[int]:
         """Return the channels that do not turn."""
         turning = {channel for side in self.turning() for channel in side}

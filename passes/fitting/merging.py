@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.algebra import MatMul, Permute, Reshape
+from regraft.ir.ops.algebra import Eye, MatMul, Permute, Reshape
 from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.core import Flatten, Gain, Linear, Mul, Scale
+from regraft.ir.ops.core import Flatten, Gain, GroupedLinear, Linear, Mul, Scale, Unflatten
 from regraft.ir.ops.fits import Align, Moment, Statistic, width
 from regraft.ir.ops.layout import Transpose
 from regraft.ir.ops.merging import Channels, GroupGram, GroupMoments, JointMoment, MergeHeads
 from regraft.ir.ops.pos import Rope
-from regraft.ir.ops.weight import Cast, Combine, Take
+from regraft.ir.ops.scores import FitScores
+from regraft.ir.ops.weight import Cast, Combine, ConcatWeight, SliceWeight, Take
 from regraft.passes.fitting.refit import add_refit, undo_refit
 from regraft.passes.matching.heads import Cut, apply_cut, group_map, take_blocks, trace_gates
 from regraft.passes.matching.projections import Projection, projection_of
@@ -248,7 +249,9 @@ class Maps:
 
 
 class Merger:
-    """Merges the heads of one memory whose keys and queries are not normalised."""
+    """Merges the heads of one memory; queries and output projections absorb what undoes it."""
+
+    told: ClassVar[str] = ""
 
     def __init__(self, edit: Editor, shared: Shared, merge: Merge) -> None:
         self.edit, self.graph, self.shared, self.merge = edit, edit.graph, shared, merge
@@ -258,12 +261,21 @@ class Merger:
         """Merge keys and values, and let every reader follow."""
         earlier = [undo_refit(self.edit, reader.output) for reader in self.shared.readers]
         keys, values = self.key_maps(), self.value_maps()
-        self.make_fewer(self.shared.keys, keys)
+        self.make_keys(keys)
         self.make_fewer(self.shared.values, values)
         self.edit.retype([self.shared.state])
         for reader, fit in zip(self.shared.readers, earlier, strict=True):
-            self.turn_queries(reader, keys)
+            if self.merge.method != "mean":
+                self.turn_queries(reader, keys)
             self.follow(reader, values, self.merge.refit or fit)
+
+    def new_groups(self, reader: Reader) -> list[int]:
+        """Return the new head that each query head of a reader reads."""
+        return [self.merge.groups[group] for group in reader.groups]
+
+    def order(self, reader: Reader) -> list[int]:
+        """Return the order in which a reader's query heads come to stand."""
+        return head_order(self.new_groups(reader))
 
     # -- fits
 
@@ -286,9 +298,23 @@ class Merger:
         op = MergeHeads({"gram": moments, "readers": (readers,)}, attributes)
         return Maps(*self._put(op, [f"{name}.down", f"{name}.up"]))
 
+    def _mean(self, made: Projection, name: str) -> Maps:
+        """Return the maps of a mean, which asks nothing of keys or readers."""
+        eyes = [
+            self._put(Eye({}, {"dtype": "f64", "shape": shape}), [f"{name}.{stem}"])
+            for stem, shape in (
+                ("heads", (made.heads * made.width,) * 2),
+                ("readers", (made.heads, made.width, made.width)),
+            )
+        ]
+        op = MergeHeads({"gram": eyes[0], "readers": eyes[1]}, {"groups": self.merge.groups, "method": "mean"})
+        return Maps(*self._put(op, [f"{name}.down", f"{name}.up"]))
+
     def key_maps(self) -> Maps:
         """Add the fit of the keys."""
         name = self.shared.keys.linear.weight.name
+        if self.merge.method == "mean":
+            return self._mean(self.shared.keys, name)
         keys, queries = key_statistics(self.shared, self.graph)
         moments = [self._put(each, [f"{name}.queries"])[0] for each in queries]
         turn = turning(self.shared.keys)
@@ -298,6 +324,8 @@ class Merger:
     def value_maps(self) -> Maps:
         """Add the fit of the values."""
         name, heads = self.shared.values.linear.weight.name, self.shared.heads
+        if self.merge.method == "mean":
+            return self._mean(self.shared.values, name)
         metrics: list[Value] = []
         for reader in self.shared.readers:
             slots = {"weight": (reader.output.linear.weight,)}
@@ -307,6 +335,10 @@ class Merger:
         return self._maps(value_statistics(self.shared, self.graph), readers, name, mixing=self.shared.mixing)
 
     # -- weights
+
+    def make_keys(self, keys: Maps) -> None:
+        """Let the memory keep merged keys."""
+        self.make_fewer(self.shared.keys, keys)
 
     def make_fewer(self, made: Projection, maps: Maps) -> None:
         """Let a projection make the merged heads."""
@@ -322,12 +354,13 @@ class Merger:
         new = self.edit.add(MatMul, f"{name}.product", maps.down, matrix, before=linear)
         if not columns:
             new = self.edit.add(Reshape, f"{name}.flat", new, shape=new.tensor.sizes[:1], before=linear)
-        return self._rounded(new, old, name, linear)
+        return self._rounded(new, old, linear)
 
-    def _rounded(self, new: Value, old: Value, name: str, linear: Linear) -> Value:
+    def _rounded(self, new: Value, old: Value, before: Op) -> Value:
+        """Return a weight in the dtype of another."""
         if new.tensor.dtype == old.tensor.dtype:
             return new
-        return self.edit.add(Cast, f"{name}.merged", new, dtype=old.tensor.dtype, before=linear)
+        return self.edit.add(Cast, f"{new.name}.rounded", new, dtype=old.tensor.dtype, before=before)
 
     def _resize(self, cut: Cut, heads: int) -> None:
         for op in cut.ops:
@@ -352,7 +385,7 @@ class Merger:
             heads = self.edit.add(Reshape, f"{name}.heads", old, shape=shape, before=linear)
             turned = self.edit.add(MatMul, f"{name}.turned", down, heads, before=linear)
             flat = self.edit.add(Reshape, f"{name}.flat", turned, shape=old.tensor.sizes, before=linear)
-            return self._rounded(flat, old, name, linear)
+            return self._rounded(flat, old, linear)
 
         for slot in ("weight", "bias"):
             if linear.slots[slot]:
@@ -385,8 +418,7 @@ class Merger:
     def follow(self, reader: Reader, values: Maps, fit: tuple[str, float] | None) -> None:
         """Let a reader's output projection take merged values, put its heads in order, and fit it."""
         attend, linear = reader.attend, reader.output.linear
-        new = [self.merge.groups[group] for group in reader.groups]
-        order = head_order(new)
+        new, order = self.new_groups(reader), self.order(reader)
         heads, width = len(new), self.shared.values.width
         indices = reader.groups
 
@@ -400,7 +432,7 @@ class Merger:
             flat = self.edit.add(Reshape, f"{name}.flat", rows_first, shape=old.tensor.sizes, before=linear)
             if order != list(range(heads)):
                 flat = self.edit.add(Take, f"{name}.sorted", flat, axis=1, block=width, indices=order, before=linear)
-            prior = self._rounded(flat, old, name, linear)
+            prior = self._rounded(flat, old, linear)
             return add_refit(self.edit, reader.output, prior, name, *fit) if fit else prior
 
         if order != list(range(heads)):
@@ -413,8 +445,137 @@ class Merger:
         self.edit.replace_weight(linear, "weight", make)
 
 
+class GaugeMerger(Merger):
+    """Merges keys after their norm, and turns queries after theirs: both maps are ops of the graph."""
+
+    told: ClassVar[str] = "; keys merged and queries turned after their norms"
+
+    def make_keys(self, keys: Maps) -> None:
+        """Let the memory keep merged keys."""
+        made = self.shared.keys
+        if made.norm is None:
+            super().make_keys(keys)
+            return
+        heads, new = made.heads, self.merge.heads
+        order = head_order(self.merge.groups)
+        even = heads % new == 0 and all(self.merge.groups.count(n) == heads // new for n in range(new))
+        if even and order != list(range(heads)):
+            apply_cut(self.edit, made.cut, heads, order)
+        after = self._after(made.norm, made.cut, self.shared.state)
+        name, at = made.norm.out.name, {"before": after}
+        flat = self.edit.add(Flatten, f"{name}.flat", made.norm.out, **at)
+        if even:
+            grouped = self.edit.add(Unflatten, f"{name}.groups", flat, parts=new, **at)
+            weight = self._rounded(self._blocks(keys.down, order, made, after), made.linear.weight, after)
+            merged = self.edit.add(GroupedLinear, f"{name}.merged", grouped, self._named(weight, made, "merge"), **at)
+        else:
+            weight = self._rounded(keys.down, made.linear.weight, after)
+            rows = self.edit.add(Linear, f"{name}.rows", flat, self._named(weight, made, "merge"), **at)
+            merged = self.edit.add(Unflatten, f"{name}.merged", rows, parts=new, **at)
+        self._read_instead(after, made.norm.out, merged)
+        self.edit.retype(made.cut.ops[made.cut.ops.index(made.norm) + 1 :])
+
+    def _blocks(self, down: Value, order: Sequence[int], made: Projection, before: Op) -> Value:
+        """Return the blocks of ``down`` that are not zero, one group below the other, ``[G' D, n D]``."""
+        name, width = down.name, made.width
+        size = made.heads // self.merge.heads * width
+        at = {"before": before}
+        if order != list(range(made.heads)):
+            down = self.edit.add(Take, f"{name}.sorted", down, axis=1, block=width, indices=order, **at)
+        blocks: list[Value] = []
+        for group in range(self.merge.heads):
+            rows = self.edit.add(SliceWeight, name, down, start=group * width, stop=(group + 1) * width, **at)
+            sides = {"axis": 1, "start": group * size, "stop": (group + 1) * size}
+            blocks.append(self.edit.add(SliceWeight, name, rows, **sides, **at))
+        return self.edit.add(ConcatWeight, name, blocks, **at) if len(blocks) > 1 else blocks[0]
+
+    def _named(self, weight: Value, made: Projection, role: str) -> Value:
+        """Call a new parameter after the projection that it goes with."""
+        stem = made.linear.weight.name.removesuffix(".weight")
+        self.graph.rename(weight, self.graph.fresh(f"{stem}_{role}.weight"))
+        return weight
+
+    def _after(self, op: Op, cut: Cut, reader: Op) -> Op:
+        """Return what reads the result of an op on the way to ``reader``."""
+        place = cut.ops.index(op) + 1
+        return cut.ops[place] if place < len(cut.ops) else reader
+
+    def _read_instead(self, reader: Op, old: Value, new: Value) -> None:
+        self.graph.replace_uses(old, new, lambda op: op is reader)
+
+    def turn_queries(self, reader: Reader, keys: Maps) -> None:
+        """Turn each query head after its norm."""
+        made = reader.queries
+        if made.norm is None:
+            super().turn_queries(reader, keys)
+            return
+        after = self._after(made.norm, made.cut, reader.attend)
+        name, at = made.norm.out.name, {"before": after}
+        groups = [reader.groups[head] for head in self.order(reader)]
+        up = self.edit.add(Take, f"{name}.up", keys.up, axis=0, block=1, indices=groups, **at)
+        turn = self.edit.add(Transpose, f"{name}.turn", up, **at)
+        rows = (made.heads * made.width, made.width)
+        flat = self.edit.add(Reshape, f"{name}.flat", turn, shape=rows, **at)
+        weight = self._named(self._rounded(flat, made.linear.weight, after), made, "turn")
+        turned = self.edit.add(GroupedLinear, f"{name}.turned", made.norm.out, weight, **at)
+        self._read_instead(after, made.norm.out, turned)
+
+
+class ScoreMerger(Merger):
+    """Merges keys and queries that are normalised, by projections and norm weights fitted to the scores."""
+
+    told: ClassVar[str] = "; projections and norms of keys and queries fitted to the scores"
+
+    def make_keys(self, keys: Maps) -> None:
+        """Let projections make what scores as nearly as before, and norms scale it."""
+        (reader,), made = self.shared.readers, self.shared.keys
+        q, turn = reader.queries, turning(made)
+        assert q.norm is not None
+        assert made.norm is not None
+        size = width(made.linear.x.tensor)
+        gram = Moment({"a": (made.linear.x,), "b": (made.linear.x,)}, {"rows": size, "columns": size})
+        gains = (q.norm.weight, made.norm.weight)
+        slots = {
+            "gram": self._put(gram, [f"{made.linear.weight.name}.read"]),
+            "queries": (q.linear.weight,),
+            "keys": (made.linear.weight,),
+            "q_norm": (cast("Value", gains[0]),),
+            "k_norm": (cast("Value", gains[1]),),
+            "down": (keys.down,),
+            "up": (keys.up,),
+        }
+        facts = {"channels": turn.channels, "pairs": turn.pairs, "layout": turn.layout}
+        facts |= {"groups": reader.groups, "merged": self.merge.groups, "eps": q.norm.eps, "offset": q.norm.offset}
+        stem = f"{made.linear.weight.name}.scores"
+        found = self._put(FitScores(slots, facts), [f"{stem}.{part}" for part in ("q", "k", "q_norm", "k_norm")])
+        readers: list[Op] = [q.linear, made.linear, q.norm, made.norm]
+        for op, value in zip(readers, found, strict=True):
+            self.edit.replace_weight(op, "weight", lambda old, name, value=value: value)
+        self._resize(made.cut, self.merge.heads)
+
+    def turn_queries(self, reader: Reader, keys: Maps) -> None:
+        """Leave queries as they were fitted."""
+
+
+def score_refusal(shared: Shared) -> Refusal | None:
+    """Return why keys and queries cannot be fitted to scores, or None where they can."""
+    if len(shared.readers) > 1:
+        return Refusal(f"{len(shared.readers)} layers read its keys, and a fit to scores is for one; norm: gauge works")
+    reader, made = next(iter(shared.readers)), shared.keys
+    norms = reader.queries.norm, made.norm
+    if any(norm is None or norm.weight is None for norm in norms):
+        return Refusal("only where queries and keys both go through norms with weights is there a fit to scores")
+    if (reader.queries.linear.bias or made.linear.bias) is not None:
+        return Refusal("its queries or keys have a bias, which a fit to scores does not fit; norm: gauge works")
+    if len({(norm.eps, norm.offset) for norm in norms if norm is not None}) > 1:
+        return Refusal("queries and keys are normalised in different ways; norm: gauge works")
+    if made.linear.x is not reader.queries.linear.x:
+        return Refusal("queries and keys are projected from different values; norm: gauge works")
+    return None
+
+
 def head_order(groups: Sequence[int]) -> list[int]:
-    """Return the order of query heads in which those of a group stand together, where all groups have as many.
+    """Return the order of heads in which those of a group stand together, where all groups have as many.
 
     Such heads need no explicit map. Otherwise they stay where they are.
     """

@@ -311,3 +311,19 @@ def recover(m: Making) -> Sequence[Value]:
     made = {key: value for key, value in _moments(m, targets, rows).items() if key == "gram"}
     down = m.weight(m.draw(FLOAT_TYPES), m.size(), rows)
     return m.add("weight.recover", m.weight(m.draw(FLOAT_TYPES), targets, rows), down, **made)
+
+
+@rule("weight.fit_scores")
+def fit_scores(m: Making) -> Sequence[Value]:
+    merged = m.draw(st.permutations([*range(m.size()), 0]))
+    groups = m.draw(st.lists(st.integers(0, len(merged) - 1), min_size=1, max_size=6))
+    half, inner = m.size(), m.size()
+    width = 2 * half + m.size() - 1
+    queries, keys = (m.weight(m.draw(FLOAT_TYPES), count * width, inner) for count in (len(groups), len(merged)))
+    norms = [m.weight(m.draw(FLOAT_TYPES), width) for _ in range(2)]
+    down = m.weight("f64", (max(merged) + 1) * width, len(merged) * width)
+    maps = [down, m.weight("f64", len(merged), width, width)]
+    options = {"channels": 2 * half, "pairs": m.draw(st.integers(0, half)), "offset": m.draw(NUMBERS), "eps": 1e-6}
+    options |= {"layout": m.draw(st.sampled_from(["halves", "interleaved"])), "steps": m.size(), "seed": m.size()}
+    gram = m.weight("f64", inner, inner)
+    return m.add("weight.fit_scores", gram, queries, keys, *norms, *maps, groups=groups, merged=merged, **options)
