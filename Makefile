@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow browser lint types format clean
+.PHONY: setup demo gallery test slow browser lint types format clean
 
 setup: $(READY)
 
@@ -14,6 +14,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+gallery: setup
+	$(BIN)/python docs/build_gallery.py
 
 test: setup
 	$(BIN)/python -m pytest

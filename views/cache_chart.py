@@ -39,7 +39,7 @@ def curves(graph: Graph, longest: int, before: Graph | None = None) -> tuple[Cur
 
     With ``before`` the second curve is what that graph holds, in place of conventions.
     """
-    contexts = [2**power for power in range(_LEAST, max(_LEAST + 1, min(_MOST, (longest - 1).bit_length())) + 1)]
+    contexts = _contexts(longest)
     memories = Memories(graph)
     found = [memories.at(n) for n in contexts]
     points = {label: [held(each) for each in found] for label, held in _CONVENTIONS.items()}
@@ -54,12 +54,30 @@ def curves(graph: Graph, longest: int, before: Graph | None = None) -> tuple[Cur
     )
 
 
-def cache_chart(drawn: Sequence[Curve]) -> Figure:
-    """Return curves over contexts, both axes in powers of two; each has a dash, a mark and a label of its own."""
-    body = words(0, 14, "Cache of one sequence over its context", "title")
+def _contexts(longest: int) -> list[int]:
+    return [2**power for power in range(_LEAST, max(_LEAST + 1, min(_MOST, (longest - 1).bit_length())) + 1)]
+
+
+def cache_of(graph: Graph, label: str, longest: int) -> Curve:
+    """Return what a graph holds at contexts up to about ``longest``, as one of several curves."""
+    memories = Memories(graph)
+    return Curve(label, tuple((n, memories.at(n).bytes) for n in _contexts(longest)))
+
+
+def cache_chart(
+    drawn: Sequence[Curve], title: str = "Cache of one sequence over its context", *, lead: bool = True
+) -> Figure:
+    """Return curves over contexts, both axes in powers of two; each has a dash, a mark and a label of its own.
+
+    Args:
+        drawn: Curves at the same contexts; up to `regraft.views.palette.CURVES` can be told apart.
+        title: Of the chart.
+        lead: Whether the first curve is what the chart is about.
+    """
+    body = words(0, 14, title, "title")
     if not drawn:
         return Figure(WIDTH, 40, body + words(0, 34, "Nothing is kept that grows with the context.", "soft"))
-    room = max(width_of(curve.label, 11) for curve in drawn) + 20
+    room = max(width_of(curve.label, 11) for curve in drawn) + (20 if lead else 34)
     xs = [math.log2(n) for n, _ in drawn[0].points]
     ys = [math.log2(max(held, 1)) for curve in drawn for _, held in curve.points]
     low, high = math.floor(min(ys)), max(math.ceil(max(ys)), math.floor(min(ys)) + 2)
@@ -75,7 +93,10 @@ def cache_chart(drawn: Sequence[Curve]) -> Figure:
         line = "L".join(f"{number(x)} {number(y)}" for x, y in places)
         body += path(f"M{line}", f"curve c{i}")
         body += "".join(_mark(i, x, y) for x, y in places)
-        body += words(places[-1][0] + 10, end + 4, curve.label, "small bold" if not i else "small")
+        at_label = places[-1][0] + 10
+        if not lead:  # among many the mark says which label is whose
+            body += _mark(i, at_label + 4, end)
+        body += words(at_label + (0 if lead else 14), end + 4, curve.label, "small" if i or not lead else "small bold")
     return Figure(WIDTH, HEIGHT, body)
 
 
@@ -105,6 +126,10 @@ def _spread(ends: Sequence[float]) -> list[float]:
     places = list(ends)
     for one, other in pairwise(order):
         places[other] = max(places[other], places[one] + _LINE)
+    lowest = HEIGHT - _LINE / 2
+    for i in reversed(order):
+        places[i] = min(places[i], lowest)
+        lowest = places[i] - _LINE
     return places
 
 

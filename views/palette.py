@@ -36,7 +36,8 @@ ROLES: dict[str, tuple[str, str]] = {
     "curve-3": ("#8a3d6b", "#e3a1c8"),
 }
 
-_DASHES = ("", "7 4", "2 3", "8 3 2 3")
+CURVES = 8  # curves that look different
+_DASHES = ("", "7 4", "2 3", "8 3 2 3", "12 3", "4 2", "1 4", "10 3 3 3 3 3")
 
 OPS = {  # the bar at an operation's left, by what the operation does
     "map": ("#0072B2", "#56B4E9"),
@@ -128,9 +129,10 @@ def _sheet(roles: dict[str, str], ops: dict[str, str]) -> str:
     named = {role.replace("-", "_"): colour for role, colour in roles.items()}
     rules = _RULES.format(sans=SANS, mono=MONO, **named).replace("\n", "")
     for i, dash in enumerate(_DASHES):
-        colour = roles[f"curve-{i}"]
+        colour = roles[f"curve-{i % 4}"]
         dashed = f";stroke-dasharray:{dash}" if dash else ""
-        rules += f".c{i}{{fill:none;stroke:{colour};stroke-width:{1.8 if i else 2.6}{dashed}}}.m{i}{{fill:{colour}}}"
+        rules += f".c{i}{{fill:none;stroke:{colour};stroke-width:{1.8 if i else 2.6}{dashed}}}"
+        rules += f".m{i}{{fill:{roles['paper'] if i >= 4 else colour};stroke:{colour};stroke-width:1.3}}"
     rules += "".join(f".op-{name}{{fill:{colour}}}.bar-{name}{{border-color:{colour}}}" for name, colour in ops.items())
     for i, (fill, ink) in enumerate(zip(KINDS, _ON_KIND, strict=True)):
         rules += f".k{i}{{fill:{fill}}}.on-k{i}{{fill:{ink}}}.bg-k{i}{{background:{fill};color:{ink}}}"
