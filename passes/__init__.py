@@ -22,6 +22,7 @@ PASSES = {
     "expand-mla": "regraft.passes.latent_forms:ExpandMLA",
     "fold-norms": "regraft.passes.fold_norms:FoldNorms",
     "fuse-projections": "regraft.passes.fuse_projections:FuseProjections",
+    "fuse-convs": "regraft.passes.fuse_convs:FuseConvs",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import FLOAT, INT, INTS, STR
 from regraft.ir.errors.graph import OpRuleError
-from regraft.ir.op import Dims, attribute, defaulted, op, operand, result
+from regraft.ir.op import Dims, attribute, defaulted, op, operand, optional_operand, result
 from regraft.ir.ops.weight import Load, WeightOp, verify_sizes
 from regraft.ir.source import torch_dtype
 from regraft.ir.types import FLOATS as FLOAT_TYPES
@@ -207,3 +207,58 @@ class Random(Made):
 
         drawn = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))
         return (drawn * self.std).to(torch_dtype(self.dtype))
+
+
+@op("weight.join_convs")
+class JoinConvs(WeightOp):
+    """Give the weight and bias of one causal convolution that does what two do, one after the other.
+
+    ``first [C, 1, K]`` convolves each channel alone, ``second [O, I, L]`` groups of ``I`` channels; nothing stands
+    between them, and before the start the first one sees zeros and the second what that gives. Then
+    ``w[o, i, a + b] += second[o, i, b] first[g I + i, 0, a]`` for ``o`` in group ``g``; the bias is the second one's
+    plus the sum of ``second[o, i, b]`` times the first one's. In float32 at least. Source: specs/zaya_cca.md, 9.2.
+
+    Example:
+        %w, %b = weight.join_convs %first, %second : bf16[8, 4, 3], bf16[8]
+    """
+
+    first = operand("C 1 K", dtype="float")
+    second = operand("O I L", dtype="first")
+    first_bias = optional_operand("C", dtype="first")
+    second_bias = optional_operand("O", dtype="first")
+    weight = result()
+    bias = result()
+
+    def verify(self, dim: Dims) -> None:
+        channels, of, out = dim.size("C"), dim.size("I"), dim.size("O")
+        if channels % of or out % (channels // of):
+            problem = f"{channels} channels into groups of {of}, {out} out"
+            raise OpRuleError(op=self.label, problem=problem, fix="groups divide the channels on both sides")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        out, taps = dim.size("O"), dim.size("K") + dim.size("L") - 1
+        return self.second.tensor.with_shape(out, dim.size("I"), taps), self.second.tensor.with_shape(out)
+
+    def reference(
+        self,
+        run: Run,
+        first: Tensor,
+        second: Tensor,
+        first_bias: Tensor | None = None,
+        second_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        import torch
+
+        wide, alone = run.wide(second), run.wide(first)[:, 0]
+        of, taps = second.shape[1], second.shape[2]
+        groups = len(first) // of
+        by_group = wide.unflatten(0, (groups, -1))
+        before = alone.unflatten(0, (groups, of))
+        weight = wide.new_zeros(*second.shape[:2], first.shape[2] + taps - 1)
+        for tap in range(first.shape[2]):
+            weight[..., tap : tap + taps] += (by_group * before[:, None, :, tap, None]).flatten(0, 1)
+        bias = wide.new_zeros(len(second)) if second_bias is None else run.wide(second_bias)
+        if first_bias is not None:
+            given = run.wide(first_bias).view(groups, of)
+            bias = bias + torch.einsum("goil,gi->go", by_group, given).flatten()
+        return weight.to(second.dtype), bias.to(second.dtype)

@@ -327,3 +327,14 @@ def fit_scores(m: Making) -> Sequence[Value]:
     options |= {"layout": m.draw(st.sampled_from(["halves", "interleaved"])), "steps": m.size(), "seed": m.size()}
     gram = m.weight("f64", inner, inner)
     return m.add("weight.fit_scores", gram, queries, keys, *norms, *maps, groups=groups, merged=merged, **options)
+
+
+@rule("weight.join_convs")
+def join_convs(m: Making) -> Sequence[Value]:
+    of, groups = m.size(), m.size()
+    first = m.weight("bf16", of * groups, 1, m.size())
+    second = m.weight("bf16", m.size() * groups, of, m.size())
+    biases = {"first_bias": m.weight("bf16", of * groups)} if m.draw(st.booleans()) else {}
+    if m.draw(st.booleans()):
+        biases["second_bias"] = m.weight("bf16", second.tensor.sizes[0])
+    return m.add("weight.join_convs", first, second, **biases)
