@@ -38,7 +38,7 @@ from regraft.passes.base import (
 from regraft.passes.counts import COUNT, Count
 from regraft.passes.fitting.donors import Donors, Pair, best_sets, dissimilarities, most_readers
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_refusal
-from regraft.passes.fitting.sharing import LEVELS, ReadDonor, Sharing
+from regraft.passes.fitting.sharing import LEVELS, ReadDonor, Sharing, level_refusal
 from regraft.passes.located import Node, Plain
 from regraft.passes.matching.rewrite import drive
 from regraft.passes.matching.sharing import collapsed, groups_of_kind, legal_donors, misfit
@@ -49,6 +49,7 @@ Groups = tuple[tuple[int, ...], ...]
 Donor = str | int | Mapping[int, int]
 
 NEEDS = "a reader needs its donor's attention kind, window, KV heads, head width and rotary base"
+NEEDS_MAPPED = "a reader needs its donor's attention kind, and a window that is no wider"
 CHOSEN = ("measured", "similar")  # by what the calibration text shows
 DONOR_FORM = "nearest, measured, similar, a layer, or a map {reader: donor}"
 
@@ -103,7 +104,10 @@ class ShareKV(Pass):
     too, even under equal projections. What is adapted to the reader goes by level: at ``gauge`` its queries are turned
     towards the donor's keys, by a complex factor for each head and rotary frequency, and its output projection towards
     the donor's values, by a map for each KV head; at ``raw`` nothing is. With ``refit`` the output projection is fitted
-    to the original's residual stream instead, whatever the level.
+    to the original's residual stream instead, whatever the level. At ``map`` the donor keeps its keys before rotation,
+    which changes nothing for itself, and the reader maps each row to its own keys and values, by matrices that are
+    fitted: nearer, at the cost of these and of their products with all rows in each step. At ``input`` the reader keeps
+    a cache of its own, made of the donor's input: no smaller, but known as soon as the donor's is.
 
     ``donor: measured`` takes the pairs, or with ``choose`` the readers too, whose sharing diverges least from the
     original on calibration text, after the fits. ``similar`` is a baseline: the pairs whose caches are most alike.
@@ -183,33 +187,40 @@ class ShareKV(Pass):
             pairs, count = self._open(found, graph.layer_count())
             if measurements is None:
                 return explicit
-            return explicit._with(explicit._chosen(graph, pairs, count, measurements), found)
-        return explicit._with(self._pairs(found, graph.layer_count()), found)
+            return explicit._with(explicit._chosen(graph, pairs, count, measurements), graph)
+        return explicit._with(explicit._pairs(found, graph.layer_count()), graph)
 
     def assume(self, graph: Graph) -> ShareKV:
         """Return the pass with near donors, for as many readers: right in number, not in choice."""
         found = attentions(graph)
         pairs, count = self._open(found, graph.layer_count())
         near = best_sets({(reader, donor): float(reader - donor) for reader, donor in pairs}, count)
-        return replace(self._with(near[0], found), assumed=True)
+        return replace(self._with(near[0], graph), assumed=True)
 
-    def _with(self, pairs: Mapping[int, int], found: Mapping[int, Attention]) -> ShareKV:
+    def _with(self, pairs: Mapping[int, int], graph: Graph) -> ShareKV:
         """Return the pass with donors, followed to the root, checked and spelled out."""
+        found = attentions(graph)
         for reader, donor in pairs.items():
             if donor >= reader or donor not in found:
                 self._refuse(found, reader, donor, f"layer {donor} does not come before layer {reader}", pairs)
-        donors = collapsed(pairs, found)
+        donors = dict(sorted(pairs.items())) if self.adapted == "input" else collapsed(pairs, found)
         for reader, donor in donors.items():
-            reason = misfit(found[reader], found.get(donor))
+            reason = misfit(found[reader], found.get(donor), self._mapped)
             if reason is not None:
                 self._refuse(found, reader, donor, reason, donors)
             refusal = self._refit_refusal(found[reader])
             if refusal is not None:
-                fix = "leave the layer out, or use refit: false"
-                where = self.place("refit")
-                raise StructureError(owner=self.name, layer=reader, reason=refusal.reason, fix=fix, where=where)
+                self._refuse_structure(reader, refusal, "leave the layer out, or use refit: false", "refit")
+            refusal = level_refusal(self.adapted, graph, found[reader].attend, found[donor].attend)
+            if refusal is not None:
+                self._refuse_structure(reader, refusal, "leave the layer out, or use level: gauge", "level")
         layers = Selection.of(donors) if donors else None
         return replace(self, layers=layers, groups=None, last=None, choose=None, within=None, finalists=8, donor=donors)
+
+    @property
+    def _mapped(self) -> bool:
+        """Whether a reader's heads and rotation may be other than its donor's."""
+        return self.adapted in ("map", "input") and self.donor != "similar"
 
     def _refit_refusal(self, attention: Attention) -> Refusal | None:
         if not self.refit:
@@ -255,10 +266,12 @@ class ShareKV(Pass):
         pairs: dict[int, int] = {}
         for reader in readers:
             if isinstance(self.donor, int):
-                if named_one_by_one or (reader > self.donor and misfit(found[reader], found.get(self.donor)) is None):
+                if named_one_by_one or (
+                    reader > self.donor and misfit(found[reader], found.get(self.donor), self._mapped) is None
+                ):
                     pairs[reader] = self.donor
                 continue
-            legal = legal_donors(found, reader, readers if named_one_by_one else pairs)
+            legal = self._legal(found, reader, readers if named_one_by_one else pairs)
             if legal:
                 pairs[reader] = legal[-1]
             elif named_one_by_one:
@@ -285,6 +298,9 @@ class ShareKV(Pass):
         layers = chosen.resolve(found, count, self.name, self.place("layers"))
         return groups_of_kind(found, layers, self.groups)
 
+    def _legal(self, found: Mapping[int, Attention], reader: int, readers: Iterable[int]) -> list[int]:
+        return legal_donors(found, reader, readers, self._mapped)
+
     # -- donors chosen by what text shows
 
     def _open(self, found: Mapping[int, Attention], count: int) -> tuple[list[Pair], int]:
@@ -300,7 +316,7 @@ class ShareKV(Pass):
             candidates = [layer for layer in candidates if found[layer].owner == layer]
         pairs: list[Pair] = []
         for reader in candidates:
-            legal = legal_donors(found, reader, candidates if fixed else ())
+            legal = self._legal(found, reader, candidates if fixed else ())
             near = [donor for donor in legal if self.within is None or reader - donor <= self.within]
             if fixed and not near:
                 self._refuse_reader(found, reader)
@@ -326,7 +342,7 @@ class ShareKV(Pass):
             return best_sets(dissimilarities(graph, found, pairs, measurements), count)[0]
 
         def edit(donors: Mapping[int, int]) -> ShareKV:
-            return self._with(donors, found)
+            return self._with(donors, graph)
 
         single = measurements.damage(graph, [edit({reader: donor}).rewrite for reader, donor in pairs])
         costs = dict(zip(pairs, single, strict=True))
@@ -341,8 +357,9 @@ class ShareKV(Pass):
     def _refuse(
         self, found: Mapping[int, Attention], reader: int, donor: int, reason: str, pairs: Mapping[int, int]
     ) -> NoReturn:
-        legal = [layer for layer in legal_donors(found, reader, ()) if layer not in pairs]
-        notes = [reason, NEEDS] if reason else [NEEDS]
+        legal = [layer for layer in self._legal(found, reader, ()) if layer not in pairs]
+        needs = NEEDS_MAPPED if self._mapped else NEEDS
+        notes = [reason, needs] if reason else [needs]
         raise DonorError(
             reader=reader,
             reader_kind=found[reader].described,
@@ -353,21 +370,25 @@ class ShareKV(Pass):
             where=self.place("donor" if self.donor != "nearest" else "layers" if self.layers else "groups"),
         )
 
+    def _refuse_structure(self, layer: int, refusal: Refusal, fix: str, option: str) -> NoReturn:
+        where = self.place(option)
+        raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
+
     def _refuse_reader(self, found: Mapping[int, Attention], reader: int) -> NoReturn:
-        others = [layer for layer in found if legal_donors(found, layer, ())]
+        others = [layer for layer in found if self._legal(found, layer, ())]
         fix = f"layers that have one: {ranges(others)}" if others else "no layer of this model has one"
         kind = found[reader].described
         where = self.place("last" if self.last is not None else "layers")
-        raise NoLegalDonorError(reader=reader, reader_kind=kind, fix=fix, notes=[NEEDS], where=where)
+        raise NoLegalDonorError(
+            reader=reader, reader_kind=kind, fix=fix, notes=[NEEDS_MAPPED if self._mapped else NEEDS], where=where
+        )
 
     # -- rewrite
 
     def rewrite(self, graph: Graph) -> Report:
         """Point each reader at its donor's memory, adapt it, and refit its output projection."""
         assert isinstance(self.donor, Mapping), "decide comes first"
-        found = attentions(graph)
-        memories = {reader: found[donor].memory for reader, donor in self.donor.items()}
-        report = drive(graph, ReadDonor(Sharing(self.adapted, self.refit, self.target, self.ridge), memories))
+        report = drive(graph, ReadDonor(Sharing(self.adapted, self.refit, self.target, self.ridge), self.donor))
         if not self.assumed:
             return report
         open_text = "reads an earlier layer's memory; which layers do, and whose they read, is decided at apply"

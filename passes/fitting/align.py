@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from regraft.ir.op import Value
-from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Linear, Norm, Scale, Unflatten
 from regraft.ir.ops.fits import Align, Moment, width
 from regraft.ir.ops.pos import Rope
@@ -61,6 +61,8 @@ def align_queries(edit: Editor, attend: Attend, donor: Value, ridge: float) -> R
         return queries
     if own is None or new is None:
         return Refusal("keys without rotation")
+    if not isinstance(attend.memory.op, KV) or not isinstance(donor.op, KV):
+        return Refusal("keys are rebuilt from rows")
     rope, linear = queries.rope, queries.linear
     if (rope.channels, rope.layout) != (new.channels, new.layout):
         return Refusal("queries and keys are rotated differently")

@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from regraft.ir.ops.fits import Moment, width
+from regraft.ir.ops.memory import ViewRows
 from regraft.passes.base import Measurements
 from regraft.passes.matching.sites import Attention
 
@@ -131,6 +132,7 @@ def dissimilarities(
 
 def _rows(attention: Attention) -> list[Value]:
     """Return what a layer's memory keeps of each token."""
-    state = attention.memory.op
+    maker = attention.memory.op
+    state = maker.memory.op if isinstance(maker, ViewRows) else maker
     assert state is not None
     return [value for value in state.operands if not value.is_weight]

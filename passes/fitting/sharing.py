@@ -1,4 +1,10 @@
-"""A reader let onto its donor's memory: what is adapted to it at each level, and the refit of its output.
+"""A reader let onto what an earlier layer keeps or reads: what is adapted at each level, and the refit of its output.
+
+- ``raw``: the donor's memory as it is.
+- ``gauge``: the same, with queries turned towards its keys and the output projection towards its values.
+- ``map``: the donor keeps its keys before rotation; the reader maps each row to its own keys and values, by matrices
+  that it stores, and rotates the keys at the rows' own positions.
+- ``input``: keys and values of its own, made of what the donor makes its own of.
 
 Source: specs/passes_math.md, section 5.
 """
@@ -11,15 +17,19 @@ from typing import ClassVar
 
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.algebra import Eye, Fill
 from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.core import Flatten, Scale
-from regraft.ir.ops.fits import AlignValues, Moment, width
+from regraft.ir.ops.core import Flatten, Linear, Scale, Unflatten
+from regraft.ir.ops.fits import AlignValues, Moment, Refit, width
+from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
+from regraft.ir.ops.weight import SliceWeight
 from regraft.passes.fitting.align import align_queries
 from regraft.passes.fitting.refit import refit_output, undo_refit
+from regraft.passes.matching.memories import KeyValues, Reading, keep_whole_rows, key_values
 from regraft.passes.matching.rewrite import Editor, Rule
-from regraft.passes.matching.sites import Output, Refusal, output_of
+from regraft.passes.matching.sites import Output, Refusal, attentions, output_of
 
-LEVELS = ("raw", "gauge")
+LEVELS = ("raw", "gauge", "map", "input")
 
 
 @dataclass(frozen=True)
@@ -41,44 +51,83 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Site:
-    """An attention that is to read ``donor``; ``output`` is its projection if that is adapted."""
+    """An attention that is to read what ``donor`` has; ``output`` is its projection if that is adapted."""
 
     attend: Attend
-    donor: Value
+    donor: Attend
     output: Output | None
+
+
+def level_refusal(level: str, graph: Graph, reader: Attend, donor: Attend) -> Refusal | None:
+    """Return why a reader cannot be let onto a donor at a level, or None where it can."""
+    if level in ("raw", "gauge"):
+        return None
+    own, other = key_values(reader, graph), key_values(donor, graph)
+    for found in (own, other):
+        if isinstance(found, Refusal):
+            return found
+    assert isinstance(own, KeyValues)
+    assert isinstance(other, KeyValues)
+    if level == "map":
+        return None
+    if len(own.readers) > 1 or own.layer != layer_of(reader.out.name):
+        return Refusal(f"%{own.memory.name} has other readers")
+    return _input_refusal(own, other)
+
+
+def _input_refusal(own: KeyValues, other: KeyValues) -> Refusal | None:
+    for site, side in ((own, own.keys), (own, own.values), (other, other.keys)):
+        if side.linear is None:
+            return Refusal(f"%{site.memory.name} is made by no projection, or by one for heads of another kind")
+    linears = [own.keys.linear, own.values.linear]
+    entering = other.keys.linear.x if other.keys.linear is not None else None
+    for linear in linears:
+        if linear is None or entering is None or linear.bias is not None:
+            return Refusal("its projections have biases, which the fit does not fit")
+        if linear.x.type != entering.type:
+            return Refusal(f"%{linear.x.name} and %{entering.name} differ: {linear.x.type} and {entering.type}")
+    return None
 
 
 @dataclass(frozen=True)
 class ReadDonor(Rule[Attend, Site]):
-    """Points attentions at other memories."""
+    """Lets readers onto their donors, which are given by layer."""
 
     op: ClassVar[type[Op]] = Attend
     sharing: Sharing
-    memories: Mapping[int, Value]
+    donors: Mapping[int, int]
 
     def match(self, op: Attend, graph: Graph) -> Site | Refusal:
-        """Return the attention of a reader with its donor's memory."""
+        """Return the attention of a reader with its donor's."""
         layer = layer_of(op.out.name)
-        if layer is None or layer not in self.memories:
+        if layer is None or layer not in self.donors:
             return Refusal("not among the readers")
-        donor = self.memories[layer]
-        if donor is op.memory:
-            return Refusal(f"it reads %{donor.name} already")
+        donor = attentions(graph)[self.donors[layer]].attend
+        if donor.memory is op.memory:
+            return Refusal(f"it reads %{donor.memory.name} already")
+        refusal = level_refusal(self.sharing.level, graph, op, donor)
+        if refusal is not None:
+            return refusal
         output = output_of(op)
         if isinstance(output, Refusal):
             return output if self.sharing.refit else Site(op, donor, None)
         return Site(op, donor, output)
 
     def rewrite(self, site: Site, edit: Editor) -> str:
-        """Adapt queries and output projection, read the donor's memory, and refit."""
-        how, done = self.sharing, [f"reads %{site.donor.name}"]
-        earlier = None
-        if how.level == "gauge":
-            done.append(self._align_keys(site, edit))
-        if how.level == "gauge" and not how.refit:  # a refit finds the map of values itself
-            earlier = undo_refit(edit, site.output) if site.output is not None else None
-            done.append(self._align_values(site, edit))
-        edit.set_operand(site.attend, "memory", site.donor)
+        """Adapt the reader to what it is about to read, let it read that, and refit."""
+        how, earlier = self.sharing, None
+        if how.level == "map":
+            done = [map_rows(edit, site, how.ridge)]
+        elif how.level == "input":
+            done = [make_of_input(edit, site, how.ridge)]
+        else:
+            done = [f"reads %{site.donor.memory.name}"]
+            if how.level == "gauge":
+                done.append(self._align_keys(site, edit))
+            if how.level == "gauge" and not how.refit:  # a refit finds the map of values itself
+                earlier = undo_refit(edit, site.output) if site.output is not None else None
+                done.append(self._align_values(site, edit))
+            edit.set_operand(site.attend, "memory", site.donor.memory)
         fit = (how.target, how.ridge) if how.refit else earlier
         if fit is not None and site.output is not None:
             refit_output(edit, site.output, *fit)
@@ -86,7 +135,7 @@ class ReadDonor(Rule[Attend, Site]):
         return ", ".join(done)
 
     def _align_keys(self, site: Site, edit: Editor) -> str:
-        refusal = align_queries(edit, site.attend, site.donor, self.sharing.ridge)
+        refusal = align_queries(edit, site.attend, site.donor.memory, self.sharing.ridge)
         return f"queries as they were ({refusal.reason})" if refusal else "queries turned to its keys"
 
     def _align_values(self, site: Site, edit: Editor) -> str:
@@ -95,16 +144,16 @@ class ReadDonor(Rule[Attend, Site]):
 
 
 def align_output(edit: Editor, site: Site, ridge: float) -> Refusal | None:
-    """Turn an output projection towards the values of the donor, which its attention is about to read.
+    """Turn an output projection towards the values of the donor, whose memory its attention is about to read.
 
     Returns:
         Why the projection stays as it is, or None where it was turned.
     """
-    output, own, new = site.output, site.attend.memory.op, site.donor.op
+    output, own, new = site.output, site.attend.memory.op, site.donor.memory.op
     if output is None:
         return Refusal("it has no single output projection")
     if not isinstance(own, KV) or not isinstance(new, KV):
-        return Refusal("the values are no memory's own")
+        return Refusal("values are rebuilt from rows")
     others = [op for op in output.chain if not isinstance(op, Flatten | Scale)]
     if others:
         return Refusal(f"{others[0].label} stands between")
@@ -122,3 +171,78 @@ def align_output(edit: Editor, site: Site, ridge: float) -> Refusal | None:
 
     edit.replace_weight(linear, "weight", make)
     return None
+
+
+def map_rows(edit: Editor, site: Site, ridge: float) -> str:
+    """Let a reader rebuild its keys and values from the donor's rows, by linear maps that are fitted to its own.
+
+    The maps are drawn to the donor's own keys and values where these are as wide, and to zero otherwise.
+    """
+    attend, own = site.attend, key_values(site.attend, edit.graph)
+    assert isinstance(own, KeyValues)
+    memory = _rows_of(edit, site.donor)
+    state = memory.op
+    assert isinstance(state, StateRows)
+    scope = attend.out.name.rpartition(".")[0]
+    reading = Reading(edit, attend, memory, edit.add(ReadRows, f"{scope}.rows", memory, before=attend), scope)
+    size = width(state.x.tensor)
+    stem = _stem(site)
+    gram = reading.weight(Moment, f"{stem}.rows", a=state.x, b=state.x, rows=size, columns=size)
+    made: list[Value] = []
+    start = 0
+    for name, side in (("k", own.keys), ("v", own.values)):
+        columns, dtype = width(side.before.tensor), side.before.tensor.dtype
+        weight = f"{stem}.{name}_map.weight"
+        cross = reading.weight(
+            Moment, f"{weight}.wanted", a=state.x, source_b=side.before.name, rows=size, columns=columns
+        )
+        if size == own.width:
+            whole = reading.weight(Eye, f"{weight}.whole", dtype=dtype, shape=(size, size))
+            prior = reading.weight(SliceWeight, f"{weight}.prior", whole, start=start, stop=start + columns)
+        else:
+            prior = reading.weight(Fill, f"{weight}.prior", dtype=dtype, shape=(columns, size))
+        fitted = reading.weight(Refit, weight, gram, cross, prior, ridge=ridge)
+        flat = reading.add(Linear, f"{name}_map", reading.rows, fitted)
+        heads = reading.add(Unflatten, f"{name}_rows", flat, parts=side.heads)
+        made.append(reading.finish(heads, side.after))
+        start += columns
+    view = edit.add(ViewRows, f"{scope}.view", memory, made[0], v=made[1], before=attend)
+    edit.set_operand(attend, "memory", view)
+    return f"maps the rows of %{memory.name} to its keys and values"
+
+
+def _rows_of(edit: Editor, donor: Attend) -> Value:
+    """Return the donor's memory as rows, which it keeps from now on if it did not."""
+    if not isinstance(donor.memory.op, ViewRows):
+        found = key_values(donor, edit.graph)
+        assert isinstance(found, KeyValues)
+        return keep_whole_rows(edit, found)
+    return donor.memory.op.memory
+
+
+def make_of_input(edit: Editor, site: Site, ridge: float) -> str:
+    """Let a reader make its keys and values of what the donor makes its own of, by projections fitted to its own."""
+    own, other = (key_values(attend, edit.graph) for attend in (site.attend, site.donor))
+    assert isinstance(own, KeyValues)
+    assert isinstance(other, KeyValues)
+    assert other.keys.linear is not None
+    x = other.keys.linear.x
+    size = width(x.tensor)
+    for linear in {linear: None for linear in (own.keys.linear, own.values.linear) if linear is not None}:
+        columns, out = width(linear.out.tensor), linear.out.name
+
+        def make(old: Value, name: str, linear: Linear = linear, columns: int = columns, out: str = out) -> Value:
+            gram = edit.add(Moment, f"{name}.inputs", a=x, b=x, rows=size, columns=size, before=linear)
+            cross = edit.add(Moment, f"{name}.wanted", a=x, source_b=out, rows=size, columns=columns, before=linear)
+            return edit.add(Refit, f"{name}.fitted", gram, cross, old, ridge=ridge, before=linear)
+
+        edit.set_operand(linear, "x", x)
+        edit.replace_weight(linear, "weight", make)
+    return f"makes its keys and values of %{x.name}, projections fitted"
+
+
+def _stem(site: Site) -> str:
+    """Return the module that a reader's new weights stand in, as its output projection's name says it."""
+    if site.output is None or "." not in site.output.linear.weight.name:
+        return site.attend.out.name.rpartition(".")[0]
+    return site.output.linear.weight.name.removesuffix(".weight").rpartition(".")[0]

@@ -93,6 +93,9 @@ def key_values(attend: Attend, graph: Graph) -> KeyValues | Refusal:
         keys, values = (_side(value) for value in (state.k, state.v))
     elif isinstance(maker, ViewRows):
         keys, values = _rebuilt(maker, state)
+        views = [op for op in memory.users if isinstance(op, ViewRows)]
+        if any(isinstance(side, Refusal) for view in views for side in _rebuilt(view, state)):
+            return Refusal(f"%{memory.name} holds rows that a layer maps to keys and values of its own")
     else:
         return Refusal(f"%{memory.name} holds rows that are attended to as they are")
     for side in (keys, values):

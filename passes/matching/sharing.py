@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from regraft.passes.matching.sites import Attention, key_rotation, rotation_text
 
 
-def misfit(reader: Attention, donor: Attention | None) -> str | None:
-    """Return why ``reader`` cannot read the donor's memory, empty where the kinds say it already; None where it can."""
+def misfit(reader: Attention, donor: Attention | None, mapped: bool = False) -> str | None:
+    """Return why ``reader`` cannot read the donor's memory, empty where the kinds say it already; None where it can.
+
+    Where rows are ``mapped`` to the reader's keys and values, their heads and their rotation need not be the same.
+    """
     if donor is None:
         return "the donor has no attention"
     if donor.layer >= reader.layer:
@@ -17,6 +20,8 @@ def misfit(reader: Attention, donor: Attention | None) -> str | None:
         return ""
     if reader.window is not None and donor.window is not None and reader.window > donor.window:
         return f"the reader looks back {reader.window} rows, the donor keeps {donor.window}"
+    if mapped:
+        return None
     mine, theirs = reader.memory.memory.with_window(None), donor.memory.memory.with_window(None)
     if mine != theirs:
         return f"their rows differ: {mine} and {theirs}"
@@ -26,13 +31,15 @@ def misfit(reader: Attention, donor: Attention | None) -> str | None:
     return None
 
 
-def legal_donors(found: Mapping[int, Attention], reader: int, readers: Iterable[int]) -> list[int]:
+def legal_donors(
+    found: Mapping[int, Attention], reader: int, readers: Iterable[int], mapped: bool = False
+) -> list[int]:
     """Return the earlier layers whose memory ``reader`` may read: those that make one and are no readers themselves."""
     taken = set(readers)
     return [
         layer
         for layer, attention in found.items()
-        if layer not in taken and attention.owner == layer and misfit(found[reader], attention) is None
+        if layer not in taken and attention.owner == layer and misfit(found[reader], attention, mapped) is None
     ]
 
 

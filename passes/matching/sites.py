@@ -8,6 +8,7 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Add, Linear, Norm, Scale
+from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.pos import Rope
 
 
@@ -41,7 +42,8 @@ class Attention:
     @property
     def owner(self) -> int:
         """The layer that makes the memory."""
-        found = layer_of(self.memory.name)
+        maker = self.memory.op
+        found = layer_of((maker.memory if isinstance(maker, ViewRows) else self.memory).name)
         return self.layer if found is None else found
 
     @property
@@ -84,7 +86,7 @@ def attentions(graph: Graph) -> dict[int, Attention]:
 def key_rotation(memory: Value) -> Rope | None:
     """Return the rotation that a memory's keys went through, or None where they carry no position."""
     op = memory.op
-    if not isinstance(op, KV):
+    if not isinstance(op, KV | ViewRows):
         return None
     value = op.k
     while True:

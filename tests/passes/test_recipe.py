@@ -136,7 +136,7 @@ SHARE = st.builds(
     donor=st.sampled_from(["nearest", "measured", "similar"]) | LAYER | st.dictionaries(LAYER, LAYER, max_size=3),
     within=st.none() | st.integers(1, 64),
     finalists=st.integers(1, 64),
-    level=st.sampled_from([None, "raw", "gauge"]),
+    level=st.sampled_from([None, "raw", "gauge", "map", "input"]),
     refit=st.booleans(),
     target=st.sampled_from(["drift", "original"]),
     ridge=RIDGE,
@@ -239,7 +239,7 @@ ERRORS = [
         block("level: guage"),
         "error[RG107]: share-kv: level has no choice guage; did you mean gauge?\n"
         "  --> recipe.yaml:4:14   level: guage\n"
-        "  = help: choices: raw, gauge",
+        "  = help: choices: raw, gauge, map, input",
     ),
     (
         block("donor: nearst"),

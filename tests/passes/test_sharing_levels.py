@@ -1,0 +1,137 @@
+"""The levels of `share-kv` that rebuild keys and values: from the donor's rows, and from its input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.ir.cost import cache_bytes, parameters
+from regraft.ir.errors.recipe import DonorError, StructureError
+from regraft.ir.graph import Graph
+from regraft.passes.fitting.fold import folded
+from regraft.passes.fitting.measure import Measurements
+from regraft.passes.matching.memories import key_values
+from regraft.passes.matching.sites import Refusal, attentions
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
+from tests.codegen.programs import emitted
+
+
+def rewritten(model: Any, pipeline: str) -> Graph:
+    measure = Measurements(model.graph, model.source, model.tokens)
+    return run_pipeline(model.graph, parse_pipeline(pipeline), measure).graph
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def error(model: Any, pipeline: str) -> float:
+    return distance(model.logits(rewritten(model, pipeline)), model.logits(model.graph))
+
+
+def see_the_same_stream(model: Any) -> None:
+    """Let layers 0 and 1 read the same stream through the same norm."""
+    model.weight(0, "o_proj").zero_()
+    model.tensors["model.layers.1.norm.weight"].copy_(model.tensors["model.layers.0.norm.weight"])
+
+
+@pytest.mark.parametrize("fields", [{}, {"gate": True}, {"windows": {0: 8, 1: 5}}])
+def test_any_keys_and_values_of_what_the_rows_span_are_met_exactly(decoder: Any, fields: dict[str, Any]) -> None:
+    # 16 numbers a row span the 12 of the input: keys and values of any projections are linear maps of them
+    model = decoder(**fields)
+    see_the_same_stream(model)
+    level = "share-kv{donor={1: 0}, ridge=1e-14, refit=false, level=%s}"
+    assert error(model, level % "gauge") > 0.05
+    assert error(model, level % "map") < 1e-6
+    assert error(model, level % "input") < 1e-6
+
+
+def test_projections_of_another_input_are_the_same_up_to_a_norm(decoder: Any) -> None:
+    # a key norm is no linear map: rows keep normed keys, the input level keeps the reader's norm
+    model = decoder(qk_norm=True)
+    see_the_same_stream(model)
+    level = "share-kv{donor={1: 0}, ridge=1e-14, refit=false, level=%s}"
+    assert error(model, level % "input") < 1e-6
+    assert 1e-3 < error(model, level % "map") < 0.9 * error(model, level % "gauge")
+
+
+def test_the_donor_computes_the_same_from_rows(decoder: Any) -> None:
+    model = decoder()
+    graph = rewritten(model, "share-kv{donor={2: 1}, level=map}")
+    edges = ["layers.0.attn.residual", "layers.1.attn.residual"]
+    found, wanted = model.run(graph, edges), model.run(model.graph, edges)
+    assert all(distance(found[edge], wanted[edge]) < 1e-12 for edge in edges)
+
+
+@pytest.mark.parametrize("refit", ["true", "false"])
+def test_what_is_nearer_costs_less(decoder: Any, refit: str) -> None:
+    model = decoder(layers=4)
+    form = f"share-kv{{donor={{2: 1}}, ridge=0, refit={refit}, level=%s}}"
+    raw, gauge, mapped, made = (error(model, form % level) for level in ("raw", "gauge", "map", "input"))
+    assert 1e-3 < mapped < 0.95 * gauge
+    assert gauge < raw
+    assert 1e-3 < made < gauge
+
+
+def test_sizes_are_as_predicted(decoder: Any) -> None:
+    model = decoder()
+    mapped = rewritten(model, "share-kv{donor={2: 1}, level=map}")
+    assert cache_bytes(model.graph, 24) - cache_bytes(mapped, 24) == 24 * 2 * 2 * 4 * 8
+    assert parameters(mapped).total - parameters(model.graph).total == 16 * 16 - 2 * 8 * 12
+    made = rewritten(model, "share-kv{donor={2: 1}, level=input}")
+    assert cache_bytes(made, 24) == cache_bytes(model.graph, 24)
+    assert parameters(made).total == parameters(model.graph).total
+
+
+@pytest.mark.parametrize(
+    ("fields", "pipeline"),
+    [
+        ({"windows": {0: 8, 1: 8}}, "share-kv{donor={1: 0}, level=map}"),
+        ({"qk_norm": True, "reads": {2: 1}}, "share-kv{donor={1: 0}, level=map}"),
+        ({}, "share-kv{donor={1: 0, 2: 0}, level=map},budget-heads{heads=2}"),
+        ({"qk_norm": True}, "share-kv{donor={2: 0}, level=input}"),
+    ],
+)
+def test_the_program_computes_the_same(decoder: Any, fields: dict[str, Any], pipeline: str, tmp_path: Path) -> None:
+    model = decoder(**fields)
+    graph = folded(rewritten(model, pipeline))
+    program = emitted(graph, tmp_path / "program", "f64")
+    expected = program.interpreter(model.tokens)
+    bound = 1e-12 * float(expected.abs().max())
+    with torch.no_grad():
+        assert (program.model(model.tokens) - expected).abs().max() < bound
+        cache = program.model.new_cache(6, 24)
+        parts = [program.model(model.tokens[:, i : i + 5], cache) for i in range(0, 24, 5)]
+        assert (torch.cat(parts, 1) - expected).abs().max() < bound
+    assert cache.nbytes == 6 * cache_bytes(graph, 24)
+
+
+def test_other_heads_can_be_mapped_to_but_not_read(decoder: Any) -> None:
+    model = decoder(layers=4)
+    merged = "merge-kv-heads{layers=0, heads=1, refit=false, method=mean},"
+    with pytest.raises(DonorError):
+        rewritten(model, f"{merged}share-kv{{donor={{1: 0}}}}")
+    assert 1e-3 < error(model, f"{merged}share-kv{{donor={{1: 0}}, level=map}}") < 1
+
+
+def test_who_reads_mapped_rows_is_left_alone(decoder: Any) -> None:
+    model = decoder()
+    mapped = "share-kv{donor={2: 1}, level=map}"
+    graph = rewritten(model, mapped)
+    found = key_values(attentions(graph)[1].attend, graph)
+    assert isinstance(found, Refusal)
+    assert "maps to keys and values of its own" in found.reason
+    again = rewritten(model, f"{mapped},share-kv{{donor={{1: 0}}, refit=false}}")
+    assert [op.name for op in again.memories()] == ["layers.0.attn.memory"]
+
+
+def test_biases_and_shared_memories_are_not_made_of_another_input(decoder: Any) -> None:
+    with pytest.raises(StructureError, match="biases"):
+        rewritten(decoder(bias=True), "share-kv{donor={1: 0}, level=input}")
+    with pytest.raises(StructureError, match="other readers"):
+        rewritten(decoder(reads={2: 1}), "share-kv{donor={1: 0}, level=input}")
