@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Facts card: structure, parameters, memory, compute, limits on a device.",
     "compare": "Models side by side, and what differs between two.",
     "draw": "A picture: page, SVG, PNG; what each pass of a recipe changes.",
+    "plot": "A chart: cache over context of several models, quality of several recipes.",
     "passes": "The passes; one pass: options, what it preserves, its source.",
     "plan": "Dry run of a recipe: legality, per-layer choices, predicted change.",
     "apply": "Rewrite a model by a recipe, graph and weights.",

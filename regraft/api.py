@@ -25,6 +25,7 @@ from regraft.passes.fitting.measure import Measurements
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.plan import Plan
 from regraft.passes.recipe import Recipe, parse_pipeline
+from regraft.plotting import plot_cache, plot_quality
 from regraft.quality import EvalReport, Probes, Progress
 from regraft.verifying import VerifyReport, verify
 from regraft.views.facts import Facts
@@ -48,6 +49,8 @@ __all__ = [
     "lift",
     "opt",
     "plan",
+    "plot_cache",
+    "plot_quality",
     "twin",
     "verify",
 ]

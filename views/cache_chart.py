@@ -92,10 +92,10 @@ def cache_chart(
         places = [at(math.log2(n), math.log2(max(held, 1))) for n, held in curve.points]
         line = "L".join(f"{number(x)} {number(y)}" for x, y in places)
         body += path(f"M{line}", f"curve c{i}")
-        body += "".join(_mark(i, x, y) for x, y in places)
+        body += "".join(mark(i, x, y) for x, y in places)
         at_label = places[-1][0] + 10
         if not lead:  # among many the mark says which label is whose
-            body += _mark(i, at_label + 4, end)
+            body += mark(i, at_label + 4, end)
         body += words(at_label + (0 if lead else 14), end + 4, curve.label, "small" if i or not lead else "small bold")
     return Figure(WIDTH, HEIGHT, body)
 
@@ -133,7 +133,7 @@ def _spread(ends: Sequence[float]) -> list[float]:
     return places
 
 
-def _mark(i: int, x: float, y: float) -> str:
+def mark(i: int, x: float, y: float) -> str:
     """Draw the mark of a curve: a disc, a square, a triangle or a diamond."""
     match i % 4:
         case 0:

@@ -53,23 +53,30 @@ def svg(name: str, graph: Graph, facts: Facts, *, operations: bool = False, them
     shown = scene(graph)
     said = f"{name}: {facts.layers} layers of {len(shown.kinds)} kinds, pattern {spelled(fold(shown.letters))}. "
     said += " ".join(f"Kind {kind.key}, {layers_text(kind.layers)}: {kind.words}." for kind in shown.kinds)
-    return (
-        tag(
-            "svg",
-            tag("title", escaped(f"{name}: architecture"), id="title"),
-            tag("desc", escaped(said), id="desc"),
-            tag("style", picture_style(themes=themes)),
-            rectangle(0, 0, drawn.width, drawn.height, "paper"),
-            drawn.body,
-            xmlns="http://www.w3.org/2000/svg",
-            viewBox=f"0 0 {number(drawn.width)} {number(drawn.height)}",
-            width=number(drawn.width),
-            height=number(drawn.height),
-            role="img",
-            aria_labelledby="title desc",
-        )
-        + "\n"
+    return _file(drawn, f"{name}: architecture", said, themes=themes)
+
+
+def framed(figure: Figure, said: str, *, themes: bool = True) -> str:
+    """Return a chart as a file, with a margin; ``said`` has it in words."""
+    drawn = Figure(figure.width + 2 * EDGE, figure.height + 2 * EDGE, moved(EDGE, EDGE, figure.body))
+    title, _, rest = said.partition(": ")
+    return _file(drawn, title, rest or said, themes=themes)
+
+
+def _file(drawn: Figure, title: str, said: str, *, themes: bool) -> str:
+    body = tag("title", escaped(title), id="title") + tag("desc", escaped(said), id="desc")
+    body += tag("style", picture_style(themes=themes)) + rectangle(0, 0, drawn.width, drawn.height, "paper")
+    size_of = {"width": number(drawn.width), "height": number(drawn.height)}
+    frame = tag(
+        "svg",
+        body + drawn.body,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {size_of['width']} {size_of['height']}",
+        **size_of,
+        role="img",
+        aria_labelledby="title desc",
     )
+    return f"{frame}\n"
 
 
 def png(picture: str) -> bytes:

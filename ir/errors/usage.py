@@ -90,6 +90,24 @@ class DrawFormatError(RegraftError):
     hint = "the file's name gives the format: {legal}"
 
 
+class EvaluationError(RegraftError):
+    """A plot of quality is given something that is no report of an evaluation, or reports that cannot be compared."""
+
+    code = "RG609"
+    exit_code = 2
+    message = "{file} cannot be plotted: {problem}"
+    hint = "give what `regraft eval X --against BASE --text FILE --json` printed, each for the same text and context"
+
+
+class TooManyCurvesError(RegraftError):
+    """A chart is to have more curves than can be told apart."""
+
+    code = "RG610"
+    exit_code = 2
+    message = "{found} models in one chart"
+    hint = "give at most {most}: more curves cannot be told apart"
+
+
 class TooFewModelsError(RegraftError):
     """A comparison needs something to compare with."""
 
