@@ -57,6 +57,7 @@ class Sweep:
             tokens if isinstance(tokens, Stream) else Stream.begin(tokens, batch, (graph, original), self._load)
         )
         self.means: dict[Value, Tensor] = {}
+        self.shared: dict[Value, Tensor] = {}  # of ops with several results, so that these are computed once
         self.fitted: dict[Value, Tensor] = {}
 
     def _load(self, op: Load) -> Tensor:
@@ -97,6 +98,7 @@ class Sweep:
         """Drop the statistics that no pending value waits for."""
         wanted = ancestors(pending)
         self.means = {value: tensor for value, tensor in self.means.items() if value.op in wanted}
+        self.shared = {value: tensor for value, tensor in self.shared.items() if value.op in wanted}
 
     def _needed(self, wanted: Iterable[Value]) -> set[Statistic]:
         """Return the statistics that ``wanted`` depend on, through fits of earlier layers too."""
@@ -208,7 +210,13 @@ class Sweep:
 
     def _evaluate(self, value: Value) -> Tensor:
         """Return a weight-time value in the stored dtype."""
-        return evaluate(value, self.source, {**self.means, **self.fitted})
+        known = {**self.means, **self.shared, **self.fitted}
+        above = {op for op in ancestors([value], known) if len(op.results) > 1}
+        for op in self.graph.ops if above else ():
+            if op in above:
+                self.shared |= evaluate_all(op.results, self.source, known)
+                known |= self.shared
+        return evaluate(value, self.source, known)
 
 
 def evaluate(value: Value, source: Source, known: Mapping[Value, Tensor] | None = None) -> Tensor:
@@ -217,11 +225,18 @@ def evaluate(value: Value, source: Source, known: Mapping[Value, Tensor] | None 
     Raises:
         NeedsCalibrationError: It depends on a statistic that is not among ``known``.
     """
+    if known is not None and value in known:
+        return known[value]
+    return evaluate_all((value,), source, known)[value]
+
+
+def evaluate_all(
+    values: Sequence[Value], source: Source, known: Mapping[Value, Tensor] | None = None
+) -> dict[Value, Tensor]:
+    """Return results of one weight-time op; see `evaluate`."""
     import torch
 
     given = dict(known or {})
-    if value in given:
-        return given[value]
     ops: dict[Op, None] = {}
 
     def visit(op: Op) -> None:
@@ -232,10 +247,11 @@ def evaluate(value: Value, source: Source, known: Mapping[Value, Tensor] | None 
                 visit(operand.op)
         ops[op] = None
 
-    assert value.op is not None
-    visit(value.op)
+    for value in values:
+        assert value.op is not None
+        visit(value.op)
     nothing = torch.zeros(0, 0)
     run = Run(nothing, nothing, None, lambda op: source.read(op.source))
     inside = {v: t for v, t in given.items() if any(v in op.operands for op in ops)}
     with torch.no_grad():
-        return execute(list(ops), inside, run, {value})[value]
+        return execute(list(ops), inside, run, set(values))
