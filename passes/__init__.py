@@ -23,6 +23,8 @@ PASSES = {
     "fold-norms": "regraft.passes.fold_norms:FoldNorms",
     "fuse-projections": "regraft.passes.fuse_projections:FuseProjections",
     "fuse-convs": "regraft.passes.fuse_convs:FuseConvs",
+    "permute-heads": "regraft.passes.permute_heads:PermuteHeads",
+    "merge-duplicate-heads": "regraft.passes.merge_duplicate_heads:MergeDuplicateHeads",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }
