@@ -77,12 +77,13 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> 
             by_layer[layer] = by_layer.get(layer, Cost()) + one
             by_family[family] = by_family.get(family, Cost()) + one
 
+    live = set(graph.run_time())
     for kind in block_kinds(graph):
         counted.update(op for layer in kind.layers for op in layer.ops)
         for op in kind.layers[0].ops:
-            if not op.weight_time:
+            if op in live:
                 count(op, kind.numbers)
-    for op in graph.run_time():
+    for op in live:
         if op not in counted:
             count(op, (layer_of(op.results[0].name),))
     ordered = sorted(by_layer.items(), key=lambda item: -1 if item[0] is None else item[0])

@@ -128,7 +128,7 @@ class Graph:
 
     def parameters(self) -> list[Value]:
         """The weight-time values that run-time ops read, each once, in order of first use."""
-        found = {v: None for op in self.ops if not op.weight_time for v in op.operands if v.is_weight}
+        found = {v: None for op in self.run_time() for v in op.operands if v.is_weight}
         return list(found)
 
     def memories(self) -> list[Value]:
@@ -136,8 +136,17 @@ class Graph:
         return [v for op in self.ops if op.is_state for v in op.results if isinstance(v.type, MemoryType)]
 
     def run_time(self) -> Iterator[Op]:
-        """The ops that run for every call."""
-        return (op for op in self.ops if not op.weight_time)
+        """The ops that run for every call, in order: not those that only statistics read."""
+        if not any(op.reads_run_time for op in self.ops):
+            return (op for op in self.ops if not op.weight_time)
+        live: set[Op] = set()
+        stack = [value.op for value in self.outputs]
+        while stack:
+            op = stack.pop()
+            if op is not None and op not in live and not op.weight_time:
+                live.add(op)
+                stack.extend(value.op for value in op.operands)
+        return (op for op in self.ops if op in live)
 
     def layer_count(self) -> int:
         """One more than the highest layer number."""
@@ -344,6 +353,19 @@ def _typed(op: Op, name: str) -> Sequence[Type]:
     except GraphError as error:
         error.where = error.where or _place(name)
         raise
+
+
+def feeds_only_statistics(op: Op) -> bool:
+    """Return whether nothing but statistics depends on what a run-time op makes, so that no program computes it."""
+    stack, seen = [op], {op}
+    while stack:
+        users = {user for value in stack.pop().results for user in value.users}
+        if not users:
+            return False  # a result of the graph
+        following = {user for user in users if not user.weight_time} - seen
+        seen |= following
+        stack.extend(following)
+    return True
 
 
 def _place(name: str) -> str:

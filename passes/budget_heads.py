@@ -340,7 +340,7 @@ def _site(attention: Attention, refit: BudgetHeads | None) -> _Site | Refusal:
     if attend.sink is not None and not attend.sink.is_weight:
         return Refusal(f"the sinks of {attend.label} are known only at run time")
     queries, gates = trace(attend.q, attend), trace_gates(attend.out, output)
-    for each in (queries, gates, refit_refusal(output, refit.target) if refit else None):
+    for each in (queries, gates, refit_refusal(output) if refit else None):
         if isinstance(each, Refusal):
             return each
     return _Site(attend, cast("Cut", queries), cast("Cut", gates), output, ())

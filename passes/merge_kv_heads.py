@@ -278,7 +278,7 @@ class MergeKVHeads(Pass):
             if refusal is not None:
                 return refusal
         for reader in shared.readers if self.refit else ():
-            refusal = refit_refusal(reader.output, self.target)
+            refusal = refit_refusal(reader.output)
             if refusal is not None:
                 return refusal
         return shared

@@ -226,7 +226,7 @@ class ShareKV(Pass):
         if not self.refit:
             return None
         output = output_of(attention.attend)
-        return output if isinstance(output, Refusal) else refit_refusal(output, self.target)
+        return output if isinstance(output, Refusal) else refit_refusal(output)
 
     def _check_conflicts(self) -> None:
         grouped = self.groups is not None or isinstance(self.layers, tuple)

@@ -177,7 +177,7 @@ class ToLatent(Pass):
         fix = "leave the layer out, or use method: balanced-pca"
         for attend in site.readers if self.refit and refusal is None else ():
             output = output_of(attend)
-            refusal = output if isinstance(output, Refusal) else refit_refusal(output, self.target)
+            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
             fix = "leave the layer out, or use refit: false"
             if refusal is not None:
                 break

@@ -31,7 +31,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text
 from regraft.passes.located import Node
 from regraft.passes.matching.heads import group_map
 from regraft.passes.matching.rewrite import Editor, Rule, drive
@@ -191,7 +191,7 @@ class Window(Pass):
         output = output_of(attend) if self.refit else None
         if output is None or isinstance(output, Refusal):
             return output
-        return refit_refusal(output, self.target)
+        return refit_refusal(output)
 
     def checked(self, found: Mapping[int, Attention], layers: Sequence[int]) -> Window:
         """Return the pass with counts that fit the model: not all layers chosen, some heads of each left."""
@@ -288,7 +288,7 @@ class _AddWindow(Rule[Attend, _Site]):
             done += f"; %{attend.memory.name} is read by layer {ranges(others)} too"
         if site.output is not None:
             refit_output(edit, site.output, options.target, options.ridge)
-            done += f", output projection refitted ({options.target}, ridge {options.ridge:g})"
+            done += f", {refit_text(site.output, options.target, options.ridge)}"
         return done
 
 

@@ -5,7 +5,8 @@ drawn towards its prior. ``z`` is what the projection reads in the rewritten gra
 
 - ``drift``: the original's residual stream after the attention, less the converted stream that enters: so the layer
   also makes up for what earlier layers changed;
-- ``original``: the original projection's result.
+- ``original``: the original projection's result. So is a drift's where something stands between the projection and
+  the stream, such as Gemma's norm.
 
 Source: specs/passes_math.md, equation (2) and section 8.
 """
@@ -24,15 +25,21 @@ TARGET: OptionKind[str] = choice("drift", "original")
 RIDGES: OptionKind[float] = number(0.0, 1e6)
 
 
-def refit_refusal(output: Output, target: str) -> Refusal | None:
-    """Return why an output projection cannot be refitted towards ``target``, or None where it can."""
+def refit_refusal(output: Output) -> Refusal | None:
+    """Return why an output projection cannot be refitted, or None where it can."""
     if output.linear.bias is not None:
         return Refusal(f"the output projection {output.linear.label} has a bias, which a refit does not fit")
-    if target == "drift" and output.add is None:
-        return Refusal(
-            f"%{output.linear.out.name} is not added to the residual stream as it is; target: original works"
-        )
     return None
+
+
+def aim(output: Output, target: str) -> str:
+    """Return what a refit aims at: the original where something stands between the projection and the stream."""
+    return "original" if output.add is None else target
+
+
+def refit_text(output: Output, target: str, ridge: float) -> str:
+    """Return what a refit does, for the report."""
+    return f"output projection refitted ({aim(output, target)}, ridge {ridge:g})"
 
 
 def undo_refit(edit: Editor, output: Output) -> tuple[str, float] | None:
@@ -60,10 +67,10 @@ def add_refit(edit: Editor, output: Output, prior: Value, name: str, target: str
         output: Where the projection stands.
         prior: The weight to draw towards ``[M, Hq * Dv]``.
         name: The weight's name; the statistics are named under it.
-        target: ``drift`` or ``original``.
+        target: ``drift`` or ``original``; see `aim`.
         ridge: In units of the mean diagonal of ``E[z zᵀ]``.
     """
-    linear, z = output.linear, output.merged
+    linear, z, target = output.linear, output.merged, aim(output, target)
     rows, columns = width(z.tensor), width(linear.out.tensor)
     gram = edit.add(Moment, f"{name}.gram", a=z, b=z, rows=rows, columns=rows, before=linear)
     if target == "drift":

@@ -37,10 +37,15 @@ def depth_of(op: Op) -> int:
 
 
 def depths(graph: Graph) -> list[tuple[int, Op]]:
-    """Return the run-time ops in order, each with the deepest layer so far: what follows the layers is in the last."""
+    """Return the run-time ops in order, each with the deepest layer so far: what follows the layers is in the last.
+
+    Those that only statistics read are among them.
+    """
     found: list[tuple[int, Op]] = []
     deepest = -1
-    for op in graph.run_time():
+    for op in graph.ops:
+        if op.weight_time:
+            continue
         deepest = max(deepest, depth_of(op))
         found.append((deepest, op))
     return found

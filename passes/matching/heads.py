@@ -12,7 +12,7 @@ from regraft.ir.ops.core import Activation, Flatten, Gain, Linear, Mul, Norm, Sc
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Take
 from regraft.passes.matching.rewrite import Editor
-from regraft.passes.matching.sites import Output, Refusal
+from regraft.passes.matching.sites import Output, Refusal, run_time_users
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _visit_gain(op: Gain, flat: bool, cut: Cut) -> str | None:
 
 def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
     """Walk up from ``value``; ``flat`` says that its heads are joined in the last axis. Return a reason to refuse."""
-    others = [user for user in value.users if user is not reader]
+    others = [user for user in run_time_users(value) if user is not reader]
     if others:
         return f"%{value.name} is read by {others[0].label} too"
     op = value.op
@@ -97,6 +97,7 @@ def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
 
 def apply_cut(edit: Editor, cut: Cut, heads: int, keep: Sequence[int]) -> None:
     """Keep only some heads: take their rows of each projection and bias, and correct the types on the way."""
+    edit.set_aside_measured(cut.ops)
     for op in cut.ops:
         if isinstance(op, Linear):
             block = int(op.weight.tensor.sizes[0]) // heads

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Generic, TypeVar
 
-from regraft.ir.graph import Graph, layer_of
+from regraft.ir.graph import Graph, feeds_only_statistics, layer_of
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.weight import Load
 from regraft.passes.base import Note, Report
@@ -78,6 +78,28 @@ class Editor:
             suffix = "original"
         self.graph.rename(value, self.graph.fresh(f"{value.name}.{suffix}"))
 
+    def set_aside_measured(self, ops: Sequence[Op]) -> None:
+        """Let statistics of earlier fits that are taken on ``ops``, which are about to change, stay as they are.
+
+        The ops that they are taken on are copied; no program computes the copies.
+
+        Args:
+            ops: Run-time ops in the order of execution.
+        """
+        feeding: set[Op] = set()
+        for op in reversed(ops):
+            users = [user for value in op.results for user in value.users]
+            if any(user in feeding or _measures(user) for user in users):
+                feeding.add(op)
+        copies: dict[Value, Value] = {}
+        for op in (op for op in ops if op in feeding):
+            copy = op.rebuilt(lambda value: copies.get(value, value))
+            names = [self.graph.fresh(f"{value.name}.measured") for value in op.results]
+            after = self.graph.ops[self.graph.ops.index(op) + 1]
+            copies.update(zip(op.results, self.graph.add(copy, names, before=after), strict=True))
+        for old, new in copies.items():
+            self.graph.replace_uses(old, new, _measures)
+
     def hoist(self, value: Value, before: Op) -> None:
         """Move what makes a weight to before another op, unless it stands there already."""
         ops, op = self.graph.ops, value.op
@@ -106,6 +128,10 @@ class Editor:
         for op in ops:
             for value, type in zip(op.results, op.types(), strict=True):
                 value.type = type
+
+
+def _measures(op: Op) -> bool:
+    return op.weight_time or feeds_only_statistics(op)
 
 
 class Rule(ABC, Generic[M, S]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regraft.ir.graph import Graph, layer_of
+from regraft.ir.graph import Graph, feeds_only_statistics, layer_of
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Add, Linear, Norm, Scale
@@ -21,7 +21,8 @@ class Refusal:
 
 def run_time_users(value: Value) -> list[Op]:
     """Return the ops that read ``value`` in every call; statistics over calibration text do not count."""
-    return [op for op in value.users if not op.weight_time]
+    users = [op for op in value.users if not op.weight_time]
+    return users if len(users) < 2 else [op for op in users if not feeds_only_statistics(op)]
 
 
 @dataclass(frozen=True, slots=True)
