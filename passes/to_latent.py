@@ -29,9 +29,13 @@ from regraft.passes.base import (
     integer,
     option,
     optional_option,
+    read_integer,
+    read_key,
     type_error,
 )
 from regraft.passes.counts import HEADS, Heads, counts_by_layer
+from regraft.passes.fitting.decoupled import Rotation, decouple, decoupled_shape, rotation_of
+from regraft.passes.fitting.frequencies import choose_frequencies, first_frequencies
 from regraft.passes.fitting.latents import (
     BALANCED,
     METHODS,
@@ -45,10 +49,11 @@ from regraft.passes.fitting.latents import (
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
 from regraft.passes.gqa_to_latent import latent_sites
 from regraft.passes.located import Node
+from regraft.passes.matching.latents import absorb, expanded_site
 from regraft.passes.matching.memories import KeyValues, key_values
 from regraft.passes.matching.rewrite import Editor, Rule, drive
 from regraft.passes.matching.sites import Refusal, attentions, output_of
-from regraft.passes.selection import LAYERS, Selection
+from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
 
 Balance = float | str
 BALANCES = (0.1, 0.3, 1.0, 3.0)  # those that are measured
@@ -64,7 +69,34 @@ def _read_balance(node: Node, owner: str, name: str) -> Balance:
     return float(value)
 
 
+def _read_rope(node: Node, owner: str, name: str) -> str | int:
+    if node.scalar == "all":
+        return "all"
+    if isinstance(node.scalar, str):
+        raise type_error(node, owner, name, ROPE_FORM)
+    return read_integer(node, owner, name, 0, 65536)
+
+
+def _read_kept(node: Node, owner: str, name: str) -> Kept:
+    if node.entries is None:
+        raise type_error(node, owner, name, "a map {layer: [frequencies]}")
+    kept: dict[int, tuple[int, ...]] = {}
+    for key, value in node.entries:
+        if value.items is None:
+            raise type_error(value, owner, name, "the frequencies of a layer's shared key, such as [0, 0, 1]")
+        kept[read_key(key, owner, name, MOST_LAYERS)] = tuple(
+            sorted(read_integer(each, owner, name, 0, 65535) for each in value.items)
+        )
+    return kept
+
+
+Kept = Mapping[int, tuple[int, ...]]
+ROPE_FORM = "all, or a number of channels"
 BALANCE: OptionKind[Balance] = OptionKind(BALANCE_FORM, _read_balance)
+ROPE: OptionKind[str | int] = OptionKind(ROPE_FORM, _read_rope)
+KEPT: OptionKind[Kept] = OptionKind(
+    "a map {layer: [frequencies]}", _read_kept, lambda kept: {layer: list(each) for layer, each in kept.items()}
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +105,13 @@ class ToLatent(Pass):
 
     Keys are rebuilt before rotation and turned at their own positions. Of keys that are normed, one over what the norm
     divides by is kept beside the latent, a number for each KV head. At the full rank the function stays the same. The
-    metric weighs errors by what they move the scores and the output; with ``refit`` the output projection makes up for
-    a part of what is lost.
+    metric weighs errors by what they move the output; with ``refit`` the output projection makes up for a part of what
+    is lost.
+
+    With a number of channels as ``rope`` the result has the form of multi-head latent attention: so many channels of
+    one key that all heads share go on turning, the rest of the keys no longer does, each query head seeing it turned by
+    the mean over what it attends to. That form can be ``absorbed``: attention in the latent itself. No class of
+    transformers holds it: those norm the latent, which would be another function.
     """
 
     name: ClassVar[str] = "to-latent"
@@ -97,6 +134,11 @@ class ToLatent(Pass):
     balance: Balance = option(
         BALANCE, 1.0, "with metric, how much more keys weigh than they should to first order; or measured, or traces"
     )
+    rope: str | int = option(ROPE, "all", "channels that go on turning, of one key for all heads; all: keys by head")
+    kept: Kept | None = optional_option(KEPT, "with a number of rope channels, the frequency of each pair of them")
+    form: str = option(
+        choice("reconstruct", "absorbed"), "reconstruct", "rebuild keys and values, or attend in the latent"
+    )
     normed: str = option(
         choice("carried", "inside"), "carried", "normed keys: what the norm divides by beside the latent, or within"
     )
@@ -112,21 +154,29 @@ class ToLatent(Pass):
 
     @property
     def needs_data(self) -> bool:
-        """Until ranks are dealt and the balance is chosen."""
-        return self.total is not None or self._balance_is_open
+        """Until ranks are dealt, and balance and frequencies are chosen."""
+        return self.total is not None or self._balance_is_open or self._kept_is_open
 
     @property
     def _balance_is_open(self) -> bool:
         return self.method == "metric" and self.balance == "measured"
 
     @property
+    def _kept_is_open(self) -> bool:
+        return self.rope != "all" and self.kept is None
+
+    @property
     def open_choice(self) -> tuple[str, str]:
-        """Spectra deal the ranks; divergences choose the balance."""
-        return ("the layers' spectra", "rank") if self.total is not None else ("measured divergence", "balance")
+        """Spectra deal the ranks, divergences choose the balance, and what frequencies carry those that are kept."""
+        if self.total is not None:
+            return "the layers' spectra", "rank"
+        return ("what frequencies carry", "kept") if self._kept_is_open else ("measured divergence", "balance")
 
     @property
     def needs_text(self) -> str:
         """All but weights alone needs text."""
+        if self.rope != "all":
+            return "what frequencies carry"
         if self.method != "weight-svd":
             return f"the method {self.method}"
         return "the output refit" if self.refit else ""
@@ -139,10 +189,14 @@ class ToLatent(Pass):
         Raises:
             IllegalPassError: A rank, a list or a layer's structure does not allow it.
         """
+        self._check_options()
         sites = latent_sites(self, graph, self.layers)
-        shapes = {layer: shape_of(site, self.normed == "inside") for layer, site in sites.items()}
         for layer, site in sites.items():
             self._check_site(layer, site)
+        shapes = {layer: self._shape(site) for layer, site in sites.items()}
+        if self._kept_is_open and measurements is not None:
+            kept = choose_frequencies(sites, graph, cast("int", self.rope) // 2, measurements)
+            return replace(self, kept=kept).decide(graph, measurements, constraints)
         if self.total is not None:
             self._check_total(shapes)
             if measurements is None:
@@ -153,7 +207,7 @@ class ToLatent(Pass):
         explicit = replace(self, rank=dict(sorted(ranks.items())), total=None, layers=Selection.of(ranks))
         if not explicit._balance_is_open:
             return explicit
-        if all(rank == shapes[layer].full for layer, rank in ranks.items()):
+        if self.rope == "all" and all(rank == shapes[layer].full for layer, rank in ranks.items()):
             return replace(explicit, balance="traces")
         if measurements is None:
             return explicit
@@ -164,26 +218,64 @@ class ToLatent(Pass):
     def assume(self, graph: Graph) -> ToLatent:
         """Return the pass with ranks dealt evenly and keys and values weighed alike: right in number, not in choice."""
         balance = "traces" if self._balance_is_open else self.balance
+        sites, kept = latent_sites(self, graph, self.layers), self.kept
+        if self._kept_is_open:
+            kept = {layer: first_frequencies(site, cast("int", self.rope) // 2) for layer, site in sites.items()}
         if self.total is None:
-            return replace(self, balance=balance, assumed=True)
-        sites = latent_sites(self, graph, self.layers)
-        fulls = [shape_of(site, self.normed == "inside").full for site in sites.values()]
+            return replace(self, balance=balance, kept=kept, assumed=True)
+        fulls = [self._shape(site).full for site in sites.values()]
         flat = [[1.0] * full for full in fulls]
         ranks = spread_ranks(flat, self.total, 1, fulls, self.step)
-        return replace(self, rank=dict(zip(sites, ranks, strict=True)), total=None, balance=balance, assumed=True)
+        return replace(
+            self, rank=dict(zip(sites, ranks, strict=True)), total=None, balance=balance, kept=kept, assumed=True
+        )
+
+    def _shape(self, site: KeyValues) -> Shape:
+        """Return how a memory's latent is made; beside a shared key its channels are carried."""
+        if self.rope == "all":
+            return shape_of(site, self.normed == "inside")
+        return replace(decoupled_shape(site), carried=cast("int", self.rope))
+
+    def _check_options(self) -> None:
+        problem = None
+        if self.rope == "all":
+            problem = ("form", "rope: all") if self.form == "absorbed" else None
+            problem = ("kept", "rope: all") if self.kept is not None else problem
+        if problem is not None:
+            fix = "give rope a number of channels: what turns by head cannot be absorbed"
+            where = self.place(problem[0])
+            raise OptionConflictError(owner=self.name, first=problem[0], second=problem[1], fix=fix, where=where)
 
     def _check_site(self, layer: int, site: KeyValues) -> None:
         refusal = latent_refusal(site, self.method)
         fix = "leave the layer out, or use method: balanced-pca"
+        if self.rope != "all":
+            turn = rotation_of(site)
+            refusal, fix = (turn, "leave the layer out, or use rope: all") if isinstance(turn, Refusal) else (None, "")
+            if not isinstance(turn, Refusal):
+                self._check_rope(layer, site, turn)
         for attend in site.readers if self.refit and refusal is None else ():
             output = output_of(attend)
-            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
+            refusal = output if isinstance(output, Refusal) else refit_refusal(output, self.target)
             fix = "leave the layer out, or use refit: false"
             if refusal is not None:
                 break
         if refusal is not None:
             where = self.place("layers")
             raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
+
+    def _check_rope(self, layer: int, site: KeyValues, turn: Rotation) -> None:
+        """Refuse more channels than turn, and frequencies that the layer does not have so often."""
+        channels, most = cast("int", self.rope), 2 * turn.pairs * site.keys.heads
+        kept = None if self.kept is None else self.kept.get(layer, ())
+        wrong = kept is not None and (
+            2 * len(kept) != channels or any(f >= turn.pairs or kept.count(f) > site.keys.heads for f in kept)
+        )
+        if channels % 2 or channels > most or wrong:
+            wanted = f"frequencies {list(kept)}" if kept is not None and wrong else f"rope {channels}"
+            legal = f"an even number of channels up to {most}, of {turn.pairs} frequencies each {site.keys.heads} times"
+            what = f"layer {layer} turns {most} channels"
+            raise RankError(owner=self.name, what=what, wanted=wanted, legal=legal, where=self.place("rope"))
 
     def _check_total(self, shapes: Mapping[int, Shape]) -> None:
         if self.rank is not None:
@@ -287,15 +379,19 @@ class _KeepLatent(Rule[Attend, KeyValues]):
         return key_values(op, graph)
 
     def rewrite(self, site: KeyValues, edit: Editor) -> str:
-        options, rank = self.options, self.ranks[site.readers[0]]
-        shape = shape_of(site, options.normed == "inside")
-        before = site.width
-        keep_latent(edit, site, shape, Fit(rank, options.method, options.weight_of_keys))
-        after = stored(site, shape, rank)
-        done = f"keeps a latent of {rank}" + (f" and {after - rank} carried" if after > rank else "")
-        done += f" instead of {before} numbers a token"
-        if rank == shape.full:
-            return f"{done}, the full rank: exact"
+        options = self.options
+        rank = next(self.ranks[attend] for attend in site.readers if attend in self.ranks)
+        fit = Fit(rank, options.method, options.weight_of_keys)
+        if options.rope == "all":
+            shape = shape_of(site, options.normed == "inside")
+            keep_latent(edit, site, shape, fit)
+            after = stored(site, shape, rank)
+            done = f"keeps a latent of {rank}" + (f" and {after - rank} carried" if after > rank else "")
+            done += f" instead of {site.width} numbers a token"
+            if rank == shape.full:
+                return f"{done}, the full rank: exact"
+        else:
+            done = self._decoupled(site, edit, fit)
         done += f", by {options.method}" + ("" if options.assumed else _told(options))
         if options.refit:
             for attend in site.readers:
@@ -304,6 +400,19 @@ class _KeepLatent(Rule[Attend, KeyValues]):
                 refit_output(edit, output, options.target, options.ridge)
             done += f", output projection refitted ({options.target}, ridge {options.ridge:g})"
         return done
+
+    def _decoupled(self, site: KeyValues, edit: Editor, fit: Fit) -> str:
+        """Keep a latent and a shared key, in the form that is wished for."""
+        assert self.options.kept is not None
+        turn, kept = rotation_of(site), self.options.kept[site.layer]
+        assert not isinstance(turn, Refusal)
+        decouple(edit, site, turn, fit, kept)
+        if self.options.form == "absorbed":
+            made = expanded_site(turn.attend)
+            assert not isinstance(made, Refusal), made
+            absorb(made, edit)
+        done = f"keeps a latent of {fit.rank} and {2 * len(kept)} channels of one key that turns"
+        return f"{done} instead of {site.width} numbers a token" + (", absorbed" * (self.options.form == "absorbed"))
 
 
 def _told(options: ToLatent) -> str:

@@ -6,7 +6,7 @@ A latent is a linear map of a token's row ``z``: ``c = down z``. Keys and values
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.attributes import FLOAT, INT, INTS, STR
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.ir.graph import Graph
-    from regraft.ir.interpret import Run
+    from regraft.ir.interpret import Rows, Run
 
 FLOOR = 1e-9  # of second moments, in units of their mean diagonal: directions that the text never shows stay in order
 
@@ -65,24 +65,14 @@ class HeadMoment(Statistic):
         return torch.einsum("bthd,bthe->hde", x, x)
 
 
-@op("weight.attention_spread")
-class AttentionSpread(Statistic):
-    """Return what errors of keys and values come to, by query head: ``E Σ_s p² d dᵀ``, over rows ``s`` and tokens.
-
-    ``p`` is a query's share of a row, and ``d`` the row's value less what the query gets, then a one. A small error
-    ``e`` of a row's score moves a query's result by ``p e d``, one of its value by ``p`` times itself; errors of
-    different rows are taken as independent. The memory is that of the graph as it was lifted; a sink is left out.
-
-    Example:
-        %c = weight.attention_spread %q {source = "m", groups = [0, 1], kv_heads = 2, width = 7} : f64[2, 8, 8]
-    """
+class AttentionStatistic(Statistic):
+    """A statistic of how queries share their attention among rows, in the memory of the graph as it was lifted."""
 
     q = operand("*", dtype="float")
     out = result()
     source = attribute(STR)
     groups = attribute(INTS)
     kv_heads = attribute(INT)
-    width = attribute(INT)
     scale = defaulted(FLOAT, 1.0)
     window = optional(INT)
     first = defaulted(INT, 0)
@@ -94,12 +84,9 @@ class AttentionSpread(Statistic):
         if self.groups and not inside:
             problem = f"groups {list(self.groups)} of {self.kv_heads} KV heads"
             raise OpRuleError(op=self.label, problem=problem, fix="a KV head for each query head")
-        if self.q.is_weight or len(shape) != 4 or shape[:3] != (B, T, len(self.groups)) or self.width < 1:
-            problem = f"{self.q.type} for {len(self.groups)} heads, values of {self.width} channels"
+        if self.q.is_weight or len(shape) != 4 or shape[:3] != (B, T, len(self.groups)):
+            problem = f"{self.q.type} for {len(self.groups)} heads"
             raise OpRuleError(op=self.label, problem=problem, fix="run-time queries [B, T, heads, width]")
-
-    def infer(self, dim: Dims) -> tuple[Type, ...]:
-        return (TensorType("f64", (len(self.groups), self.width + 1, self.width + 1)),)
 
     def edges(self, original: Graph) -> list[Value]:
         return [self.q, original[self.source]]
@@ -111,28 +98,64 @@ class AttentionSpread(Statistic):
         type = original[self.source].type
         if not isinstance(type, MemoryType) or {field.name for field in type.fields} != {"k", "v"}:
             return "is no memory of keys and values"
-        heads, keys, values = *type.field("k").shape, type.field("v").shape[1]
-        if (heads, keys, values) != (self.kv_heads, self.q.tensor.shape[-1], self.width):
-            return f"has {heads} KV heads of {keys} and {values} channels"
+        heads, keys = type.field("k").shape
+        if (heads, keys) != (self.kv_heads, self.q.tensor.shape[-1]):
+            return f"has {heads} KV heads of {keys} channels"
         return ""
 
-    def batch_sum(self, run: Run, *values: Any) -> Tensor:
+    def shares(self, run: Run, q: Tensor, rows: Rows) -> Iterator[tuple[int, int, int, Tensor]]:
+        """Yield the number of each sequence and query head, its KV head, and its shares of the rows ``[T, S]``."""
         import torch
 
-        q, rows = values
         seen = seen_rows(run, rows)
         if self.window is not None:
             near = run.pos[:, :, None] - rows.pos[:, None, :] < self.window
             seen = seen & (near | (rows.pos[:, None, :] < self.first))
-        k, v = (run.wide(rows.fields[name]).transpose(1, 2) for name in ("k", "v"))
-        total = torch.zeros(len(self.groups), self.width + 1, self.width + 1, dtype=torch.float64)
+        keys = run.wide(rows.fields["k"]).transpose(1, 2)
         for number, query in enumerate(run.wide(q).transpose(1, 2)):
             for head, group in enumerate(self.groups):
-                scores = query[head] @ k[number, group].T * self.scale
+                scores = query[head] @ keys[number, group].T * self.scale
                 if self.softcap is not None:
                     scores = torch.tanh(scores / self.softcap) * self.softcap
-                shares = torch.softmax(scores.masked_fill(~seen[number], -torch.inf), -1).nan_to_num(0.0)
-                total[head] += self._spread(shares, v[number, group])
+                shares = torch.softmax(scores.masked_fill(~seen[number], -torch.inf), -1)
+                yield number, head, group, shares.nan_to_num(0.0)
+
+
+@op("weight.attention_spread")
+class AttentionSpread(AttentionStatistic):
+    """Return what errors of keys and values come to, by query head: ``E Σ_s p² d dᵀ``, over rows ``s`` and tokens.
+
+    ``p`` is a query's share of a row, and ``d`` the row's value less what the query gets, then a one. A small error
+    ``e`` of a row's score moves a query's result by ``p e d``, one of its value by ``p`` times itself; errors of
+    different rows are taken as independent. The memory is that of the graph as it was lifted; a sink is left out.
+
+    Example:
+        %c = weight.attention_spread %q {source = "m", groups = [0, 1], kv_heads = 2, width = 7} : f64[2, 8, 8]
+    """
+
+    width = attribute(INT)
+
+    def verify(self, dim: Dims) -> None:
+        super().verify(dim)
+        if self.width < 1:
+            raise OpRuleError(op=self.label, problem=f"values of {self.width} channels", fix="one at least")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("f64", (len(self.groups), self.width + 1, self.width + 1)),)
+
+    def misfit(self, original: Graph) -> str:
+        misfit = super().misfit(original)
+        found = 0 if misfit else original[self.source].memory.field("v").shape[1]
+        return misfit or ("" if found == self.width else f"has values of {found} channels")
+
+    def batch_sum(self, run: Run, *values: Any, **options: Any) -> Tensor:
+        import torch
+
+        q, rows = values
+        v = run.wide(rows.fields["v"]).transpose(1, 2)
+        total = torch.zeros(len(self.groups), self.width + 1, self.width + 1, dtype=torch.float64)
+        for number, head, group, shares in self.shares(run, q, rows):
+            total[head] += self._spread(shares, v[number, group])
         return total
 
     def _spread(self, shares: Tensor, values: Tensor) -> Tensor:
@@ -344,10 +367,10 @@ def floored(gram: Tensor) -> Tensor:
 
 
 def eigen(square: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues and eigenvectors of a symmetric matrix, the largest first."""
+    """Return the eigenvalues and eigenvectors of a symmetric or Hermitian matrix, the largest first."""
     import torch
 
-    values, vectors = torch.linalg.eigh((square + square.T) / 2)
+    values, vectors = torch.linalg.eigh((square + square.mH) / 2)
     return values.flip(0), vectors.flip(1)
 
 

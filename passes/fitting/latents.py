@@ -91,11 +91,11 @@ def latent_refusal(site: KeyValues, method: str) -> Refusal | None:
     """Return why a memory's latent cannot be fitted by a method, or None where it can."""
     if method != "metric":
         return None
-    found = _weighed(site)
+    found = weighed(site)
     return found if isinstance(found, Refusal) else None
 
 
-def _weighed(site: KeyValues) -> list[tuple[Attend, Linear]] | Refusal:
+def weighed(site: KeyValues) -> list[tuple[Attend, Linear]] | Refusal:
     """Return the attentions of the memory's own layer, whose scores and outputs weigh errors."""
     here = site.memory.name.rpartition(".")[0]
     found: list[tuple[Attend, Linear]] = []
@@ -182,7 +182,7 @@ def _fitted(
 ) -> tuple[Value, Value]:
     """Return the map to the latent, and the map from it to the targets, in float64."""
     size, keys = width(start.tensor), site.keys.heads * site.keys.width
-    name = f"{_stem(site.readers[0])}.kv_a_proj.weight"
+    name = f"{module_of(site.readers[0])}.kv_a_proj.weight"
     moments: dict[str, Value] = {}
     if fit.method != "weight-svd":
         gram = edit.add(Moment, f"{name}.gram", a=start, b=start, rows=size, columns=size, before=site.state)
@@ -201,8 +201,8 @@ def _fitted(
 def _metric(edit: Editor, site: KeyValues, scales: Scales, name: str) -> Value:
     """Return what errors of keys and values cost the attentions of the memory's own layer."""
     state, rope = site.state, site.keys.rope
-    weighed = _weighed(site)
-    assert not isinstance(weighed, Refusal)
+    readers = weighed(site)
+    assert not isinstance(readers, Refusal)
     gains: dict[str, Value] = {}
     for slot, side in (("key_gains", site.keys), ("value_gains", site.values)):
         scale = scales.get(_divisor(side)) if side.norm is not None else None
@@ -211,10 +211,10 @@ def _metric(edit: Editor, site: KeyValues, scales: Scales, name: str) -> Value:
             gains[slot] = edit.add(Moment, f"{name}.{slot}", a=scale, b=scale, before=state, **sizes)
     turning: dict[str, object] = {} if rope is None else {"channels": rope.channels, "layout": rope.layout}
     found: list[Value] = []
-    for attend, linear in weighed:
+    for attend, linear in readers:
         heads, channels = len(attend.groups), site.keys.width
         moment = edit.add(HeadMoment, f"{name}.queries", attend.q, heads=heads, width=channels, before=state)
-        spread = _spread(edit, site, attend, f"{name}.spread")
+        spread = spread_of(edit, site, attend, f"{name}.spread")
         output = linear.weight.op.prior if isinstance(linear.weight.op, Refit) else linear.weight
         edit.hoist(output, state)
         facts: dict[str, object] = {"groups": attend.groups, "scale": attend.scale, "kv_heads": site.keys.heads}
@@ -225,7 +225,7 @@ def _metric(edit: Editor, site: KeyValues, scales: Scales, name: str) -> Value:
     return edit.add(Combine, f"{name}.metrics", found, factors=(1.0,) * len(found), before=state)
 
 
-def _spread(edit: Editor, site: KeyValues, attend: Attend, name: str) -> Value:
+def spread_of(edit: Editor, site: KeyValues, attend: Attend, name: str) -> Value:
     """Return what errors of keys and values come to for an attention, as it was lifted."""
     facts: dict[str, object] = {"source": site.memory.name, "groups": attend.groups, "width": site.values.width}
     facts |= {"kv_heads": site.keys.heads}
@@ -247,7 +247,7 @@ def _rebuilder(
         latent = reading.part("row_latent", 0, rank)
         made: list[Value] = []
         for name, side, start in (("k", site.keys, 0), ("v", site.values, keys)):
-            stem = f"{_stem(reading.attend)}.{name}_b_proj"
+            stem = f"{module_of(reading.attend)}.{name}_b_proj"
             rows = side.heads * side.width
             part = reading.weight(SliceWeight, f"{stem}.rows", up, start=start, stop=start + rows)
             weight = reading.weight(Cast, f"{stem}.weight", part, dtype=latent.tensor.dtype)
@@ -275,7 +275,7 @@ def _bias(reading: Reading, site: KeyValues, side: Side, name: str) -> Value | N
     return reading.weight(Cast, name, normed, dtype=bias.tensor.dtype)
 
 
-def _stem(attend: Attend) -> str:
+def module_of(attend: Attend) -> str:
     """Return the module that a reader's new weights stand in, as their names say it."""
     output = output_of(attend)
     if isinstance(output, Refusal) or "." not in output.linear.weight.name:

@@ -87,7 +87,9 @@ def test_a_memory_that_is_another_is_told() -> None:
     assert misfit("n") == "does not exist"
     assert misfit("r") == "is no memory of keys and values"
     assert misfit("q") == "is no memory of keys and values"
-    assert misfit("m") == "has 2 KV heads of 3 and 5 channels"
+    assert misfit("m") == "has values of 5 channels"
+    facts["kv_heads"] = 4
+    assert misfit("m") == "has 2 KV heads of 3 channels"
 
 
 @pytest.mark.parametrize("layout", ["halves", "interleaved"])

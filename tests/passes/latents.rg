@@ -98,3 +98,57 @@ graph @without_output (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8
 
 // ERROR: error[RG114]: to-latent: layer 0: %layers.0.ctx is read by 0 ops, so it has no single output projection
 // ERROR: = help: leave the layer out, or use method: balanced-pca
+
+// -----  a number of rotary channels: one key that all heads share goes on turning, by frequencies spelled out
+// RUN: to-latent{rank=12, rope=4, kept={0: [0, 1]}, method=weight-svd, refit=false}
+
+graph @decoupled (%layers.0.x: f32[B, T, 24], %pos: i64[B, T]) {
+  %layers.0.q_proj.weight = weight.load : f32[32, 24]
+  %layers.0.k_proj.weight = weight.load : f32[16, 24]
+  %layers.0.v_proj.weight = weight.load : f32[16, 24]
+  %layers.0.o_proj.weight = weight.load : f32[24, 32]
+  %layers.0.q_proj = core.linear %layers.0.x, %layers.0.q_proj.weight
+  %layers.0.q = core.unflatten %layers.0.q_proj {parts = 4}
+  %layers.0.q_rope = pos.rope %layers.0.q, %pos {base = 100.0, channels = 4}
+  %layers.0.k_proj = core.linear %layers.0.x, %layers.0.k_proj.weight
+  %layers.0.k = core.unflatten %layers.0.k_proj {parts = 2}
+  %layers.0.k_rope = pos.rope %layers.0.k, %pos {base = 100.0, channels = 4}
+  %layers.0.v_proj = core.linear %layers.0.x, %layers.0.v_proj.weight
+  %layers.0.v = core.unflatten %layers.0.v_proj {parts = 2}
+  %layers.0.memory = state.kv %layers.0.k_rope, %layers.0.v
+  %layers.0.ctx = attn.attend %layers.0.q_rope, %layers.0.memory {scale = 0.25}
+  %layers.0.merged = core.flatten %layers.0.ctx
+  %layers.0.out = core.linear %layers.0.merged, %layers.0.o_proj.weight
+  return %layers.0.out
+}
+
+// CHECK: %latent = core.linear %x, %kv_a_proj.weight : f32[B, T, 12]
+// CHECK: %k_shared_rope = pos.rope %k_turning, %pos {base = 100.0, channels = 4, scaling = "longrope", factors = [1.0, 0.999999985098839]} : f32[B, T, 1, 4]
+// CHECK: %memory = state.rows %row : memory<f32; x [16]>
+// CHECK: %q_turning = core.grouped_linear %q, %q_rope_proj.weight : f32[B, T, 4, 4]
+// CHECK: %view = mem.view %memory, %k_2, v=%v_rows : memory<f32; k [4, 12], v [4, 8]>
+// CHECK: %ctx = attn.attend %q_whole, %view {scale = 0.25} : f32[B, T, 4, 8]
+
+// -----  what turns by head cannot be absorbed
+// RUN: to-latent{rank=12, form=absorbed, method=weight-svd, refit=false}
+
+graph @absorbed (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layers.0.v: f32[B, T, 2, 8]) {
+  %layers.0.memory = state.kv %layers.0.k, %layers.0.v
+  %layers.0.ctx = attn.attend %layers.0.q, %layers.0.memory {scale = 0.25}
+  return %layers.0.ctx
+}
+
+// ERROR: error[RG117]: to-latent: form and rope: all exclude each other
+// ERROR: = help: give rope a number of channels: what turns by head cannot be absorbed
+
+// -----  nor is there a rotation to take apart
+// RUN: to-latent{rank=12, rope=4, method=weight-svd, refit=false}
+
+graph @still (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layers.0.v: f32[B, T, 2, 8]) {
+  %layers.0.memory = state.kv %layers.0.k, %layers.0.v
+  %layers.0.ctx = attn.attend %layers.0.q, %layers.0.memory {scale = 0.25}
+  return %layers.0.ctx
+}
+
+// ERROR: error[RG114]: to-latent: layer 0: queries or keys of attn.attend %layers.0.ctx do not end in a rotation
+// ERROR: = help: leave the layer out, or use rope: all

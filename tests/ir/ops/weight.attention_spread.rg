@@ -10,7 +10,7 @@ graph @other_heads (%q: bf16[B, T, 4, 16]) {
   %c = weight.attention_spread %q {source = "m", groups = [0, 1], kv_heads = 2, width = 16, scale = 0.25}
   return %c
 }
-// ERROR: error[RG034]: weight.attention_spread: bf16[B, T, 4, 16] for 2 heads, values of 16 channels
+// ERROR: error[RG034]: weight.attention_spread: bf16[B, T, 4, 16] for 2 heads
 
 // -----
 
@@ -19,3 +19,11 @@ graph @a_head_too_many (%q: bf16[B, T, 2, 16]) {
   return %c
 }
 // ERROR: error[RG034]: weight.attention_spread: groups [0, 2] of 2 KV heads
+
+// -----
+
+graph @no_values (%q: bf16[B, T, 2, 16]) {
+  %c = weight.attention_spread %q {source = "m", groups = [0, 1], kv_heads = 2, width = 0}
+  return %c
+}
+// ERROR: error[RG034]: weight.attention_spread: values of 0 channels
