@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from regraft.codegen.names import Namespace, comment, suffixes
-from regraft.codegen.torch_code import Code, Sight
+from regraft.codegen.torch_code import Code, Far, Sight
 from regraft.codegen.torch_memories import written_by_readers
 from regraft.codegen.torch_ops import absorbs, emit_op
 from regraft.codegen.wiring import Place
@@ -45,17 +45,17 @@ class Shared:
         helpers: The functions that are used, each with the forms in which it is.
         ropes: Parameters of each rotation, and its variable's name.
         views: What a memory keeps and what a query sees of it, and the variable's name.
-        everies: How many tokens a pooled row is made of, and the name of the view of such rows.
-        row_ropes: A rotation's name, the tokens of a pooled row or none, and how many rows are kept or none for all;
-            and the variable for turning such rows.
+        everies: What is seen of pooled rows, and the name of the view of them.
+        row_ropes: A rotation's name, the tokens of a pooled row or none, how many rows are kept or none for all, and
+            what is added to their positions; and the variable for turning such rows.
     """
 
     def __init__(self) -> None:
         self.helpers: dict[str, set[str]] = {}
         self.ropes: dict[tuple[object, ...], str] = {}
         self.views: dict[tuple[Sight, Sight], str] = {}
-        self.everies: dict[int, str] = {}
-        self.row_ropes: dict[tuple[str, int | None, int | None], str] = {}
+        self.everies: dict[Far, str] = {}
+        self.row_ropes: dict[tuple[str, int | None, int | None, float], str] = {}
         self._names = Namespace(GLOBALS)
 
     def helper(self, name: str, *flags: str) -> str:
@@ -75,7 +75,7 @@ class Shared:
             return rope
         kept = op.pos.op.memory.memory
         name = f"{rope}_every_{kept.rate}" if kept.rate else f"{rope}_rows" + (f"_{kept.window}" if kept.window else "")
-        key = (rope, kept.rate, kept.window)
+        key = (rope, kept.rate, kept.window, op.offset)
         return self.row_ropes.setdefault(key, self._names.give(key, name))
 
     def view(self, kept: Sight, seen: Sight) -> str:
@@ -83,15 +83,15 @@ class Shared:
         key = (kept, seen)
         if key not in self.views:
             name = seen.name
-            name += "" if kept == seen else "_of_all" if kept.window is None else f"_of_{kept.name}"
+            name += "" if kept == seen._replace(rate=1) else "_of_all" if kept.window is None else f"_of_{kept.name}"
             self.views[key] = self._names.give(key, name)
         return self.views[key]
 
-    def every(self, rate: int) -> str:
-        """Return the name of the view of rows that are made of ``rate`` tokens each."""
-        if rate not in self.everies:
-            self.everies[rate] = self._names.give(("every", rate), f"every_{rate}")
-        return self.everies[rate]
+    def every(self, far: Far) -> str:
+        """Return the name of the view of rows that are made of several tokens each."""
+        if far not in self.everies:
+            self.everies[far] = self._names.give(far, far.name)
+        return self.everies[far]
 
     def type_of(self, name: str) -> str:
         """Return the type of what is called ``name``."""
@@ -175,9 +175,9 @@ class Body:
         """Return the variable that says what a query sees of a memory."""
         return self._use(self.shared.view(kept, seen))
 
-    def every(self, rate: int) -> str:
+    def every(self, far: Far) -> str:
         """Return the variable that says what a query sees of pooled rows."""
-        return self._use(self.shared.every(rate))
+        return self._use(self.shared.every(far))
 
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls."""

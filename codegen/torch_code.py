@@ -24,21 +24,40 @@ class Code(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What is kept or seen of a memory: the last ``window`` rows, or all, and beside a window the ``first`` ones."""
+    """What is kept or seen of a memory: the last ``window`` rows, or all, and beside a window the ``first`` ones.
+
+    With a ``rate`` what is seen starts at the start of a block of as many.
+    """
 
     window: int | None = None
     first: int = 0
+    rate: int = 1
 
     @classmethod
     def of(cls, op: Attend | Windowed) -> Sight:
         """Return what an attention sees, or a state keeps."""
-        return cls(op.window, op.first)
+        entries = op.entries if isinstance(op, Attend) and op.disjoint else None
+        return cls(op.window, op.first, 1 if entries is None else entries.memory.rate or 1)
 
     @property
     def name(self) -> str:
-        """The stem of variables: ``full``, ``window_512`` or ``window_512_first_4``."""
+        """The stem of variables: ``full``, ``window_512``, ``window_512_first_4`` or ``window_512_by_8``."""
         near = "full" if self.window is None else f"window_{self.window}"
-        return f"{near}_first_{self.first}" if self.first else near
+        near += f"_first_{self.first}" if self.first else ""
+        return f"{near}_by_{self.rate}" if self.rate > 1 else near
+
+
+class Far(NamedTuple):
+    """Which rows of ``rate`` tokens are seen: all, or with a window those before what it shows and after the first."""
+
+    rate: int
+    window: int | None = None
+    first: int = 0
+
+    @property
+    def name(self) -> str:
+        """The stem of variables: ``every_4``, or ``every_4_before_512``."""
+        return f"every_{self.rate}" + ("" if self.window is None else f"_before_{self.window}")
 
 
 class Scope(Protocol):
@@ -64,8 +83,8 @@ class Scope(Protocol):
         """Return the variable that says what a query with a sight of ``seen`` sees of a memory that keeps ``kept``."""
         ...
 
-    def every(self, rate: int) -> str:
-        """Return the variable that says what a query sees of rows that are made of ``rate`` tokens each."""
+    def every(self, far: Far) -> str:
+        """Return the variable that says what a query sees of rows that are made of several tokens each."""
         ...
 
     def past(self, op: Op) -> str:

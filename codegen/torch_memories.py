@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_code import ATOM, Code, Scope, Sight, lacking
+from regraft.codegen.torch_code import ATOM, Code, Far, Scope, Sight, lacking
 from regraft.ir.dims import rows_of
 from regraft.ir.graph import layer_of
 from regraft.ir.op import Op, Value
@@ -22,6 +22,8 @@ def _rope(op: Rope, at: Scope) -> Code:
     at_rows = isinstance(op.pos.op, RowPositions)
     if not at_rows and (op.pos.op is not None or op.pos.name != "pos"):
         raise lacking(op, "at positions other than this call's")
+    if op.offset and not at_rows:
+        raise lacking(op, "beside the positions of this call")
     name = "rotate" if op.layout == "halves" else "rotate_pairs"
     flags = () if op.channels == op.out.tensor.shape[-1] else ("part",)
     turn = f"{at.helper('back')}({at.rope(op)})" if op.inverse else at.rope(op)
@@ -55,7 +57,8 @@ def _view(op: ViewRows, at: Scope) -> Code:
     keys = at.of(op.k).text
     state = op.memory.op
     if isinstance(state, Compressed):
-        return Code(f"{at.helper('keep_pooled')}({at.past(state)}, {keys}, {at.every(state.rate)})")
+        rows = f"({keys},)" if op.v is None else f"({keys}, {at.of(op.v).text})"
+        return Code(f"{at.helper('keep_pooled')}({at.past(state)}, {rows}, {at.every(_reader_far(op, state.rate))})")
     return Code(f"({keys}, {keys if op.v is None else at.of(op.v).text})")
 
 
@@ -67,9 +70,24 @@ def _positions(op: RowPositions, at: Scope) -> Code:
 def _pool(op: Compressed, at: Scope) -> Code:
     pooled_view(op)
     at.helper("with_tail")
-    name = at.helper("pool_overlapping" if op.overlap else "pool")
-    values = [at.of(v).text for v in (op.values, op.gates, op.bias)]
+    name = at.helper("pool_overlapping" if op.overlap else "pool", *(["plain"] if op.gates is None else []))
+    values = ["None" if v is None else at.of(v).text for v in (op.values, op.gates, op.bias)]
     return Code(f"{name}({', '.join([at.past(op), *values, at.call('start'), at.call('count')])})")
+
+
+def _reader_far(op: ViewRows, rate: int) -> Far:
+    """Return what a reader sees of pooled rows; where they are kept does not depend on it."""
+    for user in op.out.users:
+        if isinstance(user, Attend) and user.entries is op.out and user.disjoint:
+            return Far(rate, user.window, user.first)
+        if isinstance(user, Index):
+            return _index_far(user, rate)
+    return Far(rate)
+
+
+def _index_far(op: Index, rate: int) -> Far:
+    """Return among which pooled rows an index chooses."""
+    return Far(rate) if op.window is None else Far(rate, op.window, op.first)
 
 
 def pooled_view(op: Compressed) -> ViewRows:
@@ -81,9 +99,9 @@ def pooled_view(op: Compressed) -> ViewRows:
         MissingEmitterError: Rows are used in some other way.
     """
     views = [user for user in op.out.users if isinstance(user, ViewRows)]
-    alike = len(views) == 1 and views[0].v is None and op.kept.memory.row_bytes == views[0].out.memory.row_bytes
+    alike = len(views) == 1 and op.kept.memory.row_bytes == views[0].out.memory.row_bytes
     if not alike or not all(_leads_to(user, views[0], rows_of(op.out.name), op) for user in op.out.users):
-        raise lacking(op, "whose rows are used otherwise than through one view of keys")
+        raise lacking(op, "whose rows are used otherwise than through one view")
     return views[0]
 
 
@@ -101,7 +119,8 @@ def _leads_to(user: Op, view: ViewRows, rows: object, state: Op) -> bool:
 def _index(op: Index, at: Scope) -> Code:
     values = [at.of(v).text for v in (op.q, op.weight, op.memory)]
     rate = op.memory.memory.rate
-    more = [at.view(Sight(), Sight()) if rate is None else at.every(rate), literal(op.scale), literal(op.chosen)]
+    seen = at.view(Sight(), Sight()) if rate is None else at.every(_index_far(op, rate))
+    more = [seen, literal(op.scale), literal(op.chosen)]
     return Code(f"{at.helper('best_rows')}({', '.join(values + more)})")
 
 
@@ -131,15 +150,25 @@ def _attend(op: Attend, at: Scope) -> Code:
     seen = [f"({memory}, {view})"] + ([] if op.entries is None else [_entries(op, op.entries, at)])
     sink = [] if op.sink is None else [f"sink={at.of(op.sink).text}"]
     cap = [] if op.softcap is None else [f"cap={literal(op.softcap)}"]
-    values = [at.of(op.q).text, f"[{', '.join(seen)}]", literal(op.scale), *sink, *cap]
-    return Code(f"{at.helper('attend_by_scores')}({', '.join(values)})")
+    raised = [f"raised={literal(op.entries_bias)}"] if op.entries_bias else []
+    name = at.helper("attend_by_scores", *(["raised"] if raised else []))
+    values = [at.of(op.q).text, f"[{', '.join(seen)}]", literal(op.scale), *sink, *cap, *raised]
+    return Code(f"{name}({', '.join(values)})")
 
 
 def _entries(op: Attend, entries: Value, at: Scope) -> str:
     """Return the pooled rows that are attended to beside a memory, and the view of them."""
-    if entries.memory.rate is None or op.head_map is not None:
-        raise lacking(op, "to two memories of which the second is not pooled, or by a map of heads")
-    far = f"{at.of(entries).text}, {at.every(entries.memory.rate)}"
+    rate = entries.memory.rate
+    if rate is None:
+        raise lacking(op, "to two memories of which the second is not pooled")
+    rows = at.of(entries).text
+    seen = Far(rate, op.window, op.first) if op.disjoint else Far(rate)
+    index = None if op.chosen is None else op.chosen.op
+    if isinstance(index, Index) and _index_far(index, rate) != seen:
+        raise lacking(op, "to rows that an index chooses among others than it sees")
+    if op.head_map is not None:
+        rows = f"{at.helper('by_head')}({rows}, {at.head_map(op.head_map)})"
+    far = f"{rows}, {at.every(seen)}"
     if op.chosen is None:
         return f"({far})"
     at.helper("among")

@@ -452,16 +452,18 @@ class TorchTarget:
             turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),
             broken=broken,
             ropes=[(name, angles(key), turn(key), key[-1]) for key, name in self.shared.ropes.items()],
-            everies=[(name, rate) for rate, name in self.shared.everies.items()],
+            everies=[(name, far) for far, name in self.shared.everies.items()],
+            apart=any(far.window is not None for far in self.shared.everies),
             row_ropes=self._row_ropes(),
-            turned_entries=any(rate for _, rate, _ in self.shared.row_ropes),
-            turned_rows=any(rate is None for _, rate, _ in self.shared.row_ropes),
+            turned_entries=any(key[1] for key in self.shared.row_ropes),
+            turned_rows=any(key[1] is None for key in self.shared.row_ropes),
             rotaries={turn(key) for key in self.shared.ropes},
             views=[(name, kept, seen) for (kept, seen), name in self.shared.views.items()],
             plain=bool(plain),
             anchored=len(plain) < len(self.shared.views),
             windowed=any(sight.window is not None for pair in plain for sight in pair),
-            narrower=any(kept != seen for kept, seen in plain),
+            narrower=any(kept != seen._replace(rate=1) for kept, seen in plain),
+            blocked=any(seen.rate > 1 for _, seen in self.shared.views),
             blocks=[self._class(kind) for kind in self.wiring.kinds],
             keeps=keeps_table(own),
             wide=self._wide_lines(None),
@@ -479,9 +481,10 @@ class TorchTarget:
         """Return, for each rotation of rows, its name, whose angles it has, its function, amplitude, and positions."""
         keys = {name: key for key, name in self.shared.ropes.items()}
         found: list[tuple[str, str, str, object, str]] = []
-        for (of, rate, kept), name in self.shared.row_ropes.items():
+        for (of, rate, kept, offset), name in self.shared.row_ropes.items():
             slots = "context" if kept is None else f"min({kept}, context)"
             where = f"window_starts(pos, {rate})" if rate else f"rows_at(pos, {slots}, alone)"
+            where += f" + {literal(offset)}" if offset else ""
             found.append((name, of, turn(keys[of]), keys[of][-1], where))
         return found
 

@@ -49,7 +49,8 @@ def _rows(op: Op) -> str:
     """Return how many rows a memory keeps, as the table of what is kept has it."""
     memory = kept(op).memory
     if isinstance(op, Compressed):
-        return f"Every({op.rate}, overlap=True)" if op.overlap else f"Every({op.rate})"
+        overlap, gated = ", overlap=True" if op.overlap else "", "" if op.gates is not None else ", gated=False"
+        return f"Every({op.rate}{overlap}{gated})"
     if memory.fixed is None:
         return literal(None if memory.window is None else memory.window + memory.first)
     return f"Fixed({memory.fixed}, wide=True)" if isinstance(op, Delta) else f"Fixed({memory.fixed})"

@@ -25,6 +25,7 @@ from regraft.ir.source import TensorSource
 from regraft.programs import load_program
 from tests.codegen.programs import Emitted, emitted, tokens_of
 from tests.codegen.test_compile import Recorder
+from tests.ir.models import FULL, LayerSpec, decoder
 
 torch = pytest.importorskip("torch")
 BOUND, LENGTH = 1e-5, 75
@@ -53,7 +54,7 @@ def check_splits(program: Emitted, tokens: Any, splits: list[tuple[int, ...]]) -
         check(torch.cat([program.model(part, cache) for part in tokens.split(sizes, 1)], 1), expected)
 
 
-def check_ragged(program: Emitted, tokens: Any) -> None:
+def check_ragged(program: Emitted, tokens: Any, bound: float = BOUND) -> None:
     """Check rows that stand at different places of their windows, idle ones and padded ones among them."""
     expected, stands = program.interpreter(tokens), [0, 0, 0]
     cache = program.model.new_cache(3, tokens.shape[1])
@@ -64,7 +65,7 @@ def check_ragged(program: Emitted, tokens: Any) -> None:
         logits = program.model(call, cache, torch.tensor(lengths))
         for row, (start, count) in enumerate(zip(stands, lengths, strict=True)):
             if count:
-                check(logits[row, :count], expected[row, start : start + count])
+                check(logits[row, :count], expected[row, start : start + count], bound)
         stands = [start + count for start, count in zip(stands, lengths, strict=True)]
 
 
@@ -109,11 +110,13 @@ def test_each_kind_is_compiled_once(program: Emitted) -> None:
 
 
 def test_the_text_is_formatted_and_clean(program: Emitted) -> None:
+    assert_clean(program.folder)
+
+
+def assert_clean(folder: Path) -> None:
     ruff, options = [sys.executable, "-m", "ruff"], ["--isolated", "--line-length=120", "model.py"]
     for command in (["format", "--check"], ["check", "--select=E,F,I,W,B"]):
-        done = subprocess.run(
-            [*ruff, *command, *options], cwd=program.folder, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*ruff, *command, *options], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -194,7 +197,7 @@ def test_float64_agrees_to_its_own_precision(tmp_path: Path) -> None:
     [
         (
             {"entries": "%entries = mem.view %m, %turned\n      %plain = mem.view %m, %keys"},
-            "state.compressed %m whose rows are used otherwise than through one view of keys",
+            "state.compressed %m whose rows are used otherwise than through one view",
         ),
         ({"attend": "attn.attend %q, %entries {scale = 0.5}"}, "attn.attend %ctx to pooled rows alone"),
     ],
@@ -203,6 +206,31 @@ def test_rows_that_are_used_otherwise_are_refused(changes: dict[str, str], probl
     with pytest.raises(MissingEmitterError) as caught:
         TorchTarget(pooled(4, False, None, False, **changes), [], "").program()
     assert f"target torch has no code for {problem}" in str(caught.value)
+
+
+BESIDE: dict[str, list[LayerSpec]] = {
+    "before a window": [LayerSpec(window=5, rate=3), LayerSpec(window=4, rate=4, head_map=(0, 0, 1, 0)), FULL],
+    "between first rows and a window": [
+        LayerSpec(window=6, first=4, rate=2, chosen=2),
+        LayerSpec(window=3, first=2, rate=2),
+        LayerSpec(window=4, first=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_keys_and_values_are_pooled_by_head_and_no_token_counts_twice(name: str, tmp_path: Path) -> None:
+    program = emitted(decoder(BESIDE[name]), tmp_path / "package", "f64")
+    tokens = tokens_of(3, 30)
+    expected = program.interpreter(tokens)
+    for sizes in ((30,), (1,) * 30, (1, 7, 22), (4, 4, 3, 19)):
+        cache = program.model.new_cache(3, 30)
+        check(torch.cat([program.model(part, cache) for part in tokens.split(sizes, 1)], 1), expected, 1e-12)
+    check(program.model(tokens), expected, 1e-12)
+    check_ragged(program, tokens, 1e-12)
+    assert_clean(program.folder)
+    narrow = load_program(program.folder, dtype="float32")
+    assert all(narrow.new_cache(2, n).nbytes == cache_bytes(program.graph, n, 2) for n in (1, 3, 9, 30))
 
 
 def test_what_is_stored_wide_and_read_wide_stays_wide(tmp_path: Path) -> None:
