@@ -46,7 +46,7 @@ from regraft.passes.fitting.latents import (
     shape_of,
     stored,
 )
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text
 from regraft.passes.gqa_to_latent import latent_sites
 from regraft.passes.located import Node
 from regraft.passes.matching.latents import absorb, expanded_site
@@ -256,7 +256,7 @@ class ToLatent(Pass):
                 self._check_rope(layer, site, turn)
         for attend in site.readers if self.refit and refusal is None else ():
             output = output_of(attend)
-            refusal = output if isinstance(output, Refusal) else refit_refusal(output, self.target)
+            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
             fix = "leave the layer out, or use refit: false"
             if refusal is not None:
                 break
@@ -394,11 +394,13 @@ class _KeepLatent(Rule[Attend, KeyValues]):
             done = self._decoupled(site, edit, fit)
         done += f", by {options.method}" + ("" if options.assumed else _told(options))
         if options.refit:
+            told = ""
             for attend in site.readers:
                 output = output_of(attend)
                 assert not isinstance(output, Refusal)
                 refit_output(edit, output, options.target, options.ridge)
-            done += f", output projection refitted ({options.target}, ridge {options.ridge:g})"
+                told = refit_text(output, options.target, options.ridge)
+            done += f", {told}"
         return done
 
     def _decoupled(self, site: KeyValues, edit: Editor, fit: Fit) -> str:
