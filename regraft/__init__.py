@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from regraft.api import apply, build, compare, draw, evaluate, inspect, lift, opt, plan, plot_cache, plot_quality, twin, verify
+    from regraft.api import (
+        apply,
+        build,
+        compare,
+        draw,
+        evaluate,
+        inspect,
+        lift,
+        opt,
+        plan,
+        plot_cache,
+        plot_quality,
+        twin,
+        verify,
+    )
 
 __all__ = [
     "__version__",
