@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from regraft.drawing import draw
+from regraft.model import lift
+from regraft.views.facts import facts
+from regraft.views.gallery import Entry, index
+from regraft.views.staging import scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -256,9 +260,20 @@ def test_paper_shows_what_is_open_and_no_controls(model: Page) -> None:
     assert model.pdf(format="A4")[:5] == b"%PDF-"
 
 
-def test_text_of_a_recipe_and_a_name_stays_text(page: Page, tmp_path: Path) -> None:
-    from regraft.model import lift
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_gallery_leads_to_its_pages(page: Page, folder: Path, width: int) -> None:
+    graph = lift("builtin:gemma-4-E2B", strict=False).graph
+    entry = Entry("gemma-4-E2B", graph, scene(graph), facts(graph, (4096, 131072)), "model.html")
+    (folder / "index.html").write_text(index([entry], (entry.name,)), encoding="utf-8")
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto((folder / "index.html").as_uri())
+    assert _overflow(page) <= 0
+    page.get_by_role("link", name="gemma-4-E2B").first.click()
+    assert page.locator("h1").inner_text() == "gemma-4-E2B"
+    assert page.locator("[data-ready]").count() == 1
 
+
+def test_text_of_a_recipe_and_a_name_stays_text(page: Page, tmp_path: Path) -> None:
     path = draw(lift("builtin:Qwen3-0.6B").named(EVIL), tmp_path / "evil.html")
     page.goto(path.as_uri())
     assert page.locator("h1").inner_text() == EVIL

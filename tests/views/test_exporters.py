@@ -3,13 +3,17 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from regraft.frontends.folder import open_model
+from regraft.frontends.folder import builtin_names, open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
 from regraft.views.exporters import dot, mermaid, model_explorer
+from regraft.views.facts import facts
+from regraft.views.page import Step, page
+from regraft.views.picture import svg
 from regraft.views.scene import Scene
 from regraft.views.staging import scene
 from regraft.views.wires import wires
@@ -116,3 +120,19 @@ def test_operations_name_their_weights_and_types(tiny: Graph) -> None:
     assert node["label"] == "core.linear"
     assert {"key": "weight weight", "value": "model.layers.*.self_attn.q_proj.weight: bf16[32, 32]"} in node["attrs"]
     assert node["outputsMetadata"][0]["attrs"][1] == {"key": "tensor_shape", "value": "bf16[B, T, 32]"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", builtin_names())
+def test_every_bundled_model_is_drawn_in_every_format_below_a_megabyte(model: str) -> None:
+    graph = lift(open_model(f"builtin:{model}")).graph
+    shown, known = scene(graph), facts(graph, (4096, 131072))
+    drawn = [
+        page(model, [Step("as lifted", "", graph)], (4096, 131072)),
+        svg(model, graph, known, operations=True),
+        dot(model, shown),
+        model_explorer(model, shown),
+    ]
+    assert max(len(text.encode()) for text in drawn) < 1_000_000
+    ElementTree.fromstring(drawn[1])
+    assert len(mermaid(model, shown)) < 50_000  # what Mermaid takes by default
