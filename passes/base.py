@@ -19,6 +19,7 @@ from regraft.ir.errors.base import nearest
 from regraft.ir.errors.recipe import ChoiceError, OptionRangeError, OptionTypeError, RecipeError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
+from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Linear
 from regraft.ir.ops.fits import Statistic
 from regraft.passes.located import Node, Place, Plain
@@ -49,6 +50,10 @@ class Measurements(Protocol):
 
     def damage(self, graph: Graph, edits: Sequence[Callable[[Graph], object]]) -> list[float]:
         """Return KL(original ‖ edited), in nats a token, of each edit of a copy of ``graph`` alone, refits included."""
+        ...
+
+    def gate_gradients(self, graph: Graph, attends: Sequence[Attend]) -> list[Tensor]:
+        """Return ``E|dL/dξ|``, float64 ``[Hq]``, of a gate on each head of some attentions; ``L`` is the loss."""
         ...
 
     def weight(self, graph: Graph, value: Value) -> Tensor:

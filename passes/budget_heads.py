@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from regraft.ir.errors.recipe import (
     HeadBudgetError,
     MissingKeyError,
     OptionConflictError,
+    OptionRangeError,
     StructureError,
     TensorParallelError,
 )
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import ranges
-from regraft.ir.op import Op, Value
-from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.weight import Take
+from regraft.ir.op import Op
+from regraft.ir.ops.attn import Attend
 from regraft.passes.base import (
     BOOL,
     Constraints,
@@ -29,31 +29,27 @@ from regraft.passes.base import (
     Preserves,
     Report,
     choice,
+    integer,
     option,
     optional_option,
     read_integer,
     read_key,
     type_error,
 )
-from regraft.passes.counts import HEADS, MOST_HEADS, Count, Heads, counts_by_layer
-from regraft.passes.fitting.head_scores import Shares, activation_norms, eliminate, keep_largest, weight_norms
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, add_refit, refit_refusal, undo_refit
+from regraft.passes.counts import COUNT, HEADS, MOST_HEADS, Count, Heads, counts_by_layer
+from regraft.passes.fitting.head_choice import SCORES, Choice, choose_heads
+from regraft.passes.fitting.head_scores import Shares
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_refusal, refit_text
+from regraft.passes.fitting.spread import even_deal, measured_deal
 from regraft.passes.located import Node
-from regraft.passes.matching.heads import (
-    Cut,
-    apply_cut,
-    drop_unread_kv_heads,
-    group_map,
-    take_blocks,
-    trace,
-    trace_gates,
-)
+from regraft.passes.matching.heads import drop_unread_kv_heads
+from regraft.passes.matching.query_heads import QueryHeads, query_heads, take_query_heads
 from regraft.passes.matching.rewrite import Editor, Rule, drive
-from regraft.passes.matching.sites import Attention, Output, Refusal, attentions, output_of
+from regraft.passes.matching.sites import Attention, Refusal, attentions
 from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 Keep = Mapping[int, tuple[int, ...]]
 
@@ -96,10 +92,15 @@ class BudgetHeads(Pass):
     heads: Heads | None = optional_option(HEADS, "how many query heads stay")
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all that heads speaks of")
     score: str = option(
-        choice("output-error", "activation-norm", "weight-norm"),
+        choice(*SCORES),
         "output-error",
-        "which heads go first: least error of the refitted output, least output, or least weights (needs no text)",
+        "which heads go first: least error of the refitted output, least output, least gradient of a gate on the head, "
+        "or least weights (needs no text)",
     )
+    total: Count | None = optional_option(
+        COUNT, "query heads of all layers together, or their share, dealt by what each number costs in measured KL"
+    )
+    step: int = option(integer(1, MOST_HEADS), 1, "with total, heads go so many at a time")
     keep: Keep | None = optional_option(KEEP, "the heads that stay, layer by layer, instead of a count")
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
@@ -118,14 +119,16 @@ class BudgetHeads(Pass):
 
     @property
     def open_choice(self) -> tuple[str, str]:
-        """The score chooses the heads that ``keep`` lists."""
-        return f"the score {self.score}", "keep"
+        """The score chooses the heads that ``keep`` lists, measured divergence how many."""
+        return "measured divergence" if self.total is not None else f"the score {self.score}", "keep"
 
     @property
     def needs_text(self) -> str:
-        """The refit needs text, and so does every score but weight-norm."""
+        """The refit needs text, and so do a total and every score but weight-norm."""
         if self.refit:
             return "the output refit"
+        if self.total is not None:
+            return "the deal of the total"
         return f"the score {self.score}" if self.keep is None and self.score != "weight-norm" else ""
 
     # -- decide
@@ -138,17 +141,15 @@ class BudgetHeads(Pass):
         """
         found = attentions(graph)
         parts = math.lcm(*constraints.tensor_parallel) if constraints.tensor_parallel else 1
+        if self.total is not None:
+            return self._dealt(graph, found, parts, measurements)
         counts = self._counts(found, graph.layer_count(), parts)
         for layer, count in counts.items():
             self._check(found[layer], count, parts)
         explicit = replace(self, heads=counts, layers=Selection.of(counts))
         cut = {layer: count for layer, count in counts.items() if count < found[layer].heads}
         for layer in cut:
-            site = _site(found[layer], self if self.refit else None)
-            if isinstance(site, Refusal):
-                fix = "leave the layer out" + (", or use refit: false" if "refit" in site.reason else "")
-                where = self.place("layers")
-                raise StructureError(owner=self.name, layer=layer, reason=site.reason, fix=fix, where=where)
+            self._check_site(found[layer])
         if self.keep is not None:
             for layer, heads in self.keep.items():
                 self._check_shares(found[layer], heads, parts)
@@ -157,13 +158,16 @@ class BudgetHeads(Pass):
             return replace(explicit, keep={})
         if measurements is None:
             return explicit
-        chosen = self._choose(graph, {layer: found[layer] for layer in cut}, cut, parts, measurements)
-        return replace(explicit, keep=dict(sorted(chosen.items())))
+        chosen = self._choices(graph, found, {layer: (count,) for layer, count in cut.items()}, parts, measurements)
+        return replace(explicit, keep={layer: choice[cut[layer]] for layer, choice in chosen.items()})
 
     def assume(self, graph: Graph) -> BudgetHeads:
         """Return the pass with heads that go evenly from all groups: right in number, not in choice."""
-        assert isinstance(self.heads, Mapping), "decide comes first"
         found = attentions(graph)
+        if self.total is not None:
+            options = self._options(found, graph.layer_count(), 1)
+            return replace(self, heads=even_deal(options, int(self.total)), total=None).assume(graph)
+        assert isinstance(self.heads, Mapping), "decide comes first"
         keep: dict[int, tuple[int, ...]] = {}
         for layer, count in self.heads.items():
             groups = found[cast("int", layer)].attend.groups
@@ -244,48 +248,83 @@ class BudgetHeads(Pass):
             owner=self.name, layer=layer, problem=problem, parallel=parts, legal=legal, where=where
         )
 
+    def _check_site(self, attention: Attention) -> None:
+        site = _site(attention, self if self.refit else None)
+        if isinstance(site, Refusal):
+            fix = "leave the layer out" + (", or use refit: false" if "refit" in site.reason else "")
+            where = self.place("layers")
+            raise StructureError(owner=self.name, layer=attention.layer, reason=site.reason, fix=fix, where=where)
+
     # -- choose
 
-    def _choose(
+    def _choices(
         self,
         graph: Graph,
         found: Mapping[int, Attention],
-        counts: Mapping[int, int],
+        numbers: Mapping[int, Sequence[int]],
         parts: int,
         measurements: Measurements,
-    ) -> dict[int, tuple[int, ...]]:
-        """Return the heads that stay, by the score."""
-        outputs = {layer: cast("Output", output_of(attention.attend)).linear for layer, attention in found.items()}
-        shares = {
-            layer: Shares(attention.attend.groups, attention.kv_heads, parts) for layer, attention in found.items()
-        }
-        chosen: dict[int, list[int]] = {}
-        if self.score == "weight-norm":
-            for layer, attention in found.items():
-                values = measurements.weight(graph, self._value_weight(attention)).double()
-                rows = _rows(measurements.weight(graph, outputs[layer].weight))
-                scores = weight_norms(rows, values, attention.attend.groups)
-                chosen[layer] = keep_largest(scores, counts[layer], shares[layer])
-        else:
-            layer_at = {linear: layer for layer, linear in outputs.items()}
-            for linear, c, weight in measurements.projections(graph, list(layer_at)):
-                layer, rows = layer_at[linear], _rows(weight)
-                if self.score == "output-error":
-                    chosen[layer] = eliminate(c, rows, counts[layer], shares[layer], self.ridge)
-                else:
-                    scores = activation_norms(c, rows, found[layer].heads)
-                    chosen[layer] = keep_largest(scores, counts[layer], shares[layer])
-        return {layer: tuple(sorted(heads)) for layer, heads in chosen.items()}
+    ) -> dict[int, Choice]:
+        """Return the heads that stay, for each number of them."""
+        here = {layer: found[layer] for layer in numbers}
+        return choose_heads(self, graph, here, numbers, measurements, score=self.score, ridge=self.ridge, parts=parts)
 
-    def _value_weight(self, attention: Attention) -> Value:
-        """Return the projection that makes an attention's values."""
-        state = attention.memory.op
-        cut = trace(state.v, state) if isinstance(state, KV) else Refusal("its memory holds no values by head")
-        if isinstance(cut, Refusal) or len(cut.linears) != 1:
-            reason = cut.reason if isinstance(cut, Refusal) else "its values come from several projections"
-            fix, where = "use another score", self.place("score")
-            raise StructureError(owner=self.name, layer=attention.layer, reason=reason, fix=fix, where=where)
-        return cut.linears[0].weight
+    def _dealt(
+        self, graph: Graph, found: Mapping[int, Attention], parts: int, measurements: Measurements | None
+    ) -> BudgetHeads:
+        """Return the pass with a total dealt to layers; without measurements, with what it is to be dealt to."""
+        step = math.lcm(self.step, parts)
+        options = replace(self, step=step)._options(found, graph.layer_count(), parts)
+        total = self._checked_total({layer: found[layer].heads for layer in options}, options)
+        explicit = replace(self, layers=Selection.of(options), total=total, step=step)
+        if measurements is None:
+            return explicit
+        fewer = {layer: [n for n in numbers if n < found[layer].heads] for layer, numbers in options.items()}
+        choices = self._choices(graph, found, fewer, parts, measurements)
+
+        def edit(counts: Mapping[int, int]) -> BudgetHeads:
+            keep = {layer: choices[layer][n] for layer, n in counts.items() if n < found[layer].heads}
+            return replace(explicit, total=None, step=1, heads=dict(counts), keep=keep)
+
+        def measure(deals: Sequence[Mapping[int, int]]) -> list[float]:
+            return measurements.damage(graph, [edit(counts).rewrite for counts in deals])
+
+        single = [(layer, number) for layer, numbers in fewer.items() for number in numbers]
+        costs = dict(zip(single, measure([{layer: number} for layer, number in single]), strict=True))
+        table = {
+            layer: {number: costs.get((layer, number), 0.0) for number in numbers} for layer, numbers in options.items()
+        }
+        return edit(measured_deal(table, total, measure))
+
+    def _options(self, found: Mapping[int, Attention], layers: int, parts: int) -> dict[int, list[int]]:
+        """Return how many heads each layer may keep of a total."""
+        for other in ("heads", "keep"):
+            if getattr(self, other) is not None:
+                fix = "total deals heads by itself: leave the other out"
+                where = self.place("total")
+                raise OptionConflictError(owner=self.name, first="total", second=other, fix=fix, where=where)
+        selection = self.layers or Selection(predicate="all")
+        options: dict[int, list[int]] = {}
+        for layer in selection.resolve(found, layers, self.name, self.place("layers")):
+            heads, least = found[layer].heads, found[layer].kv_heads if parts > 1 else 1
+            self._check(found[layer], heads, parts)
+            refused = isinstance(_site(found[layer], self if self.refit else None), Refusal)
+            if refused and selection.explicit:
+                self._check_site(found[layer])
+            options[layer] = [heads] if refused else [n for n in range(heads, 0, -self.step) if n >= least]
+        return options
+
+    def _checked_total(self, heads: Mapping[int, int], options: Mapping[int, Sequence[int]]) -> int:
+        assert self.total is not None
+        most, least = sum(heads.values()), sum(min(numbers) for numbers in options.values())
+        total = self.total
+        if isinstance(total, float):
+            total = most - self.step * round((1 - total) * most / self.step)
+        if not least <= total <= most or even_deal(options, total) is None:
+            step = f", {self.step} at a time" if self.step > 1 else ""
+            legal, where = f"from {least} to {most} query heads{step}", self.place("total")
+            raise OptionRangeError(owner=self.name, name="total", found=self.total, legal=legal, where=where)
+        return total
 
     # -- rewrite
 
@@ -310,11 +349,6 @@ class BudgetHeads(Pass):
         return Report(tuple(notes))
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """Return an output projection ``[M, Hq * Dv]`` as rows by head, in float64."""
-    return weight.double().T.contiguous()
-
-
 def _count(wanted: Count, heads: int, parts: int) -> int:
     """Return a number of heads; a share is rounded to the nearest that splits evenly over ``parts``."""
     if isinstance(wanted, int):
@@ -324,26 +358,16 @@ def _count(wanted: Count, heads: int, parts: int) -> int:
 
 @dataclass(frozen=True)
 class _Site:
-    attend: Attend
-    queries: Cut
-    gates: Cut
-    output: Output
+    heads: QueryHeads
     order: tuple[int, ...]
 
 
-def _site(attention: Attention, refit: BudgetHeads | None) -> _Site | Refusal:
+def _site(attention: Attention, refit: BudgetHeads | None) -> QueryHeads | Refusal:
     """Return what a cut of an attention's heads goes through, or why it cannot."""
-    attend = attention.attend
-    output = output_of(attend)
-    if isinstance(output, Refusal):
-        return output
-    if attend.sink is not None and not attend.sink.is_weight:
-        return Refusal(f"the sinks of {attend.label} are known only at run time")
-    queries, gates = trace(attend.q, attend), trace_gates(attend.out, output)
-    for each in (queries, gates, refit_refusal(output) if refit else None):
-        if isinstance(each, Refusal):
-            return each
-    return _Site(attend, cast("Cut", queries), cast("Cut", gates), output, ())
+    site = query_heads(attention.attend)
+    if isinstance(site, QueryHeads) and refit is not None:
+        return refit_refusal(site.output) or site
+    return site
 
 
 @dataclass(frozen=True)
@@ -361,36 +385,12 @@ class _CutHeads(Rule[Attend, _Site]):
         site = _site(Attention(layer, op), self.options if self.options.refit else None)
         if isinstance(site, Refusal):
             return site
-        order = tuple(sorted(kept, key=lambda head: (op.groups[head], head)))
-        return replace(site, order=order)
+        return _Site(site, tuple(sorted(kept, key=lambda head: (op.groups[head], head))))
 
     def rewrite(self, site: _Site, edit: Editor) -> str:
-        attend, heads, order = site.attend, len(site.attend.groups), site.order
-        groups = [attend.groups[head] for head in order]
-        apply_cut(edit, site.queries, heads, order)
-        apply_cut(edit, site.gates, heads, order)
-        if attend.sink is not None:
-            take_blocks(edit, attend, "sink", 0, 1, order)
-        head_map = group_map(groups, attend.memory.memory.fields[0].shape[0])
-        edit.set_attribute(attend, "head_map", head_map)
-        edit.retype([attend, *site.output.chain])
-        fitted = self._cut_output(site, heads, edit)
+        options, heads, order = self.options, site.heads.heads, site.order
+        fit = take_query_heads(edit, site.heads, order, (options.target, options.ridge) if options.refit else None)
         done = f"keeps query heads {ranges(sorted(order))} of {heads}"
-        if self.options.assumed:
-            done = f"keeps {len(order)} of {heads} query heads, decided at apply by {self.options.score}"
-        return f"{done}, {fitted}" if fitted else done
-
-    def _cut_output(self, site: _Site, heads: int, edit: Editor) -> str:
-        """Take the output projection's columns and fit them; a fit to all heads is done anew on those that stay."""
-        linear, options = site.output.linear, self.options
-        earlier = undo_refit(edit, site.output)
-        block = int(linear.weight.tensor.sizes[1]) // heads
-        fit = (options.target, options.ridge) if options.refit else earlier
-
-        def make(old: Value, name: str) -> Value:
-            kept: dict[str, Any] = {"axis": 1, "block": block, "indices": site.order}
-            taken = edit.add(Take, f"{name}.kept", old, before=linear, **kept)
-            return add_refit(edit, site.output, taken, name, *fit) if fit else taken
-
-        edit.replace_weight(linear, "weight", make)
-        return f"output projection refitted ({fit[0]}, ridge {fit[1]:g})" if fit else ""
+        if options.assumed:
+            done = f"keeps {len(order)} of {heads} query heads, decided at apply by {options.score}"
+        return f"{done}, {refit_text(site.heads.output, *fit)}" if fit else done

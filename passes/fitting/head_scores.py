@@ -57,6 +57,13 @@ def eliminate(c: Tensor, o: Tensor, keep: int, shares: Shares, ridge: float = 0.
 
     Source: specs/passes_math.md, equation (4).
     """
+    return eliminations(c, o, (keep,), shares, ridge)[keep]
+
+
+def eliminations(
+    c: Tensor, o: Tensor, keeps: Sequence[int], shares: Shares, ridge: float = 0.0
+) -> dict[int, list[int]]:
+    """Return the heads to keep for each of several numbers, those of fewer among those of more; see `eliminate`."""
     import torch
 
     heads = len(shares.groups)
@@ -66,19 +73,22 @@ def eliminate(c: Tensor, o: Tensor, keep: int, shares: Shares, ridge: float = 0.
     p = torch.linalg.inv(c + (amount or 1.0) * torch.eye(c.shape[0], dtype=c.dtype))
     o = o.clone()
     alive = list(range(heads))
-    while len(alive) > keep:
-        allowed = set(shares.removable(alive, keep))
-        blocks = p.view(len(alive), width, len(alive), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        rows = o.view(len(alive), width, -1)
-        costs = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2)).tolist()
-        _, place = min((cost, place) for place, cost in enumerate(costs) if alive[place] in allowed)
-        gone = torch.zeros(len(p), dtype=torch.bool)
-        gone[place * width : (place + 1) * width] = True
-        pull = torch.linalg.solve(p[gone][:, gone], p[gone][:, ~gone]).T
-        o = o[~gone] - pull @ o[gone]
-        p = p[~gone][:, ~gone] - pull @ p[gone][:, ~gone]
-        alive.pop(place)
-    return alive
+    found: dict[int, list[int]] = {}
+    for keep in sorted(keeps, reverse=True):
+        while len(alive) > keep:
+            allowed = set(shares.removable(alive, keep))
+            blocks = p.view(len(alive), width, len(alive), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            rows = o.view(len(alive), width, -1)
+            costs = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2)).tolist()
+            _, place = min((cost, place) for place, cost in enumerate(costs) if alive[place] in allowed)
+            gone = torch.zeros(len(p), dtype=torch.bool)
+            gone[place * width : (place + 1) * width] = True
+            pull = torch.linalg.solve(p[gone][:, gone], p[gone][:, ~gone]).T
+            o = o[~gone] - pull @ o[gone]
+            p = p[~gone][:, ~gone] - pull @ p[gone][:, ~gone]
+            alive.pop(place)
+        found[keep] = list(alive)
+    return found
 
 
 def keep_largest(scores: Tensor, keep: int, shares: Shares) -> list[int]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from regraft.ir.errors.checks import NeedsCalibrationError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
+from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Linear
 from regraft.ir.ops.fits import Statistic, second_moment
 from regraft.ir.source import Source
 from regraft.passes.fitting.damage import Damage, Edit
+from regraft.passes.fitting.gradients import gate_gradients, gated
 from regraft.passes.fitting.stream import ancestors
 from regraft.passes.fitting.sweep import Progress, Sweep, evaluate
 
@@ -113,6 +115,20 @@ class Measurements:
         rest = len(self.tokens) - judge
         damage = Damage(graph, self.original, self.source, self.tokens[: min(FIT, rest)], self.tokens[rest:])
         return damage.measure(edits, self._progress)
+
+    def gate_gradients(self, graph: Graph, attends: Sequence[Attend]) -> list[Tensor]:
+        """Return ``E|dL/dξ|``, float64 ``[Hq]``, of a gate on each head of some attentions; see `gradients`.
+
+        Raises:
+            NeedsCalibrationError: There is no calibration text.
+        """
+        if self.tokens is None:
+            raise NeedsCalibrationError(name="the gradients of heads")
+        work, gates = gated(graph, attends)
+        read = {value: None for op in work.run_time() for value in op.operands if value.is_weight}
+        weights = dict(self.weights(work, [value for value in read if value not in gates]))
+        wide = {value: t.float() if t.is_floating_point() else t for value, t in weights.items()}
+        return gate_gradients(work, gates, wide, self.tokens[:FIT])
 
     def weight(self, graph: Graph, value: Value) -> Tensor:
         """Return a weight-time value of ``graph`` in the stored dtype; one that an earlier pass fits is fitted now."""

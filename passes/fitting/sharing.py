@@ -24,7 +24,7 @@ from regraft.ir.ops.fits import AlignValues, Moment, Refit, width
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.weight import SliceWeight
 from regraft.passes.fitting.align import align_queries
-from regraft.passes.fitting.refit import refit_output, undo_refit
+from regraft.passes.fitting.refit import refit_output, refit_text, undo_refit
 from regraft.passes.matching.memories import KeyValues, Reading, keep_whole_rows, key_values
 from regraft.passes.matching.rewrite import Editor, Rule
 from regraft.passes.matching.sites import Output, Refusal, attentions, output_of
@@ -131,7 +131,7 @@ class ReadDonor(Rule[Attend, Site]):
         fit = (how.target, how.ridge) if how.refit else earlier
         if fit is not None and site.output is not None:
             refit_output(edit, site.output, *fit)
-            done.append(f"output projection refitted ({fit[0]}, ridge {fit[1]:g})")
+            done.append(refit_text(site.output, *fit))
         return ", ".join(done)
 
     def _align_keys(self, site: Site, edit: Editor) -> str:

@@ -149,7 +149,9 @@ BUDGET = st.builds(
     | st.lists(COUNT, min_size=1, max_size=4).map(tuple)
     | st.dictionaries(st.sampled_from(["full", "sliding"]) | LAYER, COUNT, min_size=1, max_size=3),
     layers=st.none() | SELECTIONS,
-    score=st.sampled_from(["output-error", "activation-norm", "weight-norm"]),
+    score=st.sampled_from(["output-error", "activation-norm", "taylor", "weight-norm"]),
+    total=st.none() | COUNT,
+    step=st.integers(1, 64),
     keep=st.none()
     | st.dictionaries(
         LAYER, st.sets(LAYER, min_size=1, max_size=3).map(lambda heads: tuple(sorted(heads))), max_size=2
