@@ -199,11 +199,14 @@ class ToLatent(Pass):
             return replace(self, kept=kept).decide(graph, measurements, constraints)
         if self.total is not None:
             self._check_total(shapes)
+            self._check_refits(sites if self.refit else {})
             if measurements is None:
                 return replace(self, layers=Selection.of(sites))
             ranks = self._dealt(graph, sites, shapes, measurements)
         else:
             ranks = self._ranks(graph, sites, shapes)
+        changed = {layer: sites[layer] for layer in ranks if self.rope != "all" or ranks[layer] < shapes[layer].full}
+        self._check_refits(changed if self.refit else {})
         explicit = replace(self, rank=dict(sorted(ranks.items())), total=None, layers=Selection.of(ranks))
         if not explicit._balance_is_open:
             return explicit
@@ -254,15 +257,18 @@ class ToLatent(Pass):
             refusal, fix = (turn, "leave the layer out, or use rope: all") if isinstance(turn, Refusal) else (None, "")
             if not isinstance(turn, Refusal):
                 self._check_rope(layer, site, turn)
-        for attend in site.readers if self.refit and refusal is None else ():
-            output = output_of(attend)
-            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
-            fix = "leave the layer out, or use refit: false"
-            if refusal is not None:
-                break
         if refusal is not None:
             where = self.place("layers")
             raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
+
+    def _check_refits(self, sites: Mapping[int, KeyValues]) -> None:
+        """Refuse layers whose output projection cannot be refitted."""
+        for layer, attend in ((layer, attend) for layer, site in sites.items() for attend in site.readers):
+            output = output_of(attend)
+            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
+            if refusal is not None:
+                fix, where = "leave the layer out, or use refit: false", self.place("layers")
+                raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
 
     def _check_rope(self, layer: int, site: KeyValues, turn: Rotation) -> None:
         """Refuse more channels than turn, and frequencies that the layer does not have so often."""
@@ -305,8 +311,8 @@ class ToLatent(Pass):
             site, shape = sites[layer], shapes[layer]
             rank = wanted
             if isinstance(rank, float):
-                rank = min(int(rank * site.width), stored(site, shape, shape.full))
-                rank = rank if rank == site.width else rank - shape.carried
+                whole = rank >= 1 and shape.full == site.width
+                rank = site.width if whole else min(int(rank * site.width) - shape.carried, shape.full)
             if not 1 <= rank <= shape.full:
                 self._refuse_rank(layer, site, shape, wanted)
             ranks[layer] = rank
