@@ -9,7 +9,7 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import block_kinds
 from regraft.ir.op import Cost, Op, Value
 from regraft.ir.ops.core import Embed
-from regraft.ir.ops.weight import Load
+from regraft.ir.ops.weight import Load, SliceWeight, Take
 from regraft.ir.types import FLOATS
 
 
@@ -40,8 +40,11 @@ def parameters(graph: Graph) -> Parameters:
 
 
 def is_buffer(parameter: Value) -> bool:
-    """Return whether no gradient moves a tensor: it holds integers, or the checkpoint has it as a buffer."""
-    return parameter.tensor.dtype not in FLOATS or (isinstance(parameter.op, Load) and parameter.op.buffer)
+    """Return whether no gradient moves a tensor: it holds integers, or is a part of what a checkpoint has as a buffer."""
+    op = parameter.op
+    while isinstance(op, Take | SliceWeight) and op.x.op is not None:
+        op = op.x.op
+    return parameter.tensor.dtype not in FLOATS or (isinstance(op, Load) and op.buffer)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ PASSES = {
     "fuse-convs": "regraft.passes.fuse_convs:FuseConvs",
     "permute-heads": "regraft.passes.permute_heads:PermuteHeads",
     "merge-duplicate-heads": "regraft.passes.merge_duplicate_heads:MergeDuplicateHeads",
+    "drop-dead": "regraft.passes.drop_dead:DropDeadParts",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }

@@ -156,8 +156,8 @@ class Experts(Op):
 
     ``gate_up`` holds the gate's rows first, then the up projection's: an expert is
     ``down(activation(gate x) * (up x))``. ``gate_up_bias`` and ``down_bias`` belong to these maps. With ``limit`` the
-    gate is cut above it and the up projection at both sides, before ``shift`` is added to the latter. With ``skip`` the
-    number after the last expert's may be chosen: it gives nothing (``zero``), or the input (``identity``).
+    gate is cut above it and the up projection at both sides, before ``shift`` is added to the latter. With ``skip``
+    numbers after the last expert's may be chosen: they give nothing (``zero``), or the input (``identity``).
 
     Example:
         %y = moe.experts %x, %w, %e, %gate_up, %down : bf16[B, T, 64]
@@ -203,7 +203,7 @@ class Experts(Op):
         out = torch.zeros_like(rows)
         for expert in picks.unique().tolist():
             row, rank = torch.where(picks == expert)
-            if expert == len(gate_up) and self.skip != "none":
+            if expert >= len(gate_up) and self.skip != "none":
                 if self.skip == "identity":
                     out.index_add_(0, row, rows[row] * shares[row, rank, None])
                 continue
@@ -220,7 +220,7 @@ class Experts(Op):
 
     def _sizes(self, at: Sizes) -> tuple[int, int, int]:
         experts, chosen = self.gate_up.tensor.sizes[0], evaluate(self.weights.tensor.shape[-1], at)
-        return experts, chosen, self.x.tensor.elements(at) // self.gate_up.tensor.sizes[2]
+        return experts, min(chosen, experts), self.x.tensor.elements(at) // self.gate_up.tensor.sizes[2]
 
     def flops(self, at: Sizes) -> int:
         _, chosen, tokens = self._sizes(at)

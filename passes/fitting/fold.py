@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from regraft.ir.errors.checkpoint import NotFiniteError
+from regraft.ir.cost import is_buffer
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.fits import Statistic
@@ -49,7 +50,7 @@ def folded(graph: Graph, kept: Collection[str] = ()) -> Graph:
         assert parameter.op is not None
         name, type = parameter.name, parameter.tensor
         copy.rename(parameter, copy.fresh(f"{name}.unfolded"))
-        load = Load({}, {"dtype": type.dtype, "shape": type.sizes})
+        load = Load({}, {"dtype": type.dtype, "shape": type.sizes, "buffer": is_buffer(parameter)})
         copy.replace_uses(parameter, copy.add(load, [name], before=parameter.op)[0])
     copy.drop_dead()
     return copy
