@@ -38,5 +38,7 @@ def tiles(found: Facts, before: Facts | None = None) -> str:
 
 
 def _tile(name: str, text: str, after: float, before: float | None) -> str:
-    moved = "" if before is None or before == after else tag("small", escaped(change(before, after)))
+    moved = ""
+    if before is not None and before != after:
+        moved = tag("small", escaped(change(before, after)), class_="more" if after > before else None)
     return tag("div", tag("dt", escaped(name)), tag("dd", escaped(text), moved))
