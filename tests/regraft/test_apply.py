@@ -24,8 +24,13 @@ from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.errors.files import OutputExistsError
 from regraft.ir.errors.recipe import NoCalibrationError
 from regraft.model import lift
+from regraft.passes.fitting.fold import folded
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
 from regraft.quality import Probes
+from regraft.stock import stock_config
 from regraft.verifying import verify
+from tests.regraft.conftest import ROOT
 
 EVEN = ", ".join(f"{layer}: [0, 2, 4, 6]" for layer in range(8))
 HALF = f"budget-heads{{keep={{{EVEN}}}, refit=false}}"  # the first of each pair of heads that share keys and values
@@ -55,6 +60,36 @@ def test_fewer_heads_in_every_layer_are_a_stock_model_that_transformers_loads(ti
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 4, 32)
     assert report.predicted["weight_bytes"] == report.measured["weight_bytes"]
+    assert verify(tmp_path / "out", against="transformers").passed
+
+
+def test_heads_merged_under_norms_for_a_stock_class_have_its_config(tiny: Path) -> None:
+    model = lift(tiny)
+    pipeline = "merge-kv-heads{{heads=2, grouping=adjacent, norm={norm}}}"
+    for norm, heads in (("stock", 2), ("gauge", None)):
+        result = run_pipeline(model.graph, parse_pipeline(pipeline.format(norm=norm)))
+        config = stock_config(folded(result.graph), model.folder) or {}
+        assert config.get("num_key_value_heads") == heads
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "stock"),
+    [("tiny-llama", "", "Llama"), pytest.param("tiny-qwen3", ", norm=stock", "Qwen3", marks=pytest.mark.slow)],
+)
+def test_merged_heads_are_a_stock_model_that_transformers_loads(
+    model: str, options: str, stock: str, text: Path, tmp_path: Path
+) -> None:
+    section = f'calibration{{text="{text}", tokens=1024, context=128}}'
+    source = ROOT / "examples" / model
+    report = apply(source, f"merge-kv-heads{{heads=2, grouping=adjacent{options}}},{section}", tmp_path / "out")
+    assert report.stock == f"{stock}ForCausalLM"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    before = json.loads((source / "config.json").read_text())
+    assert config == {**before, "num_key_value_heads": 2}
+    assert report.predicted["weight_bytes"] == report.measured["weight_bytes"]
+    assert report.quality is not None
+    assert report.quality.kl_mean is not None
+    assert 0.05 < report.quality.kl_mean < 1.0
     assert verify(tmp_path / "out", against="transformers").passed
 
 
