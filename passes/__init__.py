@@ -15,6 +15,7 @@ PASSES = {
     "budget-heads": "regraft.passes.budget_heads:BudgetHeads",
     "merge-kv-heads": "regraft.passes.merge_kv_heads:MergeKVHeads",
     "window": "regraft.passes.window:Window",
+    "compress-seq": "regraft.passes.compress_seq:CompressSeq",
     "gqa-to-latent": "regraft.passes.gqa_to_latent:GQAToLatent",
     "to-latent": "regraft.passes.to_latent:ToLatent",
     "key-from-value": "regraft.passes.key_from_value:KeyFromValue",

@@ -31,6 +31,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.choosing import check_choose, least_damage
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text
 from regraft.passes.located import Node
 from regraft.passes.matching.heads import group_map
@@ -180,6 +181,8 @@ class Window(Pass):
         assert self.window is not None
         if attention.window is not None and attention.window <= self.window:
             return Refusal(f"it looks back {attention.window} tokens already")
+        if attend.entries is not None:
+            return Refusal("it attends to pooled rows beside a window of its own")
         if attend.chosen is not None:
             return Refusal("it attends to rows that an index chooses among all")
         if self.sink == "fitted" and attend.sink is not None:
@@ -195,12 +198,7 @@ class Window(Pass):
 
     def checked(self, found: Mapping[int, Attention], layers: Sequence[int]) -> Window:
         """Return the pass with counts that fit the model: not all layers chosen, some heads of each left."""
-        choose = self.choose
-        if choose is not None and choose > len(layers):
-            legal = f"from 1 to {len(layers)}, the layers that are selected"
-            raise OptionRangeError(
-                owner=self.name, name="choose", found=choose, legal=legal, where=self.place("choose")
-            )
+        choose = check_choose(self, self.choose, layers)
         least = min(found[layer].kv_heads for layer in layers)
         if self.full_heads is not None and self.full_heads >= least:
             legal = f"from 1 to {least - 1}: with all {least} KV heads kept, nothing is windowed"
@@ -211,7 +209,7 @@ class Window(Pass):
                 legal = f"for layer {layer} from 0 to {found[layer].kv_heads - 1}"
                 where = self.place("local")
                 raise OptionRangeError(owner=self.name, name="local", found=heads[-1], legal=legal, where=where)
-        return replace(self, choose=None) if choose == len(layers) else self
+        return replace(self, choose=choose)
 
     def measured(
         self, graph: Graph, found: Mapping[int, Attention], layers: Sequence[int], measurements: Measurements
@@ -228,10 +226,10 @@ class Window(Pass):
                 local[layer] = tuple(sorted(heads[: len(heads) - self.full_heads]))
             decided = replace(self, local=local)
         if decided.choose is not None:
-            edits = [replace(decided, choose=None, layers=Selection.of([layer])) for layer in layers]
-            damage = measurements.damage(graph, [each.rewrite for each in edits])
-            order = sorted(range(len(layers)), key=lambda place: damage[place])
-            chosen = sorted(layers[place] for place in order[: decided.choose])
+            alone = replace(decided, choose=None)
+            chosen = least_damage(
+                measurements, graph, layers, decided.choose, lambda at: replace(alone, layers=Selection.of([at]))
+            )
             kept = {layer: decided.local[layer] for layer in chosen} if decided.local is not None else None
             decided = replace(decided, layers=Selection.of(chosen), choose=None, local=kept)
         return decided

@@ -9,14 +9,13 @@ from regraft.ir.dims import Sizes
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Cost, Dims, attribute, defaulted, op, operand, optional_operand, result
 from regraft.ir.ops.attn import State
-from regraft.ir.types import Field, MemoryType, Type
+from regraft.ir.ops.seq import wide_dtype
+from regraft.ir.types import ITEM_BITS, Field, MemoryType, Type
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.ir.interpret import Rows, Run
-
-_WIDE = 4  # bytes of a number in an unfinished window: pooling is in float32
 
 
 @op("state.compressed")
@@ -55,9 +54,10 @@ class Compressed(State):
     def cost(self, at: Sizes) -> Cost:
         kept, width = self.kept.memory, self.bias.tensor.sizes[1]
         new = kept.rows(at["S"]) - kept.rows(at["S"] - at["T"])
-        both = 1 if self.gates is None else 2
-        tail = both * (self.rate - 1) * width * _WIDE
-        before = both * self.rate * (width // 2) * _WIDE if self.overlap else 0
+        # pooling is in float32 at least, and so is what it still needs: values, and gates where there are any
+        both = (1 if self.gates is None else 2) * ITEM_BITS[wide_dtype(kept.dtype)] // 8
+        tail = both * (self.rate - 1) * width
+        before = both * self.rate * (width // 2) if self.overlap else 0
         return Cost(
             weights=self.weight_bytes(at),
             cache_written=new * kept.row_bytes * at["B"],
