@@ -18,6 +18,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Bias, Embed, Gain, LayerNorm, Linear, Norm
 from regraft.ir.ops.moe import Experts
+from regraft.ir.ops.precision import CastLike
 from regraft.ir.ops.seq import Delta
 from regraft.ir.types import TensorType
 
@@ -110,7 +111,7 @@ class Parts:
             return "embedding" if op.table is self.tables[0] else "per_layer_embedding"
         if isinstance(op, Experts):
             return "experts"
-        if isinstance(op, Norm | LayerNorm) and self._is_block_norm(op, words):
+        if isinstance(op, Norm | LayerNorm | CastLike) and self._is_block_norm(op, words):
             return "norms"
         if op.opname.startswith("hyper.") or self._is_residual(op, words):
             return "residual"
@@ -193,7 +194,7 @@ class Parts:
             last_token_only: Count what follows the last layer, the head above all, for the last token alone: nobody
                 needs the logits of a prompt's other tokens.
         """
-        at = call_sizes(self.graph, batch, tokens, context)
+        at = call_sizes(self.graph, batch, tokens, context, 1 if last_token_only else None)
         parts: dict[str, Work] = {}
         by_kind: dict[str, dict[str, Work]] = {}
         for kind in self.kinds:
