@@ -21,6 +21,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter, Run, execute
 from regraft.ir.json_files import read_object
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.final import Last
 from regraft.ir.ops.weight import Load
 from regraft.ir.sink import SHARD_BYTES, ShardWriter
 from regraft.ir.source import Source, TensorInfo, to_bytes
@@ -162,8 +163,14 @@ def _header(graph: Graph, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("graph", f"sha256 {facts['digest']}"),
         ("weights", weights),
         ("dims", "B batch, T tokens of a call, N slots of a memory, S rows that queries see, V vocabulary"),
+        *([("", "L the last of a call's tokens, those whose logits are wanted")] if _cut(graph) else []),
         *([("", "E rows of several tokens that a call may finish")] if pooled else []),
     ]
+
+
+def _cut(graph: Graph) -> bool:
+    """Return whether a graph keeps, from some place on, the tokens alone whose logits are wanted."""
+    return any(isinstance(op, Last) for op in graph.ops)
 
 
 def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from regraft.ir.graph import layer_of
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend, PickHeads
 from regraft.ir.ops.compress import Compressed
+from regraft.ir.ops.final import Last
 from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
@@ -20,7 +21,8 @@ from regraft.ir.types import TensorType
 
 def _rope(op: Rope, at: Scope) -> Code:
     at_rows = isinstance(op.pos.op, RowPositions)
-    if not at_rows and (op.pos.op is not None or op.pos.name != "pos"):
+    pos = op.pos.op.x if isinstance(op.pos.op, Last) else op.pos  # cosine and sine are cut too
+    if not at_rows and (pos.op is not None or pos.name != "pos"):
         raise lacking(op, "at positions other than this call's")
     if op.offset and not at_rows:
         raise lacking(op, "beside the positions of this call")

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_code import ATOM, Code, Scope
+from regraft.codegen.torch_code import ATOM, Code, Scope, lacking
 from regraft.codegen.torch_core import CORE
 from regraft.codegen.torch_memories import MEMORIES
 from regraft.ir.errors.codegen import MissingEmitterError
@@ -15,6 +15,7 @@ from regraft.ir.op import REGISTRY, Op, Value
 from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.core import Activation, Add, Clamp, Concat, Flatten, Gain, Linear, Mul, Slice, Unflatten
+from regraft.ir.ops.final import Last
 from regraft.ir.ops.hyper import Collapse, Read, Write
 from regraft.ir.ops.memory import StateRows
 from regraft.ir.ops.moe import Assign, Experts, Route
@@ -99,6 +100,11 @@ def _experts(op: Experts, at: Scope) -> Code:
     return Code(f"{at.helper('mix_experts', *(['told'] if more else []))}({', '.join(arguments + more)})")
 
 
+def _last(op: Last, at: Scope) -> Code:
+    """Refuse to keep the last tokens within a layer: elsewhere the model's own body does."""
+    raise lacking(op, "within a layer")
+
+
 def _assign(op: Assign, at: Scope) -> Code:
     return Code(f"{at.of(op.table).within(ATOM)}[{at.of(op.tokens).text}]")
 
@@ -128,6 +134,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Decay: _decay,
     Delta: _delta,
     Experts: _experts,
+    Last: _last,
     Read: _read_streams,
     Route: _route,
     Shift: _shift,

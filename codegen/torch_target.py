@@ -14,6 +14,7 @@ from regraft.codegen.names import Namespace, class_name, comment, literal, suffi
 from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
 from regraft.codegen.torch_code import ATOM
 from regraft.codegen.torch_forms import StepForm, either
+from regraft.codegen.torch_last import write_cut
 from regraft.codegen.torch_ops import stays_wide
 from regraft.codegen.torch_text import (
     angles,
@@ -29,12 +30,14 @@ from regraft.codegen.torch_text import (
     wide_lines,
 )
 from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, local_value, run_time
+from regraft.ir.dims import L
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.core import Slice
+from regraft.ir.ops.final import Last
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.seq import Delta
 from regraft.ir.types import FLOATS, MemoryType, TensorType
@@ -159,7 +162,8 @@ class TorchTarget:
 
     def _only_turns(self, layer: Layer, value: Value) -> bool:
         """Return whether a layer reads a value only to rotate by it; it is given cosine and sine instead."""
-        if value.op is not None or value.name != "pos":
+        made = value.op.x if isinstance(value.op, Last) else value
+        if made.op is not None or made.name != "pos":
             return False
         return all(isinstance(op, Rope) for op in run_time(layer.ops) if value in op.operands)
 
@@ -282,8 +286,12 @@ class TorchTarget:
         spread = {op for values in self.wiring.each.values() if _pieces(values) for op in self._only_pieces(values)}
         stacks = [item for item in self.wiring.stacks() if not isinstance(item, Op) or item not in spread]
         after = _last_mixing(stacks)
+        cuts = [item for item in stacks if isinstance(item, Last)]
         for place, item in enumerate(stacks):
-            if isinstance(item, Op):
+            if isinstance(item, Last):
+                if item is cuts[0]:
+                    write_cut(body, self.graph, cuts, self._used(stacks[place + 1 :]))
+            elif isinstance(item, Op):
                 beyond = stacks[after + 1 :] if after is not None and place <= after else []
                 body.write(item, self._needed(item, stacks[place + 1 :], beyond))
             else:
@@ -295,10 +303,17 @@ class TorchTarget:
         body.assign("", f"return {body.of(self.graph.outputs[0]).text}")
         return body
 
+    def _used(self, later: Sequence[Op | list[Layer]]) -> dict[str, None]:
+        """Return the rotations, views and facts of the call that layers are given, by name."""
+        layers = [layer for item in later if not isinstance(item, Op) for layer in item]
+        kinds = {self.wiring.kind_of[layer.number].name: None for layer in layers}
+        return {name: None for kind in kinds for name in self.blocks[kind].body.used}
+
     def _needed(self, op: Op, later: Sequence[Op | list[Layer]], beyond: Sequence[Op | list[Layer]]) -> set[Value]:
         """Return which of an op's results are needed by name: by layers, as results, or ``beyond`` the last mixing."""
         outside = {v for item in later if not isinstance(item, Op) for layer in item for v in layer.inputs}
         outside |= {v for item in beyond if isinstance(item, Op) for v in item.operands}
+        outside |= {item.x for item in later if isinstance(item, Last)}
         return {v for v in op.results if v in outside or v in self.graph.outputs}
 
     def _only_pieces(self, values: dict[int, Value]) -> list[Op]:
@@ -308,9 +323,12 @@ class TorchTarget:
         }
         return [v.op for v in values.values() if v.op is not None and v not in named and v not in self.graph.outputs]
 
-    def _spread(self, body: Body) -> None:
-        """Write the tables of what each layer is given of its own."""
+    def _spread(self, body: Body, layers: list[Layer]) -> None:
+        """Write the tables of what each of some layers is given of its own."""
+        here = {self.wiring.index[layer.number] for layer in layers}
         for name, values in self.wiring.each.items():
+            if not here & values.keys():
+                continue
             table = self.each_names[name]
             if any(line.startswith(f"{table} = ") for line in body.lines):
                 continue
@@ -352,7 +370,7 @@ class TorchTarget:
 
     def _stack(self, body: Body, layers: list[Layer]) -> None:
         """Write the loop over a run of layers."""
-        self._spread(body)
+        self._spread(body, layers)
         for value, name in self._entering(layers[0]).items():
             if body.of(value).text != self.stream_names[name]:
                 body.assign(self.stream_names[name], body.of(value).text)
@@ -425,7 +443,9 @@ class TorchTarget:
         reads = dict.fromkeys(v for op in after if isinstance(op, Op) for v in op.operands)
         made = {v for op in after if isinstance(op, Op) for v in op.results}
         live = [v for v in [*reads, *self.graph.outputs] if not v.is_weight and v not in made]
-        names = dict.fromkeys(body.of(v).text for v in dict.fromkeys(live) if isinstance(v.type, TensorType))
+        names = dict.fromkeys(
+            body.of(v).text for v in dict.fromkeys(live) if isinstance(v.type, TensorType) and v.type.sequence != L
+        )
         if not names:
             return
         body.lines.append("if last is not None:")
@@ -461,6 +481,7 @@ class TorchTarget:
             views=[(name, kept, seen) for (kept, seen), name in self.shared.views.items()],
             plain=bool(plain),
             anchored=len(plain) < len(self.shared.views),
+            lasting="last_view" in self.shared.helpers,
             windowed=any(sight.window is not None for pair in plain for sight in pair),
             narrower=any(kept != seen._replace(rate=1) for kept, seen in plain),
             blocked=any(seen.rate > 1 for _, seen in self.shared.views),

@@ -56,7 +56,7 @@ class CostReport:
     by_family: dict[str, Cost]
 
 
-def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> CostReport:
+def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096, last: int | None = None) -> CostReport:
     """Return what a call costs that reads ``tokens`` new tokens a sequence and ends at ``context`` of them.
 
     Args:
@@ -64,11 +64,12 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> 
         batch: Sequences.
         tokens: New tokens of each sequence, 1 for a decode step, ``context`` for a prefill from scratch.
         context: Tokens visible to the last of them, itself included; at least ``tokens``.
+        last: Of how many of the new tokens logits are wanted, for a graph that then keeps these alone; by default all.
 
     Raises:
         ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
     """
-    at = call_sizes(graph, batch, tokens, context)
+    at = call_sizes(graph, batch, tokens, context, last)
     by_layer: dict[int | None, Cost] = {}
     by_family: dict[str, Cost] = {}
     counted: set[Op] = set()
@@ -103,13 +104,15 @@ def cache_bytes(graph: Graph, context: int, batch: int = 1) -> int:
     return sum(op.cost(at).cache for op in graph.ops if op.is_state)
 
 
-def call_sizes(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096) -> dict[str, int]:
+def call_sizes(
+    graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096, last: int | None = None
+) -> dict[str, int]:
     """Return the sizes at which ops are asked for their cost: those of `cost`, and the rows that each memory shows.
 
     Raises:
         ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
     """
-    sizes = _sizes(batch, tokens, context)
+    sizes = _sizes(batch, tokens, context) | {"L": min(last or tokens, tokens)}
     for memory in graph.memories():
         kept = memory.memory
         if kept.fixed is None:

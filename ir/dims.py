@@ -1,8 +1,9 @@
-"""Dimensions: positive integers, the symbols ``B``, ``T`` and ``S``, and simple arithmetic over them.
+"""Dimensions: positive integers, the symbols ``B``, ``T``, ``L`` and ``S``, and simple arithmetic over them.
 
-``B`` is the batch, ``T`` the query tokens of this call, ``S`` the visible context, past included. A dimension such
-as ``S // 4 - (S - T) // 4`` counts the compressed rows that this call completes. ``S@NAME`` is the row axis of the
-memory ``NAME``: as many rows as that memory shows, and no other value's.
+``B`` is the batch, ``T`` the query tokens of this call, ``L`` the last of them, those whose logits are wanted, and
+``S`` the visible context, past included. A dimension such as ``S // 4 - (S - T) // 4`` counts the compressed rows that
+this call completes. ``S@NAME`` is the row axis of the memory ``NAME``: as many rows as that memory shows, and no other
+value's.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Sym:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether this is an axis that tokens lie along: ``T``, or the rows of a memory."""
-        return self.text == "T" or self.text.startswith("S@")
+        """Whether this is an axis that tokens lie along: ``T``, the last of them, or the rows of a memory."""
+        return self.text in ("T", "L") or self.text.startswith("S@")
 
     @property
     def memory(self) -> str | None:
@@ -42,14 +43,14 @@ class Sym:
 Dim = int | Sym
 Sizes = Mapping[str, int]
 
-B, T, S = Sym("B"), Sym("T"), Sym("S")
+B, T, L, S = Sym("B"), Sym("T"), Sym("L"), Sym("S")
 
 _LONGEST = 200  # characters: keeps recursion over an expression shallow
 _MEMORY = re.compile(
     r"S@[A-Za-z0-9_][A-Za-z0-9_.\-]*"
     r"|S@(?:[A-Za-z0-9_][A-Za-z0-9_.\-]*\.)?layers\.\*\.[A-Za-z0-9_.\-]+"  # a memory of the layer itself, in a block
 )
-_PLAIN = re.compile(r"[0-9BTS+*/() \-]+")
+_PLAIN = re.compile(r"[0-9BTLS+*/() \-]+")
 _OPERATORS: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
     ast.Add: ("+", lambda a, b: a + b),
     ast.Sub: ("-", lambda a, b: a - b),
@@ -68,7 +69,7 @@ def parse_dim(text: str) -> Dim:
     """Return the dimension that ``text`` spells.
 
     Raises:
-        DimensionError: ``text`` is no positive integer, no ``S@memory`` and no arithmetic over ``B``, ``T`` and ``S``.
+        DimensionError: ``text`` is no positive integer, no ``S@memory`` and no arithmetic over the symbols.
     """
     text = text.strip()
     if _MEMORY.fullmatch(text):
@@ -86,11 +87,13 @@ def parse_dim(text: str) -> Dim:
 
 
 def evaluate(dim: Dim, sizes: Sizes) -> int:
-    """Return ``dim`` at the given sizes; a memory's rows are ``sizes["S@name"]``, or ``S`` when not given."""
+    """Return ``dim`` at the given sizes; when not given, a memory's rows, ``S@name``, are ``S``, and ``L`` is ``T``."""
     if isinstance(dim, int):
         return dim
     if dim.text in sizes:
         return sizes[dim.text]
+    if dim == L:
+        return sizes["T"]
     if dim.text.startswith("S@"):
         return sizes["S"]
     return _compiled(dim.text)(sizes)
@@ -110,7 +113,7 @@ def _spell(node: ast.expr, text: str, level: int) -> str:
     match node:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return str(value)
-        case ast.Name(id=("B" | "T" | "S") as name):
+        case ast.Name(id=("B" | "T" | "L" | "S") as name):
             return name
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             sign = _OPERATORS[type(op)][0]

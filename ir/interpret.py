@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from regraft.ir.dims import Dim, L
 from regraft.ir.errors.base import nearest
 from regraft.ir.errors.checkpoint import TensorMismatchError
 from regraft.ir.errors.checks import CallError, ContextError, NeedsCalibrationError
@@ -54,8 +55,9 @@ class Run:
         cache: Cache | None,
         load: Callable[[Load], Tensor],
         statistic: Callable[[Statistic], Tensor] | None = None,
+        last: int | None = None,
     ) -> None:
-        self.pos, self.valid, self.cache = pos, valid, cache
+        self.pos, self.valid, self.cache, self.last = pos, valid, cache, last
         self.load = load
         self._statistic = statistic
         self.written: dict[str, Rows] = {}
@@ -65,6 +67,16 @@ class Run:
         import torch
 
         return x if x.dtype == torch.float64 else x.float()
+
+    def of_last(self, x: Tensor) -> Tensor:
+        """Return the rows ``[B, L, ...]`` of the last tokens of each sequence, given those of all ``[B, T, ...]``."""
+        return x if self.last is None else last_of(x, self.valid.sum(1), self.last)
+
+    def along(self, sequence: Dim) -> Run:
+        """Return the run with the positions of the tokens along ``T`` or ``L``."""
+        if sequence != L or self.last is None:
+            return self
+        return Run(self.of_last(self.pos), self.of_last(self.valid), self.cache, self.load, self._statistic)
 
     def statistic(self, op: Statistic) -> Tensor:
         """Return a statistic.
@@ -168,8 +180,8 @@ class Interpreter:
         if last is not None and last < 1:
             raise CallError(problem=f"last is {last}")
         output = self.graph.outputs[0]
-        logits = self.run(tokens, cache, lengths, [output.name])[output.name]
-        if last is None:
+        logits = self.run(tokens, cache, lengths, [output.name], last)[output.name]
+        if last is None or output.tensor.sequence == L:
             return logits
         return last_of(logits, lengths, last)
 
@@ -179,8 +191,11 @@ class Interpreter:
         cache: Cache | None = None,
         lengths: Tensor | None = None,
         edges: Iterable[str] = (),
+        last: int | None = None,
     ) -> dict[str, Any]:
         """Run the graph and return the values called ``edges``: run-time values and parameters.
+
+        With ``last``, values along ``L`` hold that many of each row's last tokens; otherwise all.
 
         Raises:
             UnknownValueError: There is no value of such a name.
@@ -193,7 +208,7 @@ class Interpreter:
             if name not in self.graph:
                 raise UnknownValueError(name=name, near=nearest(name, list(self.graph.values)))
         with torch.no_grad():
-            run = self.begin(tokens, cache, lengths)
+            run = self.begin(tokens, cache, lengths, last)
             wanted = {self.graph[name] for name in names}
             values: dict[Value, Any] = dict(self._values)
             given = {"tokens": tokens.to(self.device), "pos": run.pos, "valid": run.valid}
@@ -208,7 +223,9 @@ class Interpreter:
                 cache.lengths = added if cache.lengths is None else cache.lengths + added
             return {value.name: found[value] for value in wanted}
 
-    def begin(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Run:
+    def begin(
+        self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None, last: int | None = None
+    ) -> Run:
         """Return what one call's ops may ask for: positions and padding.
 
         Raises:
@@ -229,7 +246,7 @@ class Interpreter:
             raise ContextError(needed=int((start + lengths).amax()), context=cache.context)
         steps = torch.arange(length, device=self.device)
         pos = start[:, None] + steps.expand(batch, length)
-        return Run(pos, steps < lengths[:, None], cache, self._load)
+        return Run(pos, steps < lengths[:, None], cache, self._load, last=last)
 
     def _load(self, op: Load) -> Tensor:
         found = self._source.info(op.source)
@@ -298,11 +315,11 @@ def check_call(tokens: Tensor, lengths: Tensor | None, batch: int | None) -> Non
         raise CallError(problem=f"lengths run from {int(lengths.amin())} to {int(lengths.amax())} of {tokens.shape[1]}")
 
 
-def last_of(logits: Tensor, lengths: Tensor | None, last: int) -> Tensor:
-    """Return the last ``last`` real rows of ``logits [B, T, V]``, given each row's length; ``[B, last, V]``."""
+def last_of(x: Tensor, lengths: Tensor | None, last: int) -> Tensor:
+    """Return the last ``last`` real rows of ``x [B, T, ...]``, given each sequence's length; ``[B, last, ...]``."""
     import torch
 
     if lengths is None:
-        lengths = torch.full(logits.shape[:1], logits.shape[1])
-    index = lengths.to(logits.device)[:, None] - last + torch.arange(last, device=logits.device)
-    return logits.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))
+        lengths = torch.full(x.shape[:1], x.shape[1])
+    index = (lengths.to(x.device)[:, None] - last + torch.arange(last, device=x.device)).clamp(min=0)
+    return torch.take_along_dim(x, index.view(*index.shape, *[1] * (x.ndim - 2)), 1)

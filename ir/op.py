@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
 from regraft.ir.attributes import Kind, shown
-from regraft.ir.dims import Dim, Sizes, Sym, T
+from regraft.ir.dims import Dim, L, Sizes, Sym, T
 from regraft.ir.errors.base import nearest
 from regraft.ir.errors.graph import (
     AttributeRgError,
@@ -331,6 +331,7 @@ class Op:
     reads_memory: ClassVar[bool] = False
     is_state: ClassVar[bool] = False
     on_rows: ClassVar[bool] = False  # its operands run along the rows of a memory
+    on_last: ClassVar[bool] = False  # it may read a memory from the last tokens of a call alone
 
     def __init__(self, slots: Mapping[str, Sequence[Value]], attributes: Mapping[str, object]) -> None:
         if strange := slots.keys() - {s.name for s in self.spec.slots}:
@@ -401,8 +402,10 @@ class Op:
     def types(self) -> tuple[Type, ...]:
         """Check the operands against the declaration and the op's own rule; return the results' types."""
         dims = self.bind()
-        if (self.is_state or self.reads_memory) and not self.on_rows and dims.letters.get("T", T) != T:
-            raise MemoryRowsError(op=self.label, found=dims["T"])
+        along = dims.letters.get("T", T)
+        legal = (T, L) if self.on_last else (T,)
+        if (self.is_state or self.reads_memory) and not self.on_rows and along not in legal:
+            raise MemoryRowsError(op=self.label, found=along)
         self.verify(dims)
         return self.infer(dims)
 

@@ -19,6 +19,7 @@ PASSES = {
     "gqa-to-latent": "regraft.passes.gqa_to_latent:GQAToLatent",
     "to-latent": "regraft.passes.to_latent:ToLatent",
     "key-from-value": "regraft.passes.key_from_value:KeyFromValue",
+    "last-tokens-only": "regraft.passes.last_tokens_only:LastTokensOnly",
     "absorb-mla": "regraft.passes.latent_forms:AbsorbMLA",
     "expand-mla": "regraft.passes.latent_forms:ExpandMLA",
     "fold-norms": "regraft.passes.fold_norms:FoldNorms",

@@ -160,6 +160,7 @@ class Attend(Op):
     disjoint = defaulted(BOOL, False)
     entries_bias = defaulted(FLOAT, 0.0)
     reads_memory = True
+    on_last = True
 
     def verify(self, dim: Dims) -> None:
         self._verify_heads(dim.size("Hq"), dim.size("Hkv"))
@@ -226,6 +227,7 @@ class Attend(Op):
 
     def visible(self, at: Sizes) -> int:
         """Return the (query, row) pairs of one sequence at ``at``: ``T`` queries that end a context of ``S``."""
+        at = self._asked(at)
         chosen = None if self.chosen is None else evaluate(self.chosen.tensor.shape[2], at)
         if self.entries is None:
             limits = [limit for limit in (self._most, chosen) if limit is not None]
@@ -236,6 +238,10 @@ class Attend(Op):
         assert self.window is not None
         far = before_window(at, self.window, self.first, rate)
         return pairs(at) - rate * pairs(far, rate=rate) + pairs(far, most=chosen, rate=rate)
+
+    def _asked(self, at: Sizes) -> Sizes:
+        """Return sizes at which a call has the queries of this op alone: all tokens, or the last of them."""
+        return {**at, "T": evaluate(self.q.tensor.shape[1], at)}
 
     @property
     def _most(self) -> int | None:
@@ -262,7 +268,7 @@ class Attend(Op):
         kept = memory.memory
         if memory is self.memory and self.window is not None:
             kept = kept.with_window(self.window, self.first)
-        return kept.shown(at["T"], at["S"]) * memory.memory.row_bytes * at["B"]
+        return kept.shown(self._asked(at)["T"], at["S"]) * memory.memory.row_bytes * at["B"]
 
     def reference(
         self,
@@ -275,6 +281,7 @@ class Attend(Op):
     ) -> Tensor:
         import torch
 
+        run = run.along(self.q.tensor.shape[1])
         rate = 1 if self.entries is None else self.entries.memory.rate or 1
         seen = seen_rows(run, rows)
         if self.window is not None:

@@ -380,3 +380,8 @@ def compressed(m: Making) -> Sequence[Value]:
     gates = {"gates": m.input(dtype, B, T, width)} if m.draw(st.booleans()) else {}
     bias = m.weight(m.draw(FLOAT_TYPES), rate, width)
     return m.add("state.compressed", values, bias, **gates, rate=rate, overlap=overlap)
+
+
+@rule("seq.last")
+def last(m: Making) -> Sequence[Value]:
+    return m.add("seq.last", m.input(m.draw(FLOAT_TYPES), B, T, *m.draw(st.sampled_from([(), (3,), (2, 3)]))))
