@@ -28,6 +28,8 @@ PASSES = {
     "permute-heads": "regraft.passes.permute_heads:PermuteHeads",
     "merge-duplicate-heads": "regraft.passes.merge_duplicate_heads:MergeDuplicateHeads",
     "drop-dead": "regraft.passes.drop_dead:DropDeadParts",
+    "add-head-gates": "regraft.passes.add_head_gates:AddHeadGates",
+    "add-short-convs": "regraft.passes.add_short_convs:AddShortConvs",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }
