@@ -15,10 +15,7 @@ from regraft.ir.errors.recipe import (
     StructureError,
     TensorParallelError,
 )
-from regraft.ir.graph import Graph, layer_of
-from regraft.ir.kinds import ranges
-from regraft.ir.op import Op
-from regraft.ir.ops.attn import Attend
+from regraft.ir.graph import Graph
 from regraft.passes.base import (
     BOOL,
     Constraints,
@@ -38,20 +35,18 @@ from regraft.passes.base import (
 )
 from regraft.passes.counts import COUNT, HEADS, MOST_HEADS, Count, Heads, counts_by_layer
 from regraft.passes.fitting.head_choice import SCORES, Choice, choose_heads
+from regraft.passes.fitting.head_cut import CutHeads, Keep, cut_refusal, largest_group
 from regraft.passes.fitting.head_scores import Shares
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_refusal, refit_text
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET
 from regraft.passes.fitting.spread import even_deal, measured_deal
 from regraft.passes.located import Node
 from regraft.passes.matching.heads import drop_unread_kv_heads
-from regraft.passes.matching.query_heads import QueryHeads, query_heads, take_query_heads
-from regraft.passes.matching.rewrite import Editor, Rule, drive
-from regraft.passes.matching.sites import Attention, Refusal, attentions
+from regraft.passes.matching.rewrite import Editor, drive
+from regraft.passes.matching.sites import Attention, attentions
 from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
 
 if TYPE_CHECKING:
     pass
-
-Keep = Mapping[int, tuple[int, ...]]
 
 
 def _read_keep(node: Node, owner: str, name: str) -> Keep:
@@ -79,7 +74,9 @@ class BudgetHeads(Pass):
 
     Rows of the query projection and columns of the output projection go; keys, values and the cache stay as they are
     unless no head is left that reads a KV head: then that one goes too. Where groups become uneven the attention gets
-    an explicit head map. With ``refit`` the output projection is fitted to make up for the heads that went.
+    an explicit head map; with ``layout: padded``, heads whose queries are zero fill them up, as many in each layer, so
+    that a stock class can hold the result. With ``refit`` the output projection is fitted to make up for the heads that
+    went; it may then use heads of zeros too, which see the mean of all rows.
     """
 
     name: ClassVar[str] = "budget-heads"
@@ -102,6 +99,11 @@ class BudgetHeads(Pass):
     )
     step: int = option(integer(1, MOST_HEADS), 1, "with total, heads go so many at a time")
     keep: Keep | None = optional_option(KEEP, "the heads that stay, layer by layer, instead of a count")
+    layout: str = option(
+        choice("map", "padded"),
+        "map",
+        "uneven groups: an explicit map of heads, or as many heads for each KV head, those that are missing of zeros",
+    )
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
     ridge: float = option(RIDGES, RIDGE, "of score and refit, in units of the mean second moment")
@@ -249,11 +251,15 @@ class BudgetHeads(Pass):
         )
 
     def _check_site(self, attention: Attention) -> None:
-        site = _site(attention, self if self.refit else None)
-        if isinstance(site, Refusal):
-            fix = "leave the layer out" + (", or use refit: false" if "refit" in site.reason else "")
+        refusal = cut_refusal(attention.attend, self._fit)
+        if refusal is not None:
+            fix = "leave the layer out" + (", or use refit: false" if "refit" in refusal.reason else "")
             where = self.place("layers")
-            raise StructureError(owner=self.name, layer=attention.layer, reason=site.reason, fix=fix, where=where)
+            raise StructureError(owner=self.name, layer=attention.layer, reason=refusal.reason, fix=fix, where=where)
+
+    @property
+    def _fit(self) -> tuple[str, float] | None:
+        return (self.target, self.ridge) if self.refit else None
 
     # -- choose
 
@@ -308,7 +314,7 @@ class BudgetHeads(Pass):
         for layer in selection.resolve(found, layers, self.name, self.place("layers")):
             heads, least = found[layer].heads, found[layer].kv_heads if parts > 1 else 1
             self._check(found[layer], heads, parts)
-            refused = isinstance(_site(found[layer], self if self.refit else None), Refusal)
+            refused = cut_refusal(found[layer].attend, self._fit) is not None
             if refused and selection.explicit:
                 self._check_site(found[layer])
             options[layer] = [heads] if refused else [n for n in range(heads, 0, -self.step) if n >= least]
@@ -331,8 +337,8 @@ class BudgetHeads(Pass):
     def rewrite(self, graph: Graph) -> Report:
         """Cut the projections of each layer, refit the output, and drop KV heads that nobody reads any more."""
         assert self.keep is not None, "decide comes first"
-        rule = _CutHeads(self, self.keep)
-        report = drive(graph, rule)
+        group = largest_group(attentions(graph).values(), self.keep) if self.layout == "padded" else None
+        report = drive(graph, CutHeads(self.keep, self._fit, group, self.score if self.assumed else ""))
         edit = Editor(graph)
         found = attentions(graph)
         memories = {found[layer].memory: layer for layer in self.keep}
@@ -354,43 +360,3 @@ def _count(wanted: Count, heads: int, parts: int) -> int:
     if isinstance(wanted, int):
         return wanted
     return max(parts, math.floor(wanted * heads / parts + 0.5) * parts)
-
-
-@dataclass(frozen=True)
-class _Site:
-    heads: QueryHeads
-    order: tuple[int, ...]
-
-
-def _site(attention: Attention, refit: BudgetHeads | None) -> QueryHeads | Refusal:
-    """Return what a cut of an attention's heads goes through, or why it cannot."""
-    site = query_heads(attention.attend)
-    if isinstance(site, QueryHeads) and refit is not None:
-        return refit_refusal(site.output) or site
-    return site
-
-
-@dataclass(frozen=True)
-class _CutHeads(Rule[Attend, _Site]):
-    op: ClassVar[type[Op]] = Attend
-    options: BudgetHeads
-    keep: Keep
-
-    def match(self, op: Attend, graph: Graph) -> _Site | Refusal:
-        layer = layer_of(op.out.name)
-        heads = len(op.groups)
-        kept = None if layer is None else self.keep.get(layer)
-        if layer is None or kept is None:
-            return Refusal(f"keeps its {heads} query heads")
-        site = _site(Attention(layer, op), self.options if self.options.refit else None)
-        if isinstance(site, Refusal):
-            return site
-        return _Site(site, tuple(sorted(kept, key=lambda head: (op.groups[head], head))))
-
-    def rewrite(self, site: _Site, edit: Editor) -> str:
-        options, heads, order = self.options, site.heads.heads, site.order
-        fit = take_query_heads(edit, site.heads, order, (options.target, options.ridge) if options.refit else None)
-        done = f"keeps query heads {ranges(sorted(order))} of {heads}"
-        if options.assumed:
-            done = f"keeps {len(order)} of {heads} query heads, decided at apply by {options.score}"
-        return f"{done}, {refit_text(site.heads.output, *fit)}" if fit else done
