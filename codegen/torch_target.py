@@ -185,9 +185,10 @@ class TorchTarget:
         if not memories:
             body.assign("", f"return {', '.join(tensors)}" if tensors else "return None")
             return
-        past = body.pasts[memories[0].op] if memories[0].op else "past"
-        body.assign("", f"if {past} is not None and {first}.shape[1] == 1:")
-        body.assign("", f"    return ({', '.join(tensors)},)", "the memory is in the cache, for other layers too")
+        past = body.pasts.get(memories[0].op) if memories[0].op else None
+        if past is not None:  # what is made of kept rows is in no cache
+            body.assign("", f"if {past} is not None and {first}.shape[1] == 1:")
+            body.assign("", f"    return ({', '.join(tensors)},)", "the memory is in the cache, for other layers too")
         body.assign("", f"return {', '.join([*tensors, f'*{body.names[memories[0]]}'])}")
 
     def _class(self, kind: Kind) -> Class:
@@ -427,8 +428,9 @@ class TorchTarget:
             if name not in self.kept_names:
                 continue
             if isinstance(value.type, MemoryType):
-                place = self.wiring.memories(kind).index(value.op) if value.op else 0
-                lines.append(f"{self.kept_names[name]}[i] = tuple(memory) or pasts[i][{place}]")
+                states = self.wiring.memories(kind)
+                cached = f" or pasts[i][{states.index(value.op)}]" if value.op in states else ""
+                lines.append(f"{self.kept_names[name]}[i] = tuple(memory){cached}")
             else:
                 lines.append(f"{self.kept_names[name]}[i] = {self._target(name, value)}")
         return [part for line in lines for part in fold(line, WIDTH - 16)]

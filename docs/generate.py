@@ -34,7 +34,8 @@ OPS_HEAD = """# Ops
 
 Written by `python docs/generate.py` from the declarations in `ir/ops/`. Do not edit.
 
-Shapes are in dimension letters: `B` batch, `T` query tokens of this call, `S` visible context, `M` model width,
+Shapes are in dimension letters: `B` batch, `T` query tokens of this call, `L` the last of them, those whose logits are
+wanted, `S` visible context, `M` model width,
 `D` head width, `Hq` query heads, `Hkv` key/value heads, `F` MLP width, `E` experts, `K` experts chosen, `V` vocabulary.
 A letter that occurs twice must agree; `...` stands for any leading dimensions. `?` marks an optional operand, `+` one
 or more.

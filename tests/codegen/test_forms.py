@@ -14,6 +14,8 @@ from regraft.frontends.twin import write_twin
 from regraft.ir.interpret import Interpreter
 from regraft.ir.source import TensorSource
 from regraft.passes.latent_forms import decoding_form
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
 from regraft.programs import load_program
 from tests.codegen.programs import small
 from tests.frontends.agreement import twin_graph
@@ -51,6 +53,34 @@ def test_each_form_does_its_own_arithmetic(tmp_path: Path) -> None:
     assert text.count("self.k_b_proj(row_latent)") == kinds
     assert text.count("has a form of fewer operations for a single token") == kinds
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_expanded_rows_that_another_layer_reads_too(tmp_path: Path) -> None:
+    # they are in no cache, so the layer that makes them gives them on in every call, and they stay expanded
+    graph, tensors = twin_graph(CASES["DeepSeek-V3"])
+    shared = run_pipeline(graph, parse_pipeline("share-kv{donor={1: 0}, refit=false}")).graph
+    source = TensorSource(tensors)
+    expected = Interpreter(shared, source)(TOKENS)
+    emit(Forms(shared, decoding_form(shared)), source, tmp_path / "package")
+    model = load_program(tmp_path / "package", dtype="float32")
+    with torch.no_grad():
+        cache = model.new_cache(2, 40)
+        found = torch.cat([model(part, cache) for part in TOKENS.split((30, *(1,) * 10), 1)], 1)
+    assert float((found - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()) / 4)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_step_compiles_with_the_form_of_single_tokens(whole: bool, tmp_path: Path) -> None:
+    graph, tensors = twin_graph(CASES["DeepSeek-V2-Lite"])
+    source = TensorSource(tensors)
+    expected = Interpreter(graph, source)(TOKENS)
+    emit(Forms(graph, decoding_form(graph)), source, tmp_path / "package")
+    model = load_program(tmp_path / "package", dtype="float32")
+    model.compile(whole=whole, backend="eager")
+    with torch.no_grad():
+        cache = model.new_cache(2, 40)
+        found = torch.cat([model(part, cache) for part in TOKENS.split((36, 1, 1, 1, 1), 1)], 1)
+    assert float((found - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()) / 4)
 
 
 def test_models_without_latents_have_one_form() -> None:
