@@ -136,6 +136,7 @@ class ToLatent(Pass):
     )
     rope: str | int = option(ROPE, "all", "channels that go on turning, of one key for all heads; all: keys by head")
     kept: Kept | None = optional_option(KEPT, "with a number of rope channels, the frequency of each pair of them")
+    alike: bool = option(BOOL, False, "with a number of rope channels, keep the same frequencies in all layers")
     form: str = option(
         choice("reconstruct", "absorbed"), "reconstruct", "rebuild keys and values, or attend in the latent"
     )
@@ -195,7 +196,7 @@ class ToLatent(Pass):
             self._check_site(layer, site)
         shapes = {layer: self._shape(site) for layer, site in sites.items()}
         if self._kept_is_open and measurements is not None:
-            kept = choose_frequencies(sites, graph, cast("int", self.rope) // 2, measurements)
+            kept = choose_frequencies(sites, graph, cast("int", self.rope) // 2, measurements, self.alike)
             return replace(self, kept=kept).decide(graph, measurements, constraints)
         if self.total is not None:
             self._check_total(shapes)

@@ -171,6 +171,38 @@ class AttentionSpread(AttentionStatistic):
         return torch.cat((torch.cat((plain, edge), 1), torch.cat((edge.T, mass.double().sum().view(1, 1)), 1)))
 
 
+@op("weight.head_costs")
+class HeadCosts(WeightOp):
+    """Return what an error of a score costs, by query head: how far it moves the output behind its projection.
+
+    ``spread`` is that of `weight.attention_spread`, ``output`` the projection: ``tr(O_h C_h O_hᵀ)``.
+
+    Example:
+        %c = weight.head_costs %s, %o : f64[4]
+    """
+
+    spread = operand("H E E", dtype="f64")
+    output = operand("M J", dtype="float")
+    out = result("H", dtype="spread")
+
+    def verify(self, dim: Dims) -> None:
+        heads, channels, joined = dim.size("H"), dim.size("E"), dim.size("J")
+        if joined != heads * (channels - 1):
+            problem = f"an output of {joined} channels for {heads} heads, a spread of {channels}"
+            raise OpRuleError(op=self.label, problem=problem, fix="a spread of a value's channels, and one")
+
+    def reference(self, run: Run, spread: Tensor, output: Tensor) -> Tensor:
+        return head_costs(spread, output)
+
+
+def head_costs(spread: Tensor, output: Tensor) -> Tensor:
+    """Return what an error of a score costs by query head ``[Hq]``, given its spread and the output projection."""
+    import torch
+
+    rows = output.double().unflatten(1, (len(spread), -1))
+    return torch.einsum("mhd,hde,mhe->h", rows, spread[:, :-1, :-1], rows)
+
+
 @op("weight.latent_metric")
 class LatentMetric(WeightOp):
     """Say what errors of keys and values cost a reader: a quadratic form over both, keys first, by KV head.
@@ -237,9 +269,10 @@ class LatentMetric(WeightOp):
         rows = output.double().unflatten(1, (len(queries), -1))
         by_key = torch.zeros(self.kv_heads, *queries.shape[1:], dtype=torch.float64)
         by_value = torch.zeros(self.kv_heads, rows.shape[2], rows.shape[2], dtype=torch.float64)
+        costs = None if spread is None else head_costs(spread, output)
         for head, group in enumerate(self.groups):
             back = rows[:, head].T @ rows[:, head]
-            apart = 1.0 if spread is None else (back * spread[head, :-1, :-1]).sum()
+            apart = 1.0 if costs is None else costs[head]
             by_key[group] += apart * self.scale * self.scale * self._turned(queries[head])
             by_value[group] += back if spread is None else spread[head, -1, -1] * back
         return torch.block_diag(*_gained(by_key, key_gains), *_gained(by_value, value_gains))

@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.algebra import Eye, MatMul, Permute, Reshape
+from regraft.ir.ops.algebra import Eye, MatMul, Permute, Reshape, ScaleWeight
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Concat, Flatten, GroupedLinear, Linear, Repeat, Unflatten
-from regraft.ir.ops.fits import Moment, Refit, width
-from regraft.ir.ops.latents import HeadMoment, Latent, LatentMetric, Recover
+from regraft.ir.ops.fits import Moment, width
+from regraft.ir.ops.latents import HeadCosts, HeadMoment, Latent, LatentMetric, Recover
 from regraft.ir.ops.layout import Transpose
 from regraft.ir.ops.phases import AttentionPhases, PhaseMaps, SharedKeys
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Cast, Combine, ConcatWeight, SliceWeight, Take
-from regraft.passes.fitting.latents import BALANCED, Fit, Shape, module_of, spread_of, weighed
+from regraft.passes.fitting.latents import BALANCED, Fit, Shape, module_of, output_weight, spread_of, weighed
 from regraft.passes.matching.memories import KeyValues, Reading, joined, keep_rows
 from regraft.passes.matching.rewrite import Editor
 from regraft.passes.matching.sites import Refusal, output_of
@@ -128,12 +128,16 @@ def decouple(edit: Editor, site: KeyValues, turn: Rotation, fit: Fit, kept: Sequ
     queries = _statistic(work, "queries", queries_of(turn))
     phases = _statistic(work, "phases", phases_of(site, turn))
     maps = work.add(PhaseMaps, "phase_maps", phases, width=site.keys.width, **work.paired)
+    spread, output = _statistic(work, "spread", spread_of(site, attend)), _output(work)
     keys = site.keys.heads * site.keys.width
     shared = None
     if kept:
-        shared = _shared(work, work.cut("targets_of_keys", targets, 0, keys), gram, queries, phases, kept)
+        costs = work.add(HeadCosts, "costs", spread, output)
+        asked = work.add(ScaleWeight, "queries.weighed", queries, costs)
+        shared = _shared(work, work.cut("targets_of_keys", targets, 0, keys), gram, asked, phases, kept)
         targets = _remaining(work, targets, shared[1], keys)
-    down, up = _fitted(work, targets, gram, queries, maps, fit, keys)
+    metric = _metric(work, queries, maps, spread, output) if fit.method == "metric" else None
+    down, up = _fitted(work, targets, gram, metric, fit, keys)
     row = edit.add(Linear, f"{attend.scope}.latent", start, down, before=state)
     if shared is not None:
         turned = _turned_key(work, start, shared[0], kept, f"{module}.k_rope_proj.weight", dtype)
@@ -193,33 +197,33 @@ def _remaining(work: _Work, targets: Value, flat: Value, keys: int) -> Value:
     return work.add(ConcatWeight, "targets.plain", [left, values])
 
 
-def _fitted(
-    work: _Work, targets: Value, gram: Value, queries: Value, maps: Value, fit: Fit, keys: int
-) -> tuple[Value, Value]:
+def _output(work: _Work) -> Value:
+    """Return the output projection's weight, before the memory."""
+    output = output_of(work.turn.attend)
+    assert not isinstance(output, Refusal)
+    weight = output_weight(output.linear)
+    work.edit.hoist(weight, work.site.state)
+    return weight
+
+
+def _fitted(work: _Work, targets: Value, gram: Value, metric: Value | None, fit: Fit, keys: int) -> tuple[Value, Value]:
     """Return the map to the latent, and the map from it to what is left of keys, and to values."""
     moments: dict[str, object] = {} if fit.method == "weight-svd" else {"gram": gram}
-    more = dict(moments)
-    if fit.method == "metric":
-        more["metric"] = _metric(work, queries, maps)
+    more = moments if metric is None else {**moments, "metric": metric}
     if fit.method != BALANCED and fit.balance is not None:
-        more["balance"] = fit.balance
+        more = {**more, "balance": fit.balance}
     fitted = work.add(Latent, "fitted", targets, rank=fit.rank, keys=keys, **more)
     down = work.edit.add(Cast, work.name, fitted, dtype=work.turn.keys.x.tensor.dtype, before=work.site.state)
     return down, work.add(Recover, "back", targets, down, **moments)
 
 
-def _metric(work: _Work, queries: Value, maps: Value) -> Value:
+def _metric(work: _Work, queries: Value, maps: Value, spread: Value, output: Value) -> Value:
     """Return what errors cost: of keys, as each head sees them turned by its mean."""
     attend, site = work.turn.attend, work.site
     half = work.add(MatMul, "seen.half", queries, maps)
     seen = work.add(MatMul, "seen", work.add(Transpose, "seen.t", maps), half)
-    output = output_of(attend)
-    assert not isinstance(output, Refusal)
-    weight = output.linear.weight.op.prior if isinstance(output.linear.weight.op, Refit) else output.linear.weight
-    work.edit.hoist(weight, site.state)
     facts: Mapping[str, object] = {"groups": attend.groups, "scale": attend.scale, "kv_heads": site.keys.heads}
-    spread = spread_of(work.edit, site, attend, f"{work.name}.spread")
-    return work.add(LatentMetric, "metric", seen, weight, spread=spread, **facts)
+    return work.add(LatentMetric, "metric", seen, output, spread=spread, **facts)
 
 
 def _kept_rope(work: _Work, x: Value, pos: Value, kept: Sequence[int], name: str, before: Op) -> Value:

@@ -1,40 +1,66 @@
 """Which frequencies of rotary keys go on turning, in one key that all heads share.
 
 A frequency is worth what its keys carry, across KV heads, times how much the turn differs between the places that heads
-look at: energy alone would keep slow pairs, whose turn hardly ever differs. Source: specs/passes_math.md, 4.2 and 4.4.
+look at, and times what an error of a head's scores costs: energy alone would keep slow pairs, whose turn hardly ever
+differs. Source: specs/passes_math.md, sections 4.2 and 4.4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from regraft.ir.graph import Graph
 from regraft.ir.ops.fits import Statistic, second_moment
+from regraft.ir.ops.latents import head_costs
 from regraft.ir.ops.phases import rotary_spectra
 from regraft.passes.base import Measurements
 from regraft.passes.fitting.decoupled import Rotation, phases_of, queries_of, rotation_of
+from regraft.passes.fitting.latents import output_weight, spread_of
 from regraft.passes.matching.memories import KeyValues
+from regraft.passes.matching.sites import Refusal, output_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def choose_frequencies(
-    sites: Mapping[int, KeyValues], graph: Graph, pairs: int, measurements: Measurements
+    sites: Mapping[int, KeyValues], graph: Graph, pairs: int, measurements: Measurements, alike: bool
 ) -> dict[int, tuple[int, ...]]:
-    """Return the frequencies of so many pairs in each layer, one as often as it is worth it."""
+    """Return the frequencies of so many pairs in each layer, one as often as it is worth it.
+
+    With ``alike``, layers that turn by the same angles keep the same: what is worth most to all of them, each layer's
+    worth taken as shares of its whole.
+    """
     turns = {layer: turn for layer, site in sites.items() if isinstance(turn := rotation_of(site), Rotation)}
     if not pairs:
         return dict.fromkeys(sites, ())
     wanted: list[Statistic] = []
     for layer, site in sites.items():
-        wanted += [second_moment(site.keys.before), queries_of(turns[layer]), phases_of(site, turns[layer])]
+        turn = turns[layer]
+        wanted += [second_moment(site.keys.before), queries_of(turn), phases_of(site, turn)]
+        wanted.append(spread_of(site, turn.attend))
     found = measurements.statistics(graph, wanted)
-    chosen: dict[int, tuple[int, ...]] = {}
+    spectra: dict[int, Tensor] = {}
     for layer, turn in turns.items():
-        keys, queries, phases = next(found), next(found), next(found)
-        rope = turn.keys
-        _, spectra, _ = rotary_spectra(keys, queries, phases, turn.attend.groups, rope.channels, rope.layout)
-        worth = [(float(value), -f) for f, row in enumerate(spectra) for value in row if turn.angles[f] > 0]
-        chosen[layer] = tuple(sorted(-f for _, f in sorted(worth, reverse=True)[:pairs]))
-    return chosen
+        keys, queries, phases, spread = next(found), next(found), next(found), next(found)
+        output, rope = output_of(turn.attend), turn.keys
+        assert not isinstance(output, Refusal)
+        costs = head_costs(spread, measurements.weight(graph, output_weight(output.linear)))
+        queries = queries * costs[:, None, None]
+        _, spectra[layer], _ = rotary_spectra(keys, queries, phases, turn.attend.groups, rope.channels, rope.layout)
+    sets: dict[object, list[int]] = {}
+    for layer, turn in turns.items():
+        sets.setdefault((turn.angles, sites[layer].keys.heads) if alike else layer, []).append(layer)
+    chosen: dict[int, tuple[int, ...]] = {}
+    for layers in sets.values():
+        worth = spectra[layers[0]] * 0
+        for layer in layers:
+            worth += spectra[layer] / spectra[layer].sum().clamp(min=1e-300)
+        angles = turns[layers[0]].angles
+        ranked = sorted(((float(v), -f) for f, row in enumerate(worth) for v in row if angles[f] > 0), reverse=True)
+        chosen |= dict.fromkeys(layers, tuple(sorted(-f for _, f in ranked[:pairs])))
+    return {layer: chosen[layer] for layer in sites}
 
 
 def first_frequencies(site: KeyValues, pairs: int) -> tuple[int, ...]:

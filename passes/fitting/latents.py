@@ -214,8 +214,9 @@ def _metric(edit: Editor, site: KeyValues, scales: Scales, name: str) -> Value:
     for attend, linear in readers:
         heads, channels = len(attend.groups), site.keys.width
         moment = edit.add(HeadMoment, f"{name}.queries", attend.q, heads=heads, width=channels, before=state)
-        spread = spread_of(edit, site, attend, f"{name}.spread")
-        output = linear.weight.op.prior if isinstance(linear.weight.op, Refit) else linear.weight
+        fresh = [edit.graph.fresh(f"{name}.spread")]
+        (spread,) = edit.graph.add(spread_of(site, attend), fresh, before=state)
+        output = output_weight(linear)
         edit.hoist(output, state)
         facts: dict[str, object] = {"groups": attend.groups, "scale": attend.scale, "kv_heads": site.keys.heads}
         facts |= {**gains, **turning, "spread": spread}
@@ -225,12 +226,17 @@ def _metric(edit: Editor, site: KeyValues, scales: Scales, name: str) -> Value:
     return edit.add(Combine, f"{name}.metrics", found, factors=(1.0,) * len(found), before=state)
 
 
-def spread_of(edit: Editor, site: KeyValues, attend: Attend, name: str) -> Value:
-    """Return what errors of keys and values come to for an attention, as it was lifted."""
+def spread_of(site: KeyValues, attend: Attend) -> AttentionSpread:
+    """Return the statistic of what errors of keys and values come to for an attention, an op in no graph yet."""
     facts: dict[str, object] = {"source": site.memory.name, "groups": attend.groups, "width": site.values.width}
     facts |= {"kv_heads": site.keys.heads}
     facts |= {"scale": attend.scale, "window": attend.window, "first": attend.first, "softcap": attend.softcap}
-    return edit.add(AttentionSpread, name, attend.q, before=site.state, **facts)
+    return AttentionSpread({"q": (attend.q,)}, facts)
+
+
+def output_weight(linear: Linear) -> Value:
+    """Return an output projection's weight as it was before a refit."""
+    return linear.weight.op.prior if isinstance(linear.weight.op, Refit) else linear.weight
 
 
 def _rebuilder(

@@ -92,6 +92,14 @@ def test_a_memory_that_is_another_is_told() -> None:
     assert misfit("m") == "has 2 KV heads of 3 channels"
 
 
+def test_costs_of_heads_are_what_their_errors_move() -> None:
+    d, output = random(3, 7, 4), random(5, 3 * 4, seed=1)
+    ones = torch.cat((d, torch.ones(3, 7, 1, dtype=torch.float64)), -1)
+    found = compute("weight.head_costs", {"spread": ones.mT @ ones, "output": output})
+    moved = torch.stack([(d[head] @ output[:, 4 * head : 4 * head + 4].T).square().sum() for head in range(3)])
+    torch.testing.assert_close(found, moved)
+
+
 @pytest.mark.parametrize("layout", ["halves", "interleaved"])
 def test_the_metric_is_what_errors_cost(layout: str) -> None:
     queries, output, spread = random(3, 5, 6), random(7, 3 * 2, seed=1), random(3, 3, 3, seed=2)

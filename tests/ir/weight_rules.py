@@ -266,13 +266,48 @@ def head_moment(m: Making) -> Sequence[Value]:
     return m.add("weight.head_moment", m.input(m.draw(FLOAT_TYPES), B, T, heads, width), heads=heads, width=width)
 
 
-@rule("weight.attention_spread")
-def attention_spread(m: Making) -> Sequence[Value]:
+def _attention(m: Making, opname: str, **more: object) -> Sequence[Value]:
+    """A statistic of how queries share their attention."""
     heads, kv_heads = m.size(), m.size()
     options: dict[str, object] = {"groups": [m.draw(st.integers(0, kv_heads - 1)) for _ in range(heads)]}
-    options |= {"kv_heads": kv_heads, "source": m.draw(STRINGS), "width": m.size(), "scale": m.draw(NUMBERS)}
-    options |= {"window": m.draw(st.none() | SMALL), "first": m.draw(st.integers(0, 4)), "softcap": m.draw(NUMBERS)}
-    return m.add("weight.attention_spread", m.input(m.draw(FLOAT_TYPES), B, T, heads, m.size()), **options)
+    options |= {"kv_heads": kv_heads, "source": m.draw(STRINGS), "scale": m.draw(NUMBERS), "softcap": m.draw(NUMBERS)}
+    options |= {"window": m.draw(st.none() | SMALL), "first": m.draw(st.integers(0, 4)), **more}
+    return m.add(opname, m.input(m.draw(FLOAT_TYPES), B, T, heads, m.size()), **options)
+
+
+@rule("weight.attention_spread")
+def attention_spread(m: Making) -> Sequence[Value]:
+    return _attention(m, "weight.attention_spread", width=m.size())
+
+
+@rule("weight.attention_phases")
+def attention_phases(m: Making) -> Sequence[Value]:
+    return _attention(m, "weight.attention_phases", angles=m.draw(st.lists(NUMBERS, min_size=1, max_size=4)))
+
+
+@rule("weight.phase_maps")
+def phase_maps(m: Making) -> Sequence[Value]:
+    half, layout = m.size(), m.draw(st.sampled_from(["halves", "interleaved"]))
+    width, phases = 2 * half + m.size() - 1, m.weight("f64", m.size(), half, 2)
+    return m.add("weight.phase_maps", phases, width=width, channels=2 * half, layout=layout)
+
+
+@rule("weight.shared_keys")
+def shared_keys(m: Making) -> Sequence[Value]:
+    heads, kv_heads, half = m.size(), m.size(), m.size()
+    width = 2 * half + m.size() - 1
+    given = m.weight("f64", kv_heads * width, kv_heads * width), m.weight("f64", heads, width, width)
+    options: dict[str, object] = {"groups": [m.draw(st.integers(0, kv_heads - 1)) for _ in range(heads)]}
+    options |= {"kept": m.draw(st.lists(st.integers(0, half - 1), min_size=1, max_size=half, unique=True))}
+    options |= {"channels": 2 * half, "layout": m.draw(st.sampled_from(["halves", "interleaved"]))}
+    return m.add("weight.shared_keys", *given, m.weight("f64", heads, half, 2), **options)
+
+
+@rule("weight.head_costs")
+def head_costs(m: Making) -> Sequence[Value]:
+    heads, channels = m.size(), m.size()
+    spread = m.weight("f64", heads, channels + 1, channels + 1)
+    return m.add("weight.head_costs", spread, m.weight(m.draw(FLOAT_TYPES), m.size(), heads * channels))
 
 
 @rule("weight.latent_metric")
