@@ -28,6 +28,7 @@ from regraft.passes.base import (
     Report,
     choice,
     integer,
+    number,
     option,
     optional_option,
 )
@@ -39,7 +40,7 @@ from regraft.passes.matching.sites import Attention, Output, Refusal, attentions
 from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
 
 MOST_ROWS = 1 << 40
-SHUT = -40.0  # a gate whose share of a softmax is below what float64 tells from nothing
+SHUT = -40.0  # a gate whose share of a softmax is less than float64 tells from nothing
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class CompressSeq(Pass):
     )
     mass: bool = option(BOOL, True, "raise a pooled row's score by the logarithm of the rate")
     gates: bool = option(BOOL, False, "learned gates weigh a row's tokens, channel by channel; zero at the start")
-    overlap: bool = option(BOOL, False, "a row is also made of the block before, whose gates are shut at the start")
+    overlap: bool = option(BOOL, False, "a row is also made of the block before, at gates of its own")
+    shut: float = option(
+        number(SHUT, 0.0), SHUT, "where these gates start: shut, or nearer to 0, where gradients reach them"
+    )
     chosen: int | None = optional_option(integer(1, MOST_ROWS), "each query sees only so many pooled rows")
     index: str = option(
         choice("keys", "light"),
@@ -322,7 +326,7 @@ class _Branch:
             values = self.add(Concat, f"{name}_both", [values, values])
             parts = [
                 self.weight(Fill, f"{module}position_{of}", rate, width, value=value)
-                for of, value in (("previous", SHUT), ("own", 0.0))
+                for of, value in (("previous", self.options.shut), ("own", 0.0))
             ]
             joined = f"{parts[1].name.removesuffix('own')}bias"
             place = self.edit.add(ConcatWeight, joined, parts, axis=1, before=self.site.attend)

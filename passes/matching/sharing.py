@@ -18,6 +18,8 @@ def misfit(reader: Attention, donor: Attention | None, mapped: bool = False) -> 
         return f"layer {donor.layer} does not come before layer {reader.layer}"
     if donor.kind != reader.kind:
         return ""
+    if reader.attend.entries is not None:
+        return "the reader attends to pooled rows too, of its own keys and values"
     if reader.window is not None and donor.window is not None and reader.window > donor.window:
         return f"the reader looks back {reader.window} rows, the donor keeps {donor.window}"
     if mapped:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regraft.codegen.package import emit
 from regraft.ir.cost import cache_bytes
-from regraft.ir.errors.recipe import OptionRangeError, ShortWindowsError, StructureError
+from regraft.ir.errors.recipe import DonorError, OptionRangeError, ShortWindowsError, StructureError
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.passes.fitting.measure import Measurements
@@ -130,6 +130,16 @@ def test_the_cache_holds_a_window_rows_and_the_tokens_of_the_next_row(decoder: A
     assert gated == (100 + 16 + 100 // 8 + 2 * 2 * 7 + 2 * 8) * ROW
 
 
+def test_gradients_reach_what_is_to_be_learned(decoder: Any, tmp_path: Path) -> None:
+    model = decoder(layers=2)
+    form = "gates=true, chosen=2, overlap=true, shut=-2, refit=false"
+    graph = rewritten(model, f"rate=4, window=6, {form}")
+    program = load_program(emit(graph, model.source, tmp_path / "program"), dtype="float64")
+    program(model.tokens).pow(2).mean().backward()
+    silent = [name for name, p in program.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in silent} == {"weights_proj"}  # an index only orders
+
+
 def test_layers_are_chosen_by_what_each_costs_alone(decoder: Any) -> None:
     model = decoder(layers=3)
     model.weight(1, "o_proj").mul_(0.01)  # this layer matters least
@@ -166,6 +176,13 @@ def test_layers_that_cannot_are_left_out_and_refused_where_they_are_named(decode
         run_pipeline(
             model.graph, parse_pipeline("compress-seq{rate=4, window=5, refit=false},window{window=4, layers=1}")
         )
+
+
+def test_a_layer_with_pooled_rows_reads_no_other_window(decoder: Any) -> None:
+    with pytest.raises(DonorError) as caught:
+        pipeline = "compress-seq{rate=4, window=5, refit=false},share-kv{layers=2, donor=1, refit=false}"
+        run_pipeline(decoder().graph, parse_pipeline(pipeline))
+    assert "the reader attends to pooled rows too" in str(caught.value)
 
 
 def test_text_as_short_as_the_window_shows_nothing() -> None:
