@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regraft.ir.dims import rows_of
+from regraft.ir.dims import Sizes, rows_of
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import block_kinds
 from regraft.ir.op import Cost, Op, Value
@@ -40,7 +40,7 @@ def parameters(graph: Graph) -> Parameters:
 
 
 def is_buffer(parameter: Value) -> bool:
-    """Return whether no gradient moves a tensor: it holds integers, or is a part of what a checkpoint has as a buffer."""
+    """Return whether no gradient moves a tensor: it holds integers, or is part of a buffer of the checkpoint."""
     op = parameter.op
     while isinstance(op, Take | SliceWeight) and op.x.op is not None:
         op = op.x.op
@@ -64,7 +64,8 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096, las
         batch: Sequences.
         tokens: New tokens of each sequence, 1 for a decode step, ``context`` for a prefill from scratch.
         context: Tokens visible to the last of them, itself included; at least ``tokens``.
-        last: Of how many of the new tokens logits are wanted, for a graph that then keeps these alone; by default all.
+        last: Of how many of the new tokens logits are wanted, all by default. What follows the last layer, the head
+            above all, then counts for these, and so do layers that a graph lets see them alone.
 
     Raises:
         ValueError: ``tokens`` exceeds ``context``, or a number is not positive.
@@ -74,7 +75,7 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096, las
     by_family: dict[str, Cost] = {}
     counted: set[Op] = set()
 
-    def count(op: Op, layers: tuple[int | None, ...]) -> None:
+    def count(op: Op, layers: tuple[int | None, ...], at: Sizes = at) -> None:
         one = op.cost(at)
         family = op.opname.partition(".")[0]
         for layer in layers:
@@ -87,9 +88,10 @@ def cost(graph: Graph, batch: int = 1, tokens: int = 1, context: int = 4096, las
         for op in kind.layers[0].ops:
             if op in live:
                 count(op, kind.numbers)
-    for op in live:
-        if op not in counted:
-            count(op, (layer_of(op.results[0].name),))
+    end = max((place for place, op in enumerate(graph.ops) if op in counted), default=len(graph.ops))
+    for place, op in enumerate(graph.ops):
+        if op in live and op not in counted:
+            count(op, (layer_of(op.results[0].name),), {**at, "T": at["L"]} if place > end else at)
     ordered = sorted(by_layer.items(), key=lambda item: -1 if item[0] is None else item[0])
     return CostReport(sum(by_layer.values(), Cost()), dict(ordered), by_family)
 

@@ -23,7 +23,10 @@ CONTEXT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a graph costs: in all, and for one decode step of one sequence at `CONTEXT` tokens."""
+    """What a graph costs: in all, and for one sequence of `CONTEXT` tokens, a decode step or the prompt's prefill.
+
+    Of a prompt the last token's logits are wanted.
+    """
 
     parameters: int
     active_parameters: int
@@ -31,13 +34,15 @@ class Size:
     cache_bytes: int
     decode_flops: int
     decode_bytes_read: int
+    prefill_flops: int
 
 
 def size_of(graph: Graph) -> Size:
     """Return the size of a graph."""
     count, step = parameters(graph), cost(graph, context=CONTEXT).total
+    prompt = cost(graph, tokens=CONTEXT, context=CONTEXT, last=1).total
     stored = sum(v.tensor.nbytes({}) for v in graph.parameters())
-    return Size(count.total, count.active, stored, step.cache, step.flops, step.bytes_read)
+    return Size(count.total, count.active, stored, step.cache, step.flops, step.bytes_read, prompt.flops)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ SIZES = (
     ("cache_bytes", "cache at 4,096 tokens", size),
     ("decode_flops", "one decode step", flops),
     ("decode_bytes_read", "bytes read by it", size),
+    ("prefill_flops", "a prompt as long", flops),
 )
 
 

@@ -21,6 +21,7 @@ from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
 from regraft.ir.text import print_graph
 from regraft.passes.pipeline import run_pipeline
+from regraft.passes.plan import make_plan
 from regraft.passes.recipe import parse_pipeline
 from regraft.programs import load_program
 from regraft.views.facts import facts
@@ -107,6 +108,10 @@ def test_a_prompt_costs_what_its_last_token_needs() -> None:
     assert after.prefill[4096].by_part["mlp"].flops == 4096 * 15 * narrow + 20 * wide
     assert after.prefill[4096].flops < 0.4 * before.prefill[4096].flops
     assert after.decode == before.decode
+    plan = make_plan(graph, parse_pipeline("last-tokens-only"))
+    assert plan.before.prefill_flops == before.prefill[4096].flops
+    assert plan.after.prefill_flops == after.prefill[4096].flops
+    assert plan.after.decode_flops == plan.before.decode_flops
     every, some = (cost(cut, tokens=64, context=64, last=last).total for last in (None, 1))
     whole = cost(graph, tokens=64, context=64).total
     assert (every.flops, every.bytes_read) == (whole.flops, whole.bytes_read)

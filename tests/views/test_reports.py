@@ -26,6 +26,7 @@ SIZE = {
     "cache_bytes": 1 << 20,
     "decode_flops": 8_000_000,
     "decode_bytes_read": 5_000_000,
+    "prefill_flops": 20_000_000_000,
 }
 STEP: dict[str, Any] = {
     "name": "share-kv",
