@@ -30,6 +30,7 @@ PASSES = {
     "drop-dead": "regraft.passes.drop_dead:DropDeadParts",
     "add-head-gates": "regraft.passes.add_head_gates:AddHeadGates",
     "add-short-convs": "regraft.passes.add_short_convs:AddShortConvs",
+    "add-hyper-connections": "regraft.passes.add_hyper_connections:AddHyperConnections",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -106,24 +107,24 @@ def check_program(graph: Graph, source: TensorSource, expected: Tensor, folder: 
     return model
 
 
-def check_gradients(model: Any, marks: Sequence[str], later: Sequence[str] = ()) -> None:
-    """Check that every parameter whose name has one of ``marks`` gets a gradient from the first step on.
+def check_gradients(model: Any, new: str, later: str = "$^") -> None:
+    """Check that every parameter whose name matches ``new`` gets a gradient from the first step on.
 
-    Those that have one of ``later`` too get none in the first step, and one in the second.
+    Those that match ``later`` too get none in the first step, and one in the second.
     """
-    new = {name: p for name, p in model.named_parameters() if any(mark in name for mark in marks)}
-    assert all(any(mark in name for name in new) for mark in marks), sorted(dict(model.named_parameters()))
+    parameters = {name: p for name, p in model.named_parameters() if re.search(new, name)}
+    assert parameters, sorted(dict(model.named_parameters()))
 
     def step() -> dict[str, bool]:
         model.zero_grad()
         logits = model(TOKENS)
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
-        return {name: p.grad is not None and bool(p.grad.any()) for name, p in new.items()}
+        return {name: p.grad is not None and bool(p.grad.any()) for name, p in parameters.items()}
 
     model.requires_grad_(True)
-    waiting = {name for name in new if any(mark in name for mark in later)}
+    waiting = {name for name in parameters if re.search(later, name)}
     assert {name for name, moved in step().items() if not moved} == waiting
     with torch.no_grad():
-        for parameter in new.values():
+        for parameter in parameters.values():
             parameter.sub_(0.1 * parameter.grad / (parameter.grad.norm() + 1e-12))
     assert all(step().values())

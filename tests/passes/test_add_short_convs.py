@@ -62,4 +62,4 @@ def test_the_program_learns(name: str, tmp_path: Path) -> None:
     graph, source = twin(name)
     done = run(graph, "add-short-convs").graph
     model = check_program(done, source, Interpreter(graph, source)(TOKENS), tmp_path / "package")
-    check_gradients(model, ["q_conv", "k_conv", "v_conv"])
+    check_gradients(model, "[qkv]_conv")
