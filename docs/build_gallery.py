@@ -12,11 +12,11 @@ from regraft.drawing import CONTEXTS
 from regraft.frontends.folder import builtin_names
 from regraft.ir.files import write_atomic
 from regraft.model import lift
+from regraft.views.drawing.gallery import Entry, index
+from regraft.views.drawing.page import Step, page
+from regraft.views.drawing.picture import svg
+from regraft.views.drawing.staging import scene
 from regraft.views.facts import facts
-from regraft.views.gallery import Entry, index
-from regraft.views.page import Step, page
-from regraft.views.picture import svg
-from regraft.views.staging import scene
 
 CHARTED = (
     "Llama-3.1-8B",

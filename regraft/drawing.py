@@ -16,7 +16,7 @@ from regraft.model import Model, lift
 
 if TYPE_CHECKING:
     from regraft.passes.recipe import Recipe
-    from regraft.views.page import Step
+    from regraft.views.drawing.page import Step
 
 CONTEXTS = (4096, 131072)
 
@@ -82,7 +82,7 @@ def _contexts(graph: Graph) -> tuple[int, ...]:
 
 
 def _steps(graph: Graph, recipe: str | Path | Recipe | None) -> list[Step]:
-    from regraft.views.page import Step
+    from regraft.views.drawing.page import Step
 
     if recipe is None:
         return [Step("as lifted", "", graph)]
@@ -106,42 +106,42 @@ def _steps(graph: Graph, recipe: str | Path | Recipe | None) -> list[Step]:
 
 
 def _html(subject: _Subject) -> str:
-    from regraft.views.page import page
+    from regraft.views.drawing.page import page
 
     return page(subject.name, subject.steps, subject.contexts)
 
 
 def _svg(subject: _Subject, *, themes: bool = True) -> str:
+    from regraft.views.drawing.picture import svg
     from regraft.views.facts import facts
-    from regraft.views.picture import svg
 
     known = facts(subject.graph, subject.contexts)
     return svg(subject.name, subject.graph, known, operations=subject.operations, themes=themes)
 
 
 def _png(subject: _Subject) -> bytes:
-    from regraft.views.picture import png
+    from regraft.views.drawing.picture import png
 
     return png(_svg(subject, themes=False))
 
 
 def _dot(subject: _Subject) -> str:
-    from regraft.views.exporters import dot
-    from regraft.views.staging import scene
+    from regraft.views.drawing.exporters import dot
+    from regraft.views.drawing.staging import scene
 
     return dot(subject.name, scene(subject.graph))
 
 
 def _mermaid(subject: _Subject) -> str:
-    from regraft.views.exporters import mermaid
-    from regraft.views.staging import scene
+    from regraft.views.drawing.exporters import mermaid
+    from regraft.views.drawing.staging import scene
 
     return mermaid(subject.name, scene(subject.graph))
 
 
 def _model_explorer(subject: _Subject) -> str:
-    from regraft.views.exporters import model_explorer
-    from regraft.views.staging import scene
+    from regraft.views.drawing.exporters import model_explorer
+    from regraft.views.drawing.staging import scene
 
     return model_explorer(subject.name, scene(subject.graph))
 

@@ -12,12 +12,12 @@ from regraft.ir.errors.usage import DrawFormatError, EvaluationError, TooManyCur
 from regraft.ir.files import write_atomic
 from regraft.ir.json_files import read_object
 from regraft.model import Model, lift
-from regraft.views.cache_chart import cache_chart, cache_of
-from regraft.views.cache_chart import in_words as cache_in_words
-from regraft.views.markup import Figure
-from regraft.views.palette import CURVES
-from regraft.views.picture import framed, png
-from regraft.views.quality_chart import Point, in_words, quality_chart
+from regraft.views.drawing.cache_chart import cache_chart, cache_of
+from regraft.views.drawing.cache_chart import in_words as cache_in_words
+from regraft.views.drawing.markup import Figure
+from regraft.views.drawing.palette import CURVES
+from regraft.views.drawing.picture import framed, png
+from regraft.views.drawing.quality_chart import Point, in_words, quality_chart
 
 FORMATS = (".svg", ".png")
 SCHEMA = "regraft.eval/1"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regraft.views.markup import MONO, SANS, escaped, tag
-from regraft.views.palette import page_roles
+from regraft.views.drawing.markup import MONO, SANS, escaped, tag
+from regraft.views.drawing.palette import page_roles
 from regraft.views.table import ADDED, CHANGED, REMOVED, Block, Heading, Item, Table
 
 _LOOKS = {ADDED: "added", REMOVED: "removed", CHANGED: "changed"}

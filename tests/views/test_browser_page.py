@@ -9,9 +9,9 @@ import pytest
 
 from regraft.drawing import draw
 from regraft.model import lift
+from regraft.views.drawing.gallery import Entry, index
+from regraft.views.drawing.staging import scene
 from regraft.views.facts import facts
-from regraft.views.gallery import Entry, index
-from regraft.views.staging import scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

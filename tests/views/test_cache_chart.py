@@ -7,7 +7,7 @@ from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
 from regraft.ir.ops.attn import Attend
-from regraft.views.cache_chart import Curve, cache_chart, curves, in_words
+from regraft.views.drawing.cache_chart import Curve, cache_chart, curves, in_words
 
 ROW = 2 * 2 * 8 * 2  # bytes: keys and values, 2 heads of 8, bf16
 

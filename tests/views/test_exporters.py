@@ -10,13 +10,13 @@ import pytest
 from regraft.frontends.folder import builtin_names, open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
-from regraft.views.exporters import dot, mermaid, model_explorer
+from regraft.views.drawing.exporters import dot, mermaid, model_explorer
+from regraft.views.drawing.page import Step, page
+from regraft.views.drawing.picture import svg
+from regraft.views.drawing.scene import Scene
+from regraft.views.drawing.staging import scene
+from regraft.views.drawing.wires import wires
 from regraft.views.facts import facts
-from regraft.views.page import Step, page
-from regraft.views.picture import svg
-from regraft.views.scene import Scene
-from regraft.views.staging import scene
-from regraft.views.wires import wires
 
 EVIL = 'a <b>"x"</b> \\ # `y` \x00\nnext'
 MODELS = ["gemma-4-E2B", "ZAYA1-8B", "Qwen3-Next-80B-A3B"]

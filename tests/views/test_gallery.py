@@ -8,9 +8,9 @@ import pytest
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
+from regraft.views.drawing.gallery import Entry, index
+from regraft.views.drawing.staging import scene
 from regraft.views.facts import facts
-from regraft.views.gallery import Entry, index
-from regraft.views.staging import scene
 
 EVIL = "<script>alert(1)</script>"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.views.layering import Box, Placed, place
+from regraft.views.drawing.layering import Box, Placed, place
 
 Drawing = tuple[dict[str, Box], list[tuple[str, str]]]
 

@@ -11,7 +11,7 @@ from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
 from regraft.ir.ops.attn import Attend
-from regraft.views.page import Step, page
+from regraft.views.drawing.page import Step, page
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "input"}

@@ -8,13 +8,13 @@ import pytest
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
+from regraft.views.drawing.markup import escaped, tag, width_of, wrapped
+from regraft.views.drawing.opgraph import op_graph
+from regraft.views.drawing.palette import KINDS, ROLES, hatching, kind_style
+from regraft.views.drawing.picture import svg
+from regraft.views.drawing.staging import scene
+from regraft.views.drawing.strands import strands
 from regraft.views.facts import facts
-from regraft.views.markup import escaped, tag, width_of, wrapped
-from regraft.views.opgraph import op_graph
-from regraft.views.palette import KINDS, ROLES, hatching, kind_style
-from regraft.views.picture import svg
-from regraft.views.staging import scene
-from regraft.views.strands import strands
 
 EVIL = "<script>alert('x')</script> & \"quotes\" \x00\x1b \ud800"
 SPACE = "{http://www.w3.org/2000/svg}"

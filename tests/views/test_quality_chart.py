@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft.views.quality_chart import HEIGHT, WIDTH, Point, frontier, quality_chart
+from regraft.views.drawing.quality_chart import HEIGHT, WIDTH, Point, frontier, quality_chart
 
 POINTS = st.builds(Point, st.text("abc", min_size=1, max_size=8), st.integers(1, 2**40), st.floats(1e-6, 1e3))
 

@@ -5,9 +5,9 @@ import pytest
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift
 from regraft.ir.graph import Graph
+from regraft.views.drawing.scene import Scene, Section
+from regraft.views.drawing.staging import scene
 from regraft.views.pattern import fold, letter, spelled
-from regraft.views.scene import Scene, Section
-from regraft.views.staging import scene
 
 
 def _bundled(name: str) -> Scene:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from regraft.views.markup import MONO, SANS
+from regraft.views.drawing.markup import MONO, SANS
 
 Theme = Literal["light", "dark"]
 

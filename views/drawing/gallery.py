@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regraft.ir.graph import Graph
-from regraft.views.cache_chart import Curve, cache_chart, cache_of, in_words
+from regraft.views.drawing.cache_chart import Curve, cache_chart, cache_of, in_words
+from regraft.views.drawing.markup import SANS, Figure, escaped, tag
+from regraft.views.drawing.palette import CURVES, page_roles
+from regraft.views.drawing.scene import Scene
+from regraft.views.drawing.strip import strip
 from regraft.views.facts import Facts
-from regraft.views.markup import SANS, Figure, escaped, tag
 from regraft.views.numbers import context, count, size
-from regraft.views.palette import CURVES, page_roles
 from regraft.views.pattern import fold, spelled
-from regraft.views.scene import Scene
-from regraft.views.strip import strip
 
 STRIP = 540.0  # pixels
 LONGEST = 2**20  # tokens that the chart of caches goes up to
@@ -63,7 +63,7 @@ def index(entries: Sequence[Entry], charted: Sequence[str]) -> str:
 
     Args:
         entries: Models, in the order in which they are shown, with facts at the same contexts.
-        charted: Names of those whose caches are drawn over the context, at most `regraft.views.palette.CURVES`.
+        charted: Names of those whose caches are drawn over the context, at most `regraft.views.drawing.palette.CURVES`.
     """
     curves = [cache_of(each.graph, each.name, LONGEST) for each in entries if each.name in charted][:CURVES]
     head = tag(

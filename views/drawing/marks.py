@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from regraft.views.diff import Diff, OpDiff
-from regraft.views.scene import Scene
+from regraft.views.drawing.scene import Scene
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from regraft.ir.op import op_class
-from regraft.views.opgraph import verb
-from regraft.views.scene import Node, Section
+from regraft.views.drawing.opgraph import verb
+from regraft.views.drawing.scene import Node, Section
 
 
 class Records:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from regraft.views import glyphs
-from regraft.views.layering import Box, Placed, place
-from regraft.views.markup import Figure, cut, escaped, moved, number, path, rectangle, tag, width_of, words
-from regraft.views.scene import Branch, Node, Port, Section
-from regraft.views.strands import sources, strands
+from regraft.views.drawing import glyphs
+from regraft.views.drawing.layering import Box, Placed, place
+from regraft.views.drawing.markup import Figure, cut, escaped, moved, number, path, rectangle, tag, width_of, words
+from regraft.views.drawing.scene import Branch, Node, Port, Section
+from regraft.views.drawing.strands import sources, strands
 
 ROW, PAD = 20.0, 5.0
 RANK_GAP = 30.0

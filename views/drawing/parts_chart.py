@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from regraft.views.drawing.markup import Figure, cut, path, rectangle, words
 from regraft.views.facts import CallFacts, Facts
-from regraft.views.markup import Figure, cut, path, rectangle, words
 from regraft.views.numbers import context, flops, size
 from regraft.views.parts import PARTS
 

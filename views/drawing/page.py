@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from regraft.ir.graph import Graph
-from regraft.views import glyphs
-from regraft.views.boxes import glance
-from regraft.views.cache_chart import cache_chart, curves, in_words
-from regraft.views.changes import changes
 from regraft.views.compare import diff
 from regraft.views.diff import Diff
+from regraft.views.drawing import glyphs
+from regraft.views.drawing.boxes import glance
+from regraft.views.drawing.cache_chart import cache_chart, curves, in_words
+from regraft.views.drawing.changes import changes
+from regraft.views.drawing.marks import Marks, marks_of, no_marks
+from regraft.views.drawing.markup import Figure, escaped, tag
+from regraft.views.drawing.opgraph import op_graph
+from regraft.views.drawing.palette import KINDS, page_roles
+from regraft.views.drawing.parts_chart import parts_chart
+from regraft.views.drawing.picture import outside_words
+from regraft.views.drawing.records import Records
+from regraft.views.drawing.scene import Form, Scene, Section
+from regraft.views.drawing.staging import scene
+from regraft.views.drawing.strip import strip
+from regraft.views.drawing.tiles import tiles
 from regraft.views.facts import Facts, facts, layers_text
-from regraft.views.marks import Marks, marks_of, no_marks
-from regraft.views.markup import Figure, escaped, tag
 from regraft.views.numbers import count, size
-from regraft.views.opgraph import op_graph
-from regraft.views.palette import KINDS, page_roles
 from regraft.views.parts import PARTS
-from regraft.views.parts_chart import parts_chart
 from regraft.views.pattern import fold, spelled
-from regraft.views.picture import outside_words
-from regraft.views.records import Records
-from regraft.views.scene import Form, Scene, Section
-from regraft.views.staging import scene
-from regraft.views.strip import strip
-from regraft.views.tiles import tiles
 
 STRIP = 1160.0  # pixels that the strip may take
 _LEAST = 0.74  # to which the picture of a kind's operations may shrink, before it scrolls
@@ -334,4 +334,4 @@ def _legend(found: Scene, *, marked: bool) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("regraft.views.templates").joinpath(name).read_text("utf-8")
+    return files("regraft.views.drawing.templates").joinpath(name).read_text("utf-8")

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regraft.views.cache_chart import mark
-from regraft.views.markup import Figure, number, path, width_of, words
+from regraft.views.drawing.cache_chart import mark
+from regraft.views.drawing.markup import Figure, number, path, width_of, words
+from regraft.views.drawing.palette import CURVES
 from regraft.views.numbers import size
-from regraft.views.palette import CURVES
 
 WIDTH, HEIGHT = 720.0, 380.0
 _LEFT, _TOP, _BOTTOM, _RIGHT = 74.0, 46.0, 52.0, 30.0

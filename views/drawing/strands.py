@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from regraft.views.scene import Node
+from regraft.views.drawing.scene import Node
 
 _LIGHT = {
     "core.slice",

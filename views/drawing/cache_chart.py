@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from regraft.ir.graph import Graph
 from regraft.views.cache import CacheFacts, Memories
-from regraft.views.markup import Figure, number, path, tag, width_of, words
+from regraft.views.drawing.markup import Figure, number, path, tag, width_of, words
 from regraft.views.numbers import context, size
 
 WIDTH, HEIGHT = 568.0, 300.0
@@ -70,7 +70,7 @@ def cache_chart(
     """Return curves over contexts, both axes in powers of two; each has a dash, a mark and a label of its own.
 
     Args:
-        drawn: Curves at the same contexts; up to `regraft.views.palette.CURVES` can be told apart.
+        drawn: Curves at the same contexts; up to `regraft.views.drawing.palette.CURVES` can be told apart.
         title: Of the chart.
         lead: Whether the first curve is what the chart is about.
     """

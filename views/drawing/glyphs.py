@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from regraft.views.markup import moved, path, rectangle, tag
+from regraft.views.drawing.markup import moved, path, rectangle, tag
+from regraft.views.drawing.scene import Form, Memory
 from regraft.views.numbers import size
-from regraft.views.scene import Form, Memory
 
 WIDTH, HEIGHT = 26.0, 16.0
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from regraft.ir.kinds import ranges
-from regraft.views.scene import Port, Role, Scene, Section
+from regraft.views.drawing.scene import Port, Role, Scene, Section
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from regraft.views.drawing.markup import escaped, tag
 from regraft.views.facts import Facts
-from regraft.views.markup import escaped, tag
 from regraft.views.numbers import change, context, count, size
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from regraft.views.diff import Diff, MemoryDiff, Rewiring
+from regraft.views.drawing.markup import escaped, tag
 from regraft.views.facts import Facts, layers_text
-from regraft.views.markup import escaped, tag
 from regraft.views.numbers import change, context, count, flops, size
 
 _TOGETHER = 3  # layers that read equally far back, from which on one line tells of all

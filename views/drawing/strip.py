@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from regraft.ir.kinds import ranges
-from regraft.views import glyphs
-from regraft.views.markup import Figure, escaped, moved, number, path, rectangle, tag, width_of, words
-from regraft.views.palette import hatching, kind_style
+from regraft.views.drawing import glyphs
+from regraft.views.drawing.markup import Figure, escaped, moved, number, path, rectangle, tag, width_of, words
+from regraft.views.drawing.palette import hatching, kind_style
+from regraft.views.drawing.scene import Form, Link, Scene
 from regraft.views.pattern import Repeat, fold
-from regraft.views.scene import Form, Link, Scene
 
 CELL, LEAST = 34.0, 12.0  # pixels
 HEIGHT, LANE, GLYPH = 36.0, 20.0, 13.0

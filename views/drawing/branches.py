@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Activation, Embed, Linear
 from regraft.views.describe import jobs
-from regraft.views.scene import Branch
+from regraft.views.drawing.scene import Branch
 
 _TITLES = {"ple": "per-layer embedding", "attn": "attention", "moe": "mixture of experts", "mlp": "MLP"}
 

@@ -16,11 +16,11 @@ from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.seq import Delta, Tail
 from regraft.ir.types import MemoryType, TensorType
-from regraft.views.branches import branches
 from regraft.views.describe import describe
+from regraft.views.drawing.branches import branches
+from regraft.views.drawing.scene import CONTEXT, Form, Link, Memory, Node, Operand, Port, Role, Scene, Section, Weight
+from regraft.views.drawing.spine import stream_values
 from regraft.views.pattern import letter
-from regraft.views.scene import CONTEXT, Form, Link, Memory, Node, Operand, Port, Role, Scene, Section, Weight
-from regraft.views.spine import stream_values
 
 Sizes = Mapping[str, int]
 Naming = Callable[[Value], str]

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from regraft.ir.errors.usage import MissingPackageError
 from regraft.ir.graph import Graph
-from regraft.views.boxes import WIDTH, glance
-from regraft.views.cache_chart import cache_chart, curves
+from regraft.views.drawing.boxes import WIDTH, glance
+from regraft.views.drawing.cache_chart import cache_chart, curves
+from regraft.views.drawing.markup import Figure, cut, escaped, moved, number, rectangle, tag, width_of, words
+from regraft.views.drawing.opgraph import op_graph
+from regraft.views.drawing.palette import kind_style, picture_style
+from regraft.views.drawing.parts_chart import parts_chart
+from regraft.views.drawing.scene import Scene, Section
+from regraft.views.drawing.staging import scene
+from regraft.views.drawing.strip import strip
 from regraft.views.facts import Facts, layers_text
-from regraft.views.markup import Figure, cut, escaped, moved, number, rectangle, tag, width_of, words
 from regraft.views.numbers import context, count, size
-from regraft.views.opgraph import op_graph
-from regraft.views.palette import kind_style, picture_style
-from regraft.views.parts_chart import parts_chart
 from regraft.views.pattern import fold, spelled
-from regraft.views.scene import Scene, Section
-from regraft.views.staging import scene
-from regraft.views.strip import strip
 
 PAGE, EDGE, GAP = 1200.0, 24.0, 16.0  # pixels: the least width, the margin, and between cards
 PNG_SCALE = 2.0

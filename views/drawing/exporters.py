@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from regraft.views import glyphs
+from regraft.views.drawing import glyphs
+from regraft.views.drawing.markup import printable
+from regraft.views.drawing.opgraph import shape, verb
+from regraft.views.drawing.scene import Node, Port, Scene, Section
+from regraft.views.drawing.strands import sources
+from regraft.views.drawing.wires import wires
 from regraft.views.facts import layers_text
-from regraft.views.markup import printable
-from regraft.views.opgraph import shape, verb
-from regraft.views.scene import Node, Port, Scene, Section
-from regraft.views.strands import sources
-from regraft.views.wires import wires
 
 _ENTITIES = str.maketrans({"#": "#35;", "&": "#amp;", "<": "#lt;", ">": "#gt;", '"': "#quot;", "`": "#96;"})
 _SHAPES = {"memory": "cylinder", "tokens": "plaintext", "stream": "plaintext", "carried": "plaintext"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from regraft.views import glyphs
-from regraft.views.markup import Figure, number, path, rectangle, tag, words, wrapped
+from regraft.views.drawing import glyphs
+from regraft.views.drawing.markup import Figure, number, path, rectangle, tag, words, wrapped
+from regraft.views.drawing.opgraph import stream_count, stream_lines
+from regraft.views.drawing.scene import Branch, Memory, Node, Section
 from regraft.views.numbers import count
-from regraft.views.opgraph import stream_count, stream_lines
-from regraft.views.scene import Branch, Memory, Node, Section
 
 WIDTH = 344.0
 _SPINE, _LEFT, _LINE = 16.0, 40.0, 16.0
