@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from regraft.frontends.blocks import ModelBuilder, RMSNorm
 from regraft.frontends.cca import CCA, LEGACY, NATIVE, DepthRouted, Names, merge, scaled
@@ -21,11 +21,13 @@ from regraft.frontends.config import (
     integer,
     number,
     optional_integer,
+    show,
     token_ids,
     words,
 )
 from regraft.frontends.decoder import Decoder
 from regraft.ir.builder import Builder
+from regraft.ir.errors.config import KeyValueError, MissingKeyError
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Embed
 from regraft.ir.ops.precision import CastLike, Widen
@@ -39,9 +41,19 @@ RENAMED = {
     "zaya_mlp_expansion": "router_hidden_size",
     "moe_router_topk": "num_experts_per_tok",
 }
-LISTS = {"cca_num_q_heads": "num_attention_heads", "num_query_groups_list": "num_key_value_heads"}
-FLAGS = ("cca", "zaya_use_eda", "zaya_use_mod", "scale_residual_merge", "residual_in_fp32")
-MARKERS = {*RENAMED, *LISTS, *FLAGS, "ffn_hidden_size", "ffn_hidden_size_list", "zaya_layers"}
+LISTS = {  # by layer, 0 in those of the other sort; the number for all that stands beside it may be another
+    "cca_num_q_heads": "num_attention_heads",
+    "num_query_groups_list": "num_key_value_heads",
+    "ffn_hidden_size_list": "ffn_hidden_size",
+    "zaya_mlp_expansion": "router_hidden_size",
+}
+FLAGS = ("cca", "gated_linear_unit", "zaya_use_eda", "zaya_use_mod", "scale_residual_merge", "residual_in_fp32")
+MARKERS = {*RENAMED, *LISTS, *FLAGS, "ffn_hidden_size", "zaya_layers"}
+_ATTENTION = "a"  # what zaya_layers calls a layer of attention; one of experts has their number
+_KERNELS = (  # how older configs were trained and run
+    *("activation_func_fp8_input_store", "apply_rope_fusion", "bias_activation_fusion", "fused_add_norm"),
+    *("mamba_cache_dtype", "swa_rotary_base", "zaya_high_prec"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,16 +76,16 @@ class Zaya(Decoder):
     family = "zaya"
     model_types = ("zaya",)
     architectures = ("ZayaForCausalLM",)
-    inert = ("output_router_logits", *FLAGS)
+    inert = ("output_router_logits", *FLAGS, *_KERNELS)
 
     vocab_size = integer(262272, high=MAX_VOCABULARY)
     hidden_size = integer(2048)
     num_hidden_layers = integer(40, high=MAX_LAYERS)
     num_attention_heads = integer(8, high=MAX_HEADS)
-    num_key_value_heads = optional_integer(2, high=MAX_HEADS)
-    head_dim = optional_integer(128, low=2)
+    num_key_value_heads = optional_integer(2, high=MAX_HEADS, names=("num_query_groups",))
+    head_dim = optional_integer(128, low=2, names=("kv_channels",))
     max_position_embeddings = integer(131072, high=MAX_CONTEXT)
-    rms_norm_eps = number(1e-5, low=1e-30, high=1.0)
+    rms_norm_eps = number(1e-5, low=1e-30, high=1.0, names=("norm_epsilon",))
     tie_word_embeddings = boolean(True)
     bos_token_id = token_ids((2,))
     eos_token_id = token_ids((106,))
@@ -86,9 +98,13 @@ class Zaya(Decoder):
     cca_time1 = integer(2, low=2, high=256)
     moe_intermediate_size = integer(2048)
     num_experts = integer(16, high=MAX_EXPERTS)
-    num_experts_per_tok = fixed(1)
-    router_hidden_size = integer(256)
+    num_experts_per_tok = fixed(1, names=("moe_router_topk",))
+    router_hidden_size = integer(256, names=("zaya_mlp_expansion",))
     skip_expert = choice("zero", {"zero": "zero", "identity": "identity"})
+    activation_func = fixed("swiglu")
+    add_bias_linear = fixed(False)
+    clamp_temp = fixed(False)
+    normalization = fixed("RMSNorm")
     swa_layers = fixed(None)
 
     def __init__(self, given: Given, allow: Iterable[str] = (), *, strict: bool = True) -> None:
@@ -98,9 +114,6 @@ class Zaya(Decoder):
             self.last_norm = "final_norm"
 
     def check(self) -> None:
-        for flag in FLAGS:
-            if self.given.values.get(flag, True) is not True:
-                raise self.unsupported(flag, "true")
         self.check_types(self.layer_types)
         if SLIDING in (self.layer_types or ()) and self.sliding_window is None:
             raise self.disagree("sliding_window", "layers slide and there is no window", "give sliding_window")
@@ -233,29 +246,78 @@ class Zaya(Decoder):
 
 
 def _native(given: Given) -> Given:
-    """Return the keys of an older config under today's names."""
-    values: dict[str, Any] = {}
-    for name, value in given.values.items():
-        if name in LISTS:
-            held = {each for each in value if each} if isinstance(value, list) else set()
-            if len(held) == 1:
-                values[LISTS[name]] = held.pop()
-        elif name not in ("ffn_hidden_size", "ffn_hidden_size_list", "zaya_layers", "rope_theta"):
-            values.setdefault(RENAMED.get(name, name), value)
-    widths = given.values.get("ffn_hidden_size_list") or [given.values.get("ffn_hidden_size") or 4096]
-    whole = next((width for width in widths if isinstance(width, int) and width), 4096)
-    layers = given.values.get("num_hidden_layers", 80)
-    rope = {"rope_theta": given.values.get("rope_theta", THETAS[HYBRID])}
-    values |= {"moe_intermediate_size": whole // 2, "rope_parameters": {HYBRID: rope}}
-    values["num_hidden_layers"] = layers // 2 if isinstance(layers, int) and not isinstance(layers, bool) else layers
-    return Given(values, given.path, given.prefix)
+    """Return the keys of an older config: layers counted as today, one number for a list by layer.
+
+    Raises:
+        KeyValueError: Layers differ from one another, or there is no whole number of them as they are counted today; or
+            a part is switched off.
+        MissingKeyError: There is no base of the rotation.
+    """
+    values = dict(given.values)
+    if switched := next((flag for flag in FLAGS if values.get(flag, True) is not True), None):
+        raise _refused(given, switched, "true")
+    for name, key in LISTS.items():
+        if isinstance(values.get(name), list) or (name in values and name not in RENAMED):
+            for other in (key, *(old for old, new in RENAMED.items() if new == key)):
+                values.pop(other, None)
+            values[key] = _alike(given, name)
+            values.pop(name, None)
+    layers, experts = _layers(given)
+    values |= {"num_hidden_layers": layers} | ({} if experts is None else {"num_experts": experts})
+    width = values.pop("ffn_hidden_size", 4096)
+    if not _whole(width) or width % 2:
+        raise _refused(given, "ffn_hidden_size", "an even number, of gate and up projection together")
+    if values.pop("rope_scaling", None) not in (None, False):
+        raise _refused(given, "rope_scaling", "false or null, as older configs have it")
+    if values.get("rope_parameters") is not None:
+        raise _refused(given, "rope_parameters", "null: older configs have rope_theta")
+    theta = values.pop("rope_theta", None)
+    if theta is None:
+        raise MissingKeyError(key="rope_theta", why="older configs have it", where=given.path)
+    values |= {"moe_intermediate_size": width // 2, "rope_parameters": {HYBRID: {"rope_theta": theta}}}
+    return Given({name: value for name, value in values.items() if name != "zaya_layers"}, given.path, given.prefix)
+
+
+def _layers(given: Given) -> tuple[object, int | None]:
+    """Return how many blocks there are, and of how many experts where a list of layers says so."""
+    sorts = given.values.get("zaya_layers")
+    if sorts is None:
+        count = given.values.get("num_hidden_layers", 80)
+        if _whole(count) and count % 2:
+            raise _refused(given, "num_hidden_layers", "an even number: attention and experts are a layer each")
+        return (count // 2 if _whole(count) else count), None
+    legal = f'a list of "{_ATTENTION}" and a number of experts in turn'
+    if not isinstance(sorts, list) or not sorts or len(sorts) % 2 or not _whole(sorts[1]):
+        raise _refused(given, "zaya_layers", legal)
+    if sorts != [_ATTENTION, sorts[1]] * (len(sorts) // 2):
+        raise _refused(given, "zaya_layers", legal)
+    return len(sorts) // 2, sorts[1]
+
+
+def _alike(given: Given, name: str) -> object:
+    """Return the number that a key has for all layers which it is about."""
+    value = given.values[name]
+    held: list[object] = [each for each in value if each] if isinstance(value, list) else [value]
+    if not held or any(each != held[0] for each in held):
+        raise _refused(given, name, "one number in all layers that have it")
+    return held[0]
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refused(given: Given, key: str, legal: str) -> KeyValueError:
+    found = show(given.values.get(key))
+    return KeyValueError(family=Zaya.family, key=key, found=found, legal=legal, where=given.where(key))
 
 
 def _old(config: Mapping[str, Any]) -> dict[str, object]:
     """Return the keys of a config as older ones have them."""
     new = {value: key for key, value in RENAMED.items()}
     gone = ("layer_types", "sliding_window", "moe_intermediate_size", "rope_parameters", "intermediate_size")
-    old: dict[str, object] = {new.get(name, name): value for name, value in config.items() if name not in gone}
+    kept = (name for name in config if name not in gone and RENAMED.get(name) not in config)
+    old: dict[str, object] = {new.get(name, name): config[name] for name in kept}
     old |= {"num_hidden_layers": 2 * config["num_hidden_layers"]}
     old |= {"ffn_hidden_size": 2 * config["moe_intermediate_size"]}
     return old | {"rope_theta": config["rope_parameters"][HYBRID]["rope_theta"], "cca": True}

@@ -59,6 +59,18 @@ OLD: dict[str, Any] = {  # ZAYA1-8B in its older form
     "zaya_use_mod": True,
     "scale_residual_merge": True,
     "residual_in_fp32": True,
+    # what the published file has beside, most of it about how it was trained
+    "activation_func": "swiglu",
+    "activation_func_fp8_input_store": False,
+    "add_bias_linear": False,
+    "bias_activation_fusion": True,
+    "gated_linear_unit": True,
+    "head_dim": 128,
+    "mamba_cache_dtype": "float32",
+    "normalization": "RMSNorm",
+    "num_key_value_heads": 2,
+    "rope_scaling": False,
+    "sliding_window": None,
 }
 
 
@@ -296,12 +308,41 @@ def test_older_configs(older_pair: Pair) -> None:
     assert not {"layer_types", "rope_parameters", "head_dim"} & set(config)
     listed = {key: value for key, value in OLD.items() if key not in ("num_query_groups", "ffn_hidden_size")}
     listed |= {"num_attention_heads": 16, "cca_num_q_heads": [8, 0] * 40, "num_query_groups_list": [2, 0] * 40}
-    listed |= {"ffn_hidden_size_list": [0, 4096] * 40, "zaya_layers": ["a", 16] * 40}
+    listed |= {"ffn_hidden_size_list": [0, 4096] * 40, "zaya_layers": ["a", 16] * 40, "num_hidden_layers": 40}
+    listed |= {"zaya_mlp_expansion": [0, 256] * 40}
+    del listed["num_experts"]
     first, second = (lift_config(read_config(each), Declared("bf16")) for each in (OLD, listed))
     assert first.equals(second)
 
 
 # -- configs
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 81),
+        ("ffn_hidden_size", 4097),
+        ("ffn_hidden_size", "wide"),
+        ("ffn_hidden_size_list", [0, 4096, 0, 2048]),
+        ("cca_num_q_heads", [8, 0, 4, 0]),
+        ("num_query_groups_list", [0, 0]),
+        ("zaya_layers", ["a", 16, "a", 8]),
+        ("zaya_layers", [16, "a"]),
+        ("zaya_layers", "a"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("rope_parameters", {"rope_theta": 1e6}),
+        ("rope_theta", None),
+        ("moe_router_topk", 2),
+        ("activation_func", "gelu"),
+        ("gated_linear_unit", False),
+        ("swa_layers", [4096, 0] * 40),
+    ],
+    ids=str,
+)
+def test_older_values_that_are_not_supported_are_named_as_they_stand(key: str, value: object) -> None:
+    with pytest.raises(RegraftError, match=key):
+        read_config({**OLD, key: value})
 
 
 @pytest.mark.parametrize(
