@@ -38,17 +38,15 @@ from regraft.passes.base import (
 from regraft.passes.counts import HEADS, MOST_HEADS, Heads, counts_by_layer
 from regraft.passes.fitting.grouping import Cost, Partition, adjacent, cluster, merge_cost
 from regraft.passes.fitting.merging import (
-    GaugeMerger,
     Merge,
     Merger,
-    ScoreMerger,
     Shared,
     key_statistics,
-    score_refusal,
     shared_of,
     turning,
     value_statistics,
 )
+from regraft.passes.fitting.norm_merging import CarryMerger, GaugeMerger, ScoreMerger, score_refusal
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_refusal
 from regraft.passes.located import Node
 from regraft.passes.matching.rewrite import Editor, Rule, drive
@@ -106,9 +104,9 @@ class MergeKVHeads(Pass):
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all that heads speaks of")
     method: str = option(choice(*METHODS), "pca", "the new head: leading components that readers weigh, or a mean")
     norm: str = option(
-        choice("gauge", "stock"),
+        choice("gauge", "carry", "stock"),
         "gauge",
-        "where heads are normalised: maps after the norms, or projections and norms fitted for a stock class",
+        "under norms: maps after them, maps before and factors kept, or norms and projections fitted for a stock class",
     )
     grouping: str = option(choice("cost", "adjacent"), "cost", "which heads merge: what loses least, or neighbours")
     even: bool = option(BOOL, True, "make groups of as many heads each, as stock layouts need")
@@ -287,7 +285,9 @@ class MergeKVHeads(Pass):
         """Return how a memory's heads are merged; means fold into projections whatever follows these."""
         if not shared.normalised or self.method == "mean":
             return Merger
-        return GaugeMerger if self.norm == "gauge" else ScoreMerger
+        if self.norm == "stock":
+            return ScoreMerger
+        return CarryMerger if self.norm == "carry" and shared.keys.norm is not None else GaugeMerger
 
     def merger(self, edit: Editor, shared: Shared, groups: Partition) -> Merger:
         """Return what merges a memory's heads in these groups."""

@@ -77,16 +77,19 @@ class HeadStatistic(Statistic):
     def targets(self) -> list[tuple[str, int]]:
         return [] if self.source is None else [(self.source, self.weight.tensor.sizes[1])]
 
-    def made(self, x: Tensor, weight: Tensor, rest: Sequence[Tensor]) -> Tensor:
-        """Return the heads of every token in float64, ``[N, H, D]``."""
-        left = list(rest)
+    def projected(self, x: Tensor, weight: Tensor, rest: Sequence[Tensor]) -> Tensor:
+        """Return the heads of every token before a norm, in float64, ``[N, H, D]``."""
         heads = x.flatten(0, 1).double() @ weight.double().T
         if self.bias is not None:
-            heads = heads + left.pop(0).double()
-        heads = heads.unflatten(-1, (self.heads, -1))
+            heads = heads + rest[0].double()
+        return heads.unflatten(-1, (self.heads, -1))
+
+    def made(self, x: Tensor, weight: Tensor, rest: Sequence[Tensor]) -> Tensor:
+        """Return the heads of every token in float64, ``[N, H, D]``."""
+        heads = self.projected(x, weight, rest)
         if self.eps is not None:
             heads = heads * (heads.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return heads * (left.pop(0).double() + self.offset) if self.norm is not None else heads
+        return heads * (rest[-1].double() + self.offset) if self.norm is not None else heads
 
 
 @op("weight.joint_moment")
@@ -144,6 +147,38 @@ class GroupMoments(HeadStatistic):
         heads = self.made(x, weight, rest).transpose(0, 1)
         total = torch.zeros(self.parts, heads.shape[-1], heads.shape[-1], dtype=torch.float64)
         return total.index_add(0, torch.tensor(self.groups), heads.transpose(1, 2) @ heads)
+
+
+@op("weight.inverse_power")
+class InversePower(HeadStatistic):
+    """Return what norms multiply heads by, squared: ``E[1 / (mean of k² + eps)]`` of each head, in float64.
+
+    ``eps`` must be given; there is no ``norm``.
+
+    Example:
+        %s = weight.inverse_power %w, x=%h {parts = 4, eps = 1e-06} : f64[4]
+    """
+
+    parts = attribute(INT)
+
+    @property
+    def heads(self) -> int:
+        return self.parts
+
+    def verify(self, dim: Dims) -> None:
+        super().verify(dim)
+        if self.eps is None or self.norm is not None:
+            problem = f"eps {self.eps}" + ("" if self.norm is None else " and a norm")
+            raise OpRuleError(op=self.label, problem=problem, fix="give eps, and no norm")
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        return (TensorType("f64", (self.parts,)),)
+
+    def batch_sum(self, run: Run, *values: Tensor) -> Tensor:
+        x, weight, *rest = values
+        heads = self.projected(x, weight, rest)
+        assert self.eps is not None
+        return (heads.square().mean(-1) + self.eps).reciprocal().sum(0)
 
 
 @op("weight.group_gram")

@@ -58,7 +58,7 @@ class FitScores(WeightOp):
     merged = attribute(INTS)
     eps = attribute(FLOAT)
     offset = defaulted(FLOAT, 0.0)
-    steps = defaulted(INT, 30)
+    steps = defaulted(INT, 60)
     seed = defaulted(INT, 0)
     channels = defaulted(INT, 0)
     pairs = defaulted(INT, 0)

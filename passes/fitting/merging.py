@@ -17,13 +17,12 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.algebra import Eye, MatMul, Permute, Reshape
 from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.core import Flatten, Gain, GroupedLinear, Linear, Mul, Scale, Unflatten
-from regraft.ir.ops.fits import Align, Moment, Statistic, width
+from regraft.ir.ops.core import Flatten, Gain, Linear, Mul, Scale
+from regraft.ir.ops.fits import Align, Statistic
 from regraft.ir.ops.layout import Transpose
 from regraft.ir.ops.merging import Channels, GroupGram, GroupMoments, JointMoment, MergeHeads
 from regraft.ir.ops.pos import Rope
-from regraft.ir.ops.scores import FitScores
-from regraft.ir.ops.weight import Cast, Combine, ConcatWeight, SliceWeight, Take
+from regraft.ir.ops.weight import Cast, Combine, Take
 from regraft.passes.fitting.refit import add_refit, undo_refit
 from regraft.passes.matching.heads import Cut, apply_cut, group_map, take_blocks, trace_gates
 from regraft.passes.matching.projections import Projection, projection_of
@@ -181,9 +180,9 @@ def _passes(attend: Attend, output: Output) -> bool | Refusal:
 
 def key_statistics(shared: Shared, graph: Graph) -> tuple[JointMoment, list[GroupMoments]]:
     """Return the statistics that keys are merged by: theirs, and each reader's queries'. They are in no graph yet."""
-    keys = JointMoment(*_heads_of(shared, graph, shared.keys, {"parts": shared.heads}))
+    keys = JointMoment(*heads_of(shared, graph, shared.keys, {"parts": shared.heads}))
     queries = [
-        GroupMoments(*_heads_of(shared, graph, r.queries, {"groups": r.groups, "parts": shared.heads}, reader=r))
+        GroupMoments(*heads_of(shared, graph, r.queries, {"groups": r.groups, "parts": shared.heads}, reader=r))
         for r in shared.readers
     ]
     return keys, queries
@@ -191,10 +190,10 @@ def key_statistics(shared: Shared, graph: Graph) -> tuple[JointMoment, list[Grou
 
 def value_statistics(shared: Shared, graph: Graph) -> JointMoment:
     """Return the statistic that values are merged by, beside the output projections; it is in no graph yet."""
-    return JointMoment(*_heads_of(shared, graph, shared.values, {"parts": shared.heads}))
+    return JointMoment(*heads_of(shared, graph, shared.values, {"parts": shared.heads}))
 
 
-def _heads_of(
+def heads_of(
     shared: Shared, graph: Graph, made: Projection, rest: dict[str, object], reader: Reader | None = None
 ) -> tuple[dict[str, tuple[Value, ...]], dict[str, object]]:
     """Return the slots and attributes of a statistic of heads as a projection makes them."""
@@ -260,6 +259,7 @@ class Merger:
     def run(self) -> None:
         """Merge keys and values, and let every reader follow."""
         earlier = [undo_refit(self.edit, reader.output) for reader in self.shared.readers]
+        self.edit.set_aside_measured(self.changed())
         keys, values = self.key_maps(), self.value_maps()
         self.make_keys(keys)
         self.make_fewer(self.shared.values, values)
@@ -269,6 +269,14 @@ class Merger:
                 self.turn_queries(reader, keys)
             self.follow(reader, values, self.merge.refit or fit)
 
+    def changed(self) -> list[Op]:
+        """Return the ops whose results change, in order."""
+        shared = self.shared
+        found = [*shared.keys.cut.ops, *shared.values.cut.ops, shared.state]
+        for reader in shared.readers:
+            found += [*reader.queries.cut.ops, *reader.gates.ops, reader.attend, *reader.output.chain]
+        return sorted(dict.fromkeys(found), key=self.graph.ops.index)
+
     def new_groups(self, reader: Reader) -> list[int]:
         """Return the new head that each query head of a reader reads."""
         return [self.merge.groups[group] for group in reader.groups]
@@ -277,62 +285,72 @@ class Merger:
         """Return the order in which a reader's query heads come to stand."""
         return head_order(self.new_groups(reader))
 
+    def head_map(self, groups: Sequence[int]) -> tuple[int, ...] | None:
+        """Return the attribute that says which head each query head reads."""
+        return group_map(groups, self.merge.heads)
+
     # -- fits
 
-    def _put(self, op: Op, names: Sequence[str]) -> tuple[Value, ...]:
+    def put(self, op: Op, names: Sequence[str]) -> tuple[Value, ...]:
         """Add an op before the anchor, its weights before it."""
         for value in op.operands:
             if value.is_weight:
                 self.edit.hoist(value, self.anchor)
         return self.graph.add(op, [self.graph.fresh(name) for name in names], before=self.anchor)
 
-    def _sum(self, values: Sequence[Value], name: str) -> Value:
+    def sum(self, values: Sequence[Value], name: str) -> Value:
+        """Add up statistics."""
         if len(values) == 1:
             return values[0]
         op = Combine({"xs": tuple(values)}, {"factors": (1.0,) * len(values)})
-        return self._put(op, [name])[0]
+        return self.put(op, [name])[0]
 
-    def _maps(self, gram: Statistic, readers: Value, name: str, **rest: object) -> Maps:
-        moments = self._put(gram, [f"{name}.heads"])
+    def maps(self, gram: Statistic, readers: Value, name: str, **rest: object) -> Maps:
+        """Add a statistic and the fit to it."""
+        moments = self.put(gram, [f"{name}.heads"])
         attributes = {"groups": self.merge.groups, "method": self.merge.method, **rest}
         op = MergeHeads({"gram": moments, "readers": (readers,)}, attributes)
-        return Maps(*self._put(op, [f"{name}.down", f"{name}.up"]))
+        return Maps(*self.put(op, [f"{name}.down", f"{name}.up"]))
 
-    def _mean(self, made: Projection, name: str) -> Maps:
+    def mean(self, made: Projection, name: str) -> Maps:
         """Return the maps of a mean, which asks nothing of keys or readers."""
         eyes = [
-            self._put(Eye({}, {"dtype": "f64", "shape": shape}), [f"{name}.{stem}"])
+            self.put(Eye({}, {"dtype": "f64", "shape": shape}), [f"{name}.{stem}"])
             for stem, shape in (
                 ("heads", (made.heads * made.width,) * 2),
                 ("readers", (made.heads, made.width, made.width)),
             )
         ]
         op = MergeHeads({"gram": eyes[0], "readers": eyes[1]}, {"groups": self.merge.groups, "method": "mean"})
-        return Maps(*self._put(op, [f"{name}.down", f"{name}.up"]))
+        return Maps(*self.put(op, [f"{name}.down", f"{name}.up"]))
 
     def key_maps(self) -> Maps:
         """Add the fit of the keys."""
         name = self.shared.keys.linear.weight.name
         if self.merge.method == "mean":
-            return self._mean(self.shared.keys, name)
+            return self.mean(self.shared.keys, name)
         keys, queries = key_statistics(self.shared, self.graph)
-        moments = [self._put(each, [f"{name}.queries"])[0] for each in queries]
+        moments = [self.put(each, [f"{name}.queries"])[0] for each in queries]
         turn = turning(self.shared.keys)
-        readers = self._sum(moments, f"{name}.readers")
-        return self._maps(keys, readers, name, channels=turn.channels, pairs=turn.pairs, layout=turn.layout)
+        gram, readers = self.weighed(keys, self.sum(moments, f"{name}.readers"))
+        return self.maps(gram, readers, name, channels=turn.channels, pairs=turn.pairs, layout=turn.layout)
+
+    def weighed(self, keys: JointMoment, readers: Value) -> tuple[JointMoment, Value]:
+        """Return the statistic that keys are merged by, and how their readers weigh them."""
+        return keys, readers
 
     def value_maps(self) -> Maps:
         """Add the fit of the values."""
         name, heads = self.shared.values.linear.weight.name, self.shared.heads
         if self.merge.method == "mean":
-            return self._mean(self.shared.values, name)
+            return self.mean(self.shared.values, name)
         metrics: list[Value] = []
         for reader in self.shared.readers:
             slots = {"weight": (reader.output.linear.weight,)}
             op = GroupGram(slots, {"groups": reader.groups, "parts": heads})
-            metrics += self._put(op, [f"{name}.outputs"])
-        readers = self._sum(metrics, f"{name}.readers")
-        return self._maps(value_statistics(self.shared, self.graph), readers, name, mixing=self.shared.mixing)
+            metrics += self.put(op, [f"{name}.outputs"])
+        readers = self.sum(metrics, f"{name}.readers")
+        return self.maps(value_statistics(self.shared, self.graph), readers, name, mixing=self.shared.mixing)
 
     # -- weights
 
@@ -346,7 +364,7 @@ class Merger:
         for slot in ("weight", "bias"):
             if linear.slots[slot]:
                 self.edit.replace_weight(linear, slot, lambda old, name: self._lowered(old, name, maps, linear))
-        self._resize(made.cut, self.merge.heads)
+        self.resize(made.cut, self.merge.heads)
 
     def _lowered(self, old: Value, name: str, maps: Maps, linear: Linear) -> Value:
         rows, *columns = old.tensor.sizes
@@ -354,15 +372,16 @@ class Merger:
         new = self.edit.add(MatMul, f"{name}.product", maps.down, matrix, before=linear)
         if not columns:
             new = self.edit.add(Reshape, f"{name}.flat", new, shape=new.tensor.sizes[:1], before=linear)
-        return self._rounded(new, old, linear)
+        return self.rounded(new, old, linear)
 
-    def _rounded(self, new: Value, old: Value, before: Op) -> Value:
+    def rounded(self, new: Value, old: Value, before: Op) -> Value:
         """Return a weight in the dtype of another."""
         if new.tensor.dtype == old.tensor.dtype:
             return new
         return self.edit.add(Cast, f"{new.name}.rounded", new, dtype=old.tensor.dtype, before=before)
 
-    def _resize(self, cut: Cut, heads: int) -> None:
+    def resize(self, cut: Cut, heads: int) -> None:
+        """Correct the types of what a projection's rows go through."""
         for op in cut.ops:
             if "parts" in op.attributes:
                 self.edit.set_attribute(op, "parts", heads)
@@ -371,9 +390,6 @@ class Merger:
     def turn_queries(self, reader: Reader, keys: Maps) -> None:
         """Let a reader's queries score merged keys as they scored their own."""
         linear = reader.queries.linear
-        if isinstance(linear.weight.op, Align):
-            self._align_again(reader)
-            return
         width = reader.queries.width
         mine = {"axis": 0, "block": 1, "indices": reader.groups}
 
@@ -385,35 +401,11 @@ class Merger:
             heads = self.edit.add(Reshape, f"{name}.heads", old, shape=shape, before=linear)
             turned = self.edit.add(MatMul, f"{name}.turned", down, heads, before=linear)
             flat = self.edit.add(Reshape, f"{name}.flat", turned, shape=old.tensor.sizes, before=linear)
-            return self._rounded(flat, old, linear)
+            return self.rounded(flat, old, linear)
 
         for slot in ("weight", "bias"):
             if linear.slots[slot]:
                 self.edit.replace_weight(linear, slot, make)
-
-    def _align_again(self, reader: Reader) -> None:
-        """Fit queries that an earlier pass turned to this memory's keys anew, to those that are there now."""
-        linear, rope = reader.queries.linear, self.shared.keys.rope
-        groups = tuple(self.merge.groups[group] for group in reader.groups)
-        assert rope is not None
-        keys, name = rope.x, linear.weight.name
-        made: dict[Op, tuple[Value, Value]] = {}
-        for slot in ("weight", "bias"):
-            if not linear.slots[slot]:
-                continue
-            op = cast("Align", linear.slots[slot][0].op)
-            old = cast("Moment", op.cross.op)
-            rows, rest = width(keys.tensor), {"source_b": old.source_b, "columns": old.columns}
-            if not made:
-                gram = self.edit.add(Moment, f"{name}.keys", a=keys, b=keys, rows=rows, columns=rows, before=op)
-                cross = self.edit.add(Moment, f"{name}.own_keys", a=keys, rows=rows, before=op, **rest)
-                made[linear] = gram, cross
-            before = op.gram, op.cross
-            for place, value in zip(("gram", "cross"), made[linear], strict=True):
-                self.edit.set_operand(op, place, value)
-            self.edit.set_attribute(op, "donor", groups)
-            for value in before:
-                self.edit.erase_unread(value)
 
     def follow(self, reader: Reader, values: Maps, fit: tuple[str, float] | None) -> None:
         """Let a reader's output projection take merged values, put its heads in order, and fit it."""
@@ -432,7 +424,7 @@ class Merger:
             flat = self.edit.add(Reshape, f"{name}.flat", rows_first, shape=old.tensor.sizes, before=linear)
             if order != list(range(heads)):
                 flat = self.edit.add(Take, f"{name}.sorted", flat, axis=1, block=width, indices=order, before=linear)
-            prior = self._rounded(flat, old, linear)
+            prior = self.rounded(flat, old, linear)
             return add_refit(self.edit, reader.output, prior, name, *fit) if fit else prior
 
         if order != list(range(heads)):
@@ -440,138 +432,9 @@ class Merger:
             apply_cut(self.edit, reader.gates, heads, order)
             if attend.sink is not None:
                 take_blocks(self.edit, attend, "sink", 0, 1, order)
-        self.edit.set_attribute(attend, "head_map", group_map([new[head] for head in order], self.merge.heads))
+        self.edit.set_attribute(attend, "head_map", self.head_map([new[head] for head in order]))
         self.edit.retype([*reader.queries.cut.ops, attend, *reader.output.chain])
         self.edit.replace_weight(linear, "weight", make)
-
-
-class GaugeMerger(Merger):
-    """Merges keys after their norm, and turns queries after theirs: both maps are ops of the graph."""
-
-    told: ClassVar[str] = "; keys merged and queries turned after their norms"
-
-    def make_keys(self, keys: Maps) -> None:
-        """Let the memory keep merged keys."""
-        made = self.shared.keys
-        if made.norm is None:
-            super().make_keys(keys)
-            return
-        heads, new = made.heads, self.merge.heads
-        order = head_order(self.merge.groups)
-        even = heads % new == 0 and all(self.merge.groups.count(n) == heads // new for n in range(new))
-        if even and order != list(range(heads)):
-            apply_cut(self.edit, made.cut, heads, order)
-        after = self._after(made.norm, made.cut, self.shared.state)
-        name, at = made.norm.out.name, {"before": after}
-        flat = self.edit.add(Flatten, f"{name}.flat", made.norm.out, **at)
-        if even:
-            grouped = self.edit.add(Unflatten, f"{name}.groups", flat, parts=new, **at)
-            weight = self._rounded(self._blocks(keys.down, order, made, after), made.linear.weight, after)
-            merged = self.edit.add(GroupedLinear, f"{name}.merged", grouped, self._named(weight, made, "merge"), **at)
-        else:
-            weight = self._rounded(keys.down, made.linear.weight, after)
-            rows = self.edit.add(Linear, f"{name}.rows", flat, self._named(weight, made, "merge"), **at)
-            merged = self.edit.add(Unflatten, f"{name}.merged", rows, parts=new, **at)
-        self._read_instead(after, made.norm.out, merged)
-        self.edit.retype(made.cut.ops[made.cut.ops.index(made.norm) + 1 :])
-
-    def _blocks(self, down: Value, order: Sequence[int], made: Projection, before: Op) -> Value:
-        """Return the blocks of ``down`` that are not zero, one group below the other, ``[G' D, n D]``."""
-        name, width = down.name, made.width
-        size = made.heads // self.merge.heads * width
-        at = {"before": before}
-        if order != list(range(made.heads)):
-            down = self.edit.add(Take, f"{name}.sorted", down, axis=1, block=width, indices=order, **at)
-        blocks: list[Value] = []
-        for group in range(self.merge.heads):
-            rows = self.edit.add(SliceWeight, name, down, start=group * width, stop=(group + 1) * width, **at)
-            sides = {"axis": 1, "start": group * size, "stop": (group + 1) * size}
-            blocks.append(self.edit.add(SliceWeight, name, rows, **sides, **at))
-        return self.edit.add(ConcatWeight, name, blocks, **at) if len(blocks) > 1 else blocks[0]
-
-    def _named(self, weight: Value, made: Projection, role: str) -> Value:
-        """Call a new parameter after the projection that it goes with."""
-        stem = made.linear.weight.name.removesuffix(".weight")
-        self.graph.rename(weight, self.graph.fresh(f"{stem}_{role}.weight"))
-        return weight
-
-    def _after(self, op: Op, cut: Cut, reader: Op) -> Op:
-        """Return what reads the result of an op on the way to ``reader``."""
-        place = cut.ops.index(op) + 1
-        return cut.ops[place] if place < len(cut.ops) else reader
-
-    def _read_instead(self, reader: Op, old: Value, new: Value) -> None:
-        self.graph.replace_uses(old, new, lambda op: op is reader)
-
-    def turn_queries(self, reader: Reader, keys: Maps) -> None:
-        """Turn each query head after its norm."""
-        made = reader.queries
-        if made.norm is None:
-            super().turn_queries(reader, keys)
-            return
-        after = self._after(made.norm, made.cut, reader.attend)
-        name, at = made.norm.out.name, {"before": after}
-        groups = [reader.groups[head] for head in self.order(reader)]
-        up = self.edit.add(Take, f"{name}.up", keys.up, axis=0, block=1, indices=groups, **at)
-        turn = self.edit.add(Transpose, f"{name}.turn", up, **at)
-        rows = (made.heads * made.width, made.width)
-        flat = self.edit.add(Reshape, f"{name}.flat", turn, shape=rows, **at)
-        weight = self._named(self._rounded(flat, made.linear.weight, after), made, "turn")
-        turned = self.edit.add(GroupedLinear, f"{name}.turned", made.norm.out, weight, **at)
-        self._read_instead(after, made.norm.out, turned)
-
-
-class ScoreMerger(Merger):
-    """Merges keys and queries that are normalised, by projections and norm weights fitted to the scores."""
-
-    told: ClassVar[str] = "; projections and norms of keys and queries fitted to the scores"
-
-    def make_keys(self, keys: Maps) -> None:
-        """Let projections make what scores as nearly as before, and norms scale it."""
-        (reader,), made = self.shared.readers, self.shared.keys
-        q, turn = reader.queries, turning(made)
-        assert q.norm is not None
-        assert made.norm is not None
-        size = width(made.linear.x.tensor)
-        gram = Moment({"a": (made.linear.x,), "b": (made.linear.x,)}, {"rows": size, "columns": size})
-        gains = (q.norm.weight, made.norm.weight)
-        slots = {
-            "gram": self._put(gram, [f"{made.linear.weight.name}.read"]),
-            "queries": (q.linear.weight,),
-            "keys": (made.linear.weight,),
-            "q_norm": (cast("Value", gains[0]),),
-            "k_norm": (cast("Value", gains[1]),),
-            "down": (keys.down,),
-            "up": (keys.up,),
-        }
-        facts = {"channels": turn.channels, "pairs": turn.pairs, "layout": turn.layout}
-        facts |= {"groups": reader.groups, "merged": self.merge.groups, "eps": q.norm.eps, "offset": q.norm.offset}
-        stem = f"{made.linear.weight.name}.scores"
-        found = self._put(FitScores(slots, facts), [f"{stem}.{part}" for part in ("q", "k", "q_norm", "k_norm")])
-        readers: list[Op] = [q.linear, made.linear, q.norm, made.norm]
-        for op, value in zip(readers, found, strict=True):
-            self.edit.replace_weight(op, "weight", lambda old, name, value=value: value)
-        self._resize(made.cut, self.merge.heads)
-
-    def turn_queries(self, reader: Reader, keys: Maps) -> None:
-        """Leave queries as they were fitted."""
-
-
-def score_refusal(shared: Shared) -> Refusal | None:
-    """Return why keys and queries cannot be fitted to scores, or None where they can."""
-    if len(shared.readers) > 1:
-        return Refusal(f"{len(shared.readers)} layers read its keys, and a fit to scores is for one; norm: gauge works")
-    reader, made = next(iter(shared.readers)), shared.keys
-    norms = reader.queries.norm, made.norm
-    if any(norm is None or norm.weight is None for norm in norms):
-        return Refusal("only where queries and keys both go through norms with weights is there a fit to scores")
-    if (reader.queries.linear.bias or made.linear.bias) is not None:
-        return Refusal("its queries or keys have a bias, which a fit to scores does not fit; norm: gauge works")
-    if len({(norm.eps, norm.offset) for norm in norms if norm is not None}) > 1:
-        return Refusal("queries and keys are normalised in different ways; norm: gauge works")
-    if made.linear.x is not reader.queries.linear.x:
-        return Refusal("queries and keys are projected from different values; norm: gauge works")
-    return None
 
 
 def head_order(groups: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Run
-from regraft.ir.ops.merging import Channels, GroupGram, GroupMoments, JointMoment, merge
+from regraft.ir.ops.merging import Channels, GroupGram, GroupMoments, InversePower, JointMoment, merge
 from regraft.ir.ops.weight import Load
 
 HEADS, D, N = 3, 6, 500
@@ -126,5 +126,9 @@ def test_statistics_of_heads_are_those_of_what_a_projection_makes() -> None:
     both = GroupMoments(slots, {**options, "groups": (1, 1), "parts": 2}).batch_sum(run, x, weight, bias, norm)
     torch.testing.assert_close(both[1], sum(made[:, h].T @ made[:, h] for h in range(2)))
     assert not both[0].any()
+    bare = {key: slots[key] for key in ("weight", "bias")}
+    power = InversePower(bare, {**options, "parts": 2}).batch_sum(run, x, weight, bias)
+    factors = torch.nn.functional.linear(x, weight, bias).view(14, 2, 4).square().mean(-1).add(1e-5).rsqrt()
+    torch.testing.assert_close(power, factors.square().sum(0))
     gram = GroupGram({"weight": slots["weight"]}, {"groups": (0,), "parts": 1}).reference(run, weight)
     torch.testing.assert_close(gram[0], weight.T @ weight)

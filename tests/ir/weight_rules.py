@@ -240,6 +240,15 @@ def group_moments(m: Making) -> Sequence[Value]:
     return m.add("weight.group_moments", weight, **rest, groups=groups, parts=parts)
 
 
+@rule("weight.inverse_power")
+def inverse_power(m: Making) -> Sequence[Value]:
+    heads = m.size()
+    weight, rest = _projection(m, heads)
+    return m.add(
+        "weight.inverse_power", weight, **{k: v for k, v in rest.items() if k != "norm"} | {"eps": 1e-6}, parts=heads
+    )
+
+
 @rule("weight.group_gram")
 def group_gram(m: Making) -> Sequence[Value]:
     parts = m.size()

@@ -136,6 +136,41 @@ graph @gauge (%x: f32[B, T, 12], %pos: i64[B, T]) {
 // CHECK: %k_norm.merged = core.grouped_linear %k_norm.groups, %wk_merge.weight : f32[B, T, 2, 8]
 // CHECK: %k_rope = pos.rope %k_norm.merged, %pos {base = 10000.0, channels = 8} : f32[B, T, 2, 8]
 
+// -----  or before the norm of the keys, whose factor of each head is kept beside what is merged
+// RUN: merge-kv-heads{heads=2, grouping=adjacent, norm=carry, refit=false}
+
+graph @carry (%x: f32[B, T, 12], %pos: i64[B, T]) {
+  %layers.0.wq = weight.load : f32[32, 12]
+  %layers.0.q_flat = core.linear %x, %layers.0.wq
+  %layers.0.q = core.unflatten %layers.0.q_flat {parts = 4}
+  %layers.0.nq = weight.load : f32[8]
+  %layers.0.q_norm = core.norm %layers.0.q, weight=%layers.0.nq {eps = 1e-06}
+  %layers.0.q_rope = pos.rope %layers.0.q_norm, %pos {base = 10000.0, channels = 8}
+  %layers.0.wk = weight.load : f32[32, 12]
+  %layers.0.k_flat = core.linear %x, %layers.0.wk
+  %layers.0.k = core.unflatten %layers.0.k_flat {parts = 4}
+  %layers.0.nk = weight.load : f32[8]
+  %layers.0.k_norm = core.norm %layers.0.k, weight=%layers.0.nk {eps = 1e-06}
+  %layers.0.k_rope = pos.rope %layers.0.k_norm, %pos {base = 10000.0, channels = 8}
+  %layers.0.wv = weight.load : f32[32, 12]
+  %layers.0.v_flat = core.linear %x, %layers.0.wv
+  %layers.0.v = core.unflatten %layers.0.v_flat {parts = 4}
+  %layers.0.memory = state.kv %layers.0.k_rope, %layers.0.v
+  %layers.0.ctx = attn.attend %layers.0.q_rope, %layers.0.memory {scale = 0.25}
+  %layers.0.merged = core.flatten %layers.0.ctx
+  %layers.0.wo = weight.load : f32[12, 32]
+  %layers.0.y = core.linear %layers.0.merged, %layers.0.wo
+  %layers.0.out = core.add %x, %layers.0.y
+  return %layers.0.out
+}
+// CHECK: %wk.power = weight.inverse_power %wk, x=%x {eps = 1e-06, parts = 4} : f64[4]
+// CHECK: %wk.weighed = weight.scale %wk.queries, %wk.power : f64[4, 8, 8]
+// CHECK: %wk.down, %wk.up = weight.merge_heads %wk.heads, %wk.weighed {groups = [0, 0, 1, 1], channels = 8, pairs = 4} : f64[16, 32], f64[4, 8, 8]
+// CHECK: %k_rope = pos.rope %k_norm.merged, %pos {base = 10000.0, channels = 8} : f32[B, T, 2, 8]
+// CHECK: %factors = core.inverse_rms %k {eps = 1e-06} : f32[B, T, 4]
+// CHECK: %memory = state.rows %row : memory<f32; x [36]>
+// CHECK-NOT: state.kv
+
 // -----  or projections and norms are fitted to the scores
 // RUN: merge-kv-heads{heads=2, grouping=adjacent, norm=stock, refit=false}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,30 @@ def test_turned_copies_under_norms_merge_exactly_by_a_gauge_after_them(decoder: 
     make_copies(model, turned=True)
     graph = rewritten(model, merging(groups, even="false"))
     assert distance(model.logits(graph), model.logits(model.graph)) < 1e-12
+
+
+@pytest.mark.parametrize("fields", [{"windows": {0: 6}}, {"bias": True}, {"reads": {1: 0}}], ids=str)
+@pytest.mark.parametrize("groups", ["[[0, 3], [1, 2]]", "[[0, 3], [1], [2]]"])
+def test_copies_under_norms_merge_exactly_where_the_norms_factors_are_kept(
+    decoder: Any, fields: dict[str, Any], groups: str
+) -> None:
+    model = decoder(heads=8, kv_heads=4, qk_norm=True, **fields)
+    make_copies(model)
+    for name, tensor in model.tensors.items():
+        if "k_norm" in name:  # what follows the norm is then a complex multiple too
+            tensor[D // 2 :] = tensor[: D // 2]
+    owners = (0, 2) if "reads" in fields else (0, 1, 2)
+    graph = rewritten(model, merging(groups, owners, norm="carry", even="false"))
+    original = model.logits(model.graph)
+    assert distance(model.logits(graph), original) < 1e-12
+    assert distance(model.logits(rewritten(model, merging(groups, owners, even="false"))), original) > 1e-3
+    kept = groups.count("[") - 1  # merged keys and values, and a factor of each old head
+    rows = sum(min(24, fields.get("windows", {}).get(layer, 24)) for layer in owners)
+    assert cache_bytes(graph, 24) == rows * 8 * (2 * kept * D + 4)
+    interpreter = model.interpreter(graph)
+    cache = interpreter.new_cache(6)
+    steps = torch.cat([interpreter(model.tokens[:, i : i + 1], cache) for i in range(24)], 1)
+    assert distance(steps, original) < 1e-12
 
 
 def test_uneven_groups_have_a_head_map_and_merge_exactly(decoder: Any) -> None:
@@ -240,3 +265,31 @@ def test_what_is_at_hand_without_text(decoder: Any) -> None:
     mean = parse_pipeline("merge-kv-heads{heads=2, method=mean, grouping=adjacent, refit=false}")
     assert mean.passes[0].needs_text == ""
     assert distance(model.logits(run_pipeline(model.graph, mean).graph), model.logits(model.graph)) > 0.01
+
+
+SHARED = f"share-kv{{donor={{1: 0}}, ridge=0}},{merging('[[0, 3], [1, 2]]', (0,))}"
+CUT = "budget-heads{keep={0: [0, 1, 2, 5, 6]}, refit=false}"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "fields", "copies"),
+    [
+        (SHARED, {}, COPIES),
+        (SHARED, {"bias": True}, COPIES),
+        (SHARED, {"qk_norm": True}, COPIES),
+        (f"{CUT},{PCA}", {}, COPIES),
+        (f"{merging('[[0, 1], [2, 3]]')},{CUT}", {}, ((0, 1), (2, 3))),
+        (f"{PCA},{merging('[[0, 1]]')}", {}, ((0, 3, 1, 2),)),
+    ],
+)
+def test_among_other_passes(
+    decoder: Any, pipeline: str, fields: dict[str, Any], copies: tuple[tuple[int, ...], ...]
+) -> None:
+    """A merge of copies changes nothing, whatever passes before or after it do."""
+    model = decoder(heads=8, kv_heads=4, **fields)
+    make_copies(model, copies, turned="qk_norm" in fields)
+    recipe = parse_pipeline(pipeline)
+    others = replace(recipe, passes=tuple(step for step in recipe.passes if step.name != "merge-kv-heads"))
+    merged, alone = run_pipeline(model.graph, recipe).graph, run_pipeline(model.graph, others).graph
+    assert distance(model.logits(merged), model.logits(alone)) < 1e-9
+    assert cache_bytes(merged, 24) < cache_bytes(alone, 24)

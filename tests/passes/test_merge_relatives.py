@@ -114,10 +114,14 @@ def test_what_cannot_merge_is_refused_with_the_reason(name: str, layer: int, rea
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["Llama-3.1-8B", "gates by channel, norms", "sinks"])
-def test_programs_do_as_the_interpreter_does(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("Llama-3.1-8B", "gauge"), ("gates by channel, norms", "gauge"), ("sinks", "gauge"), ("Qwen3-8B", "carry")],
+)
+def test_programs_do_as_the_interpreter_does(name: str, norm: str, tmp_path: Path) -> None:
     graph, _ = twin_graph(MERGED[name])
-    made = emitted(folded(run_pipeline(graph, ALL).graph), tmp_path / "program")
+    recipe = parse_pipeline(f"merge-kv-heads{{heads=1, refit=false, norm={norm}}}")
+    made = emitted(folded(run_pipeline(graph, recipe).graph), tmp_path / "program")
     tokens = tokens_of(2, 12, 128)
     expected = made.interpreter(tokens)
     cache = made.model.new_cache(2, 16)
