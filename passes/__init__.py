@@ -18,6 +18,7 @@ PASSES = {
     "compress-seq": "regraft.passes.compress_seq:CompressSeq",
     "gqa-to-latent": "regraft.passes.gqa_to_latent:GQAToLatent",
     "to-latent": "regraft.passes.to_latent:ToLatent",
+    "to-cca": "regraft.passes.to_cca:ToCCA",
     "key-from-value": "regraft.passes.key_from_value:KeyFromValue",
     "last-tokens-only": "regraft.passes.last_tokens_only:LastTokensOnly",
     "absorb-mla": "regraft.passes.latent_forms:AbsorbMLA",

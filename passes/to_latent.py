@@ -30,12 +30,11 @@ from regraft.passes.base import (
     option,
     optional_option,
     read_integer,
-    read_key,
     type_error,
 )
 from regraft.passes.counts import HEADS, Heads, counts_by_layer
 from regraft.passes.fitting.decoupled import Rotation, decouple, decoupled_shape, rotation_of
-from regraft.passes.fitting.frequencies import choose_frequencies, first_frequencies
+from regraft.passes.fitting.frequencies import KEPT, Kept, choose_frequencies, first_frequencies
 from regraft.passes.fitting.latents import (
     BALANCED,
     METHODS,
@@ -53,7 +52,7 @@ from regraft.passes.matching.latents import absorb, expanded_site
 from regraft.passes.matching.memories import KeyValues, key_values
 from regraft.passes.matching.rewrite import Editor, Rule, drive
 from regraft.passes.matching.sites import Refusal, attentions, output_of
-from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
+from regraft.passes.selection import LAYERS, Selection
 
 Balance = float | str
 BALANCES = (0.1, 0.3, 1.0, 3.0)  # those that are measured
@@ -77,26 +76,9 @@ def _read_rope(node: Node, owner: str, name: str) -> str | int:
     return read_integer(node, owner, name, 0, 65536)
 
 
-def _read_kept(node: Node, owner: str, name: str) -> Kept:
-    if node.entries is None:
-        raise type_error(node, owner, name, "a map {layer: [frequencies]}")
-    kept: dict[int, tuple[int, ...]] = {}
-    for key, value in node.entries:
-        if value.items is None:
-            raise type_error(value, owner, name, "the frequencies of a layer's shared key, such as [0, 0, 1]")
-        kept[read_key(key, owner, name, MOST_LAYERS)] = tuple(
-            sorted(read_integer(each, owner, name, 0, 65535) for each in value.items)
-        )
-    return kept
-
-
-Kept = Mapping[int, tuple[int, ...]]
 ROPE_FORM = "all, or a number of channels"
 BALANCE: OptionKind[Balance] = OptionKind(BALANCE_FORM, _read_balance)
 ROPE: OptionKind[str | int] = OptionKind(ROPE_FORM, _read_rope)
-KEPT: OptionKind[Kept] = OptionKind(
-    "a map {layer: [frequencies]}", _read_kept, lambda kept: {layer: list(each) for layer, each in kept.items()}
-)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,36 @@ from regraft.ir.graph import Graph
 from regraft.ir.ops.fits import Statistic, second_moment
 from regraft.ir.ops.latents import head_costs
 from regraft.ir.ops.phases import rotary_spectra
-from regraft.passes.base import Measurements
+from regraft.passes.base import Measurements, OptionKind, read_integer, read_key, type_error
 from regraft.passes.fitting.decoupled import Rotation, phases_of, queries_of, rotation_of
 from regraft.passes.fitting.latents import output_weight, spread_of
+from regraft.passes.located import Node
 from regraft.passes.matching.memories import KeyValues
 from regraft.passes.matching.sites import Refusal, output_of
+from regraft.passes.selection import MOST_LAYERS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Kept = Mapping[int, tuple[int, ...]]
+
+
+def _read_kept(node: Node, owner: str, name: str) -> Kept:
+    if node.entries is None:
+        raise type_error(node, owner, name, "a map {layer: [frequencies]}")
+    kept: dict[int, tuple[int, ...]] = {}
+    for key, value in node.entries:
+        if value.items is None:
+            raise type_error(value, owner, name, "the frequencies of a layer's shared key, such as [0, 0, 1]")
+        kept[read_key(key, owner, name, MOST_LAYERS)] = tuple(
+            sorted(read_integer(each, owner, name, 0, 65535) for each in value.items)
+        )
+    return kept
+
+
+KEPT: OptionKind[Kept] = OptionKind(
+    "a map {layer: [frequencies]}", _read_kept, lambda kept: {layer: list(each) for layer, each in kept.items()}
+)
 
 
 def choose_frequencies(
