@@ -32,6 +32,7 @@ PASSES = {
     "add-head-gates": "regraft.passes.add_head_gates:AddHeadGates",
     "add-short-convs": "regraft.passes.add_short_convs:AddShortConvs",
     "add-hyper-connections": "regraft.passes.add_hyper_connections:AddHyperConnections",
+    "add-per-layer-embeddings": "regraft.passes.add_per_layer_embeddings:AddPerLayerEmbeddings",
     "dce": "regraft.passes.cleanup:DropDead",
     "cse": "regraft.passes.cleanup:MergeEqual",
 }
