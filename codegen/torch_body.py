@@ -25,7 +25,7 @@ _GLOBALS = """
     inverse_rms rms_norm rms_norm_plain rms_norm_offset rms_norm_wide rms_norm_offset_wide rms_norm_clamped
     frequencies llama3 yarn longrope rotary
     rotary_pairs rotate rotate_pairs bias view keep by_head best_rows best_groups among causal attend route
-    route_normalized mix_experts gelu_tanh anchored_view widen
+    route_normalized mix_experts gelu_tanh anchored_view anchored_rows anchored_rows_at widen
     attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
     grouped_linear_back
     back rows_at pooled_view window_starts pool pool_overlapping windows keep_pooled Every
@@ -46,7 +46,7 @@ class Shared:
         ropes: Parameters of each rotation, and its variable's name.
         views: What a memory keeps and what a query sees of it, and the variable's name.
         everies: What is seen of pooled rows, and the name of the view of them.
-        row_ropes: A rotation's name, the tokens of a pooled row or none, how many rows are kept or none for all, and
+        row_ropes: A rotation's name, the tokens of a pooled row or none, what is kept, and
             what is added to their positions; and the variable for turning such rows.
     """
 
@@ -55,7 +55,7 @@ class Shared:
         self.ropes: dict[tuple[object, ...], str] = {}
         self.views: dict[tuple[Sight, Sight], str] = {}
         self.everies: dict[Far, str] = {}
-        self.row_ropes: dict[tuple[str, int | None, int | None, float], str] = {}
+        self.row_ropes: dict[tuple[str, int | None, Sight, float], str] = {}
         self._names = Namespace(GLOBALS)
 
     def helper(self, name: str, *flags: str) -> str:
@@ -74,8 +74,9 @@ class Shared:
         if not isinstance(op.pos.op, RowPositions):
             return rope
         kept = op.pos.op.memory.memory
-        name = f"{rope}_every_{kept.rate}" if kept.rate else f"{rope}_rows" + (f"_{kept.window}" if kept.window else "")
-        key = (rope, kept.rate, kept.window, op.offset)
+        sight = Sight(kept.window, kept.first)
+        name = f"{rope}_every_{kept.rate}" if kept.rate else f"{rope}_rows" + (f"_{sight.name}" if kept.window else "")
+        key = (rope, kept.rate, sight, op.offset)
         return self.row_ropes.setdefault(key, self._names.give(key, name))
 
     def view(self, kept: Sight, seen: Sight) -> str:

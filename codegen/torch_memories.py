@@ -194,6 +194,5 @@ MEMORIES: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
 def written_by_readers(op: Op) -> bool:
     """Return whether an op has no line of its own: pooling stands where its rows are read, positions in rotations."""
     if isinstance(op, RowPositions):
-        anchored = op.memory.memory.first > 0
-        return not anchored and all(isinstance(user, Rope) for user in op.out.users)
+        return all(isinstance(user, Rope) for user in op.out.users)
     return isinstance(op, Compressed)

@@ -478,7 +478,8 @@ class TorchTarget:
             apart=any(far.window is not None for far in self.shared.everies),
             row_ropes=self._row_ropes(),
             turned_entries=any(key[1] for key in self.shared.row_ropes),
-            turned_rows=any(key[1] is None for key in self.shared.row_ropes),
+            turned_rows=any(key[1] is None and not key[2].first for key in self.shared.row_ropes),
+            turned_anchored=any(key[2].first for key in self.shared.row_ropes),
             rotaries={turn(key) for key in self.shared.ropes},
             views=[(name, kept, seen) for (kept, seen), name in self.shared.views.items()],
             plain=bool(plain),
@@ -505,8 +506,9 @@ class TorchTarget:
         keys = {name: key for key, name in self.shared.ropes.items()}
         found: list[tuple[str, str, str, object, str]] = []
         for (of, rate, kept, offset), name in self.shared.row_ropes.items():
-            slots = "context" if kept is None else f"min({kept}, context)"
+            slots = "context" if kept.window is None else f"min({kept.window + kept.first}, context)"
             where = f"window_starts(pos, {rate})" if rate else f"rows_at(pos, {slots}, alone)"
+            where = f"anchored_rows_at(pos, {slots}, {kept.first}, alone)" if kept.first else where
             where += f" + {literal(offset)}" if offset else ""
             found.append((name, of, turn(keys[of]), keys[of][-1], where))
         return found
