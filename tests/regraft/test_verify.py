@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from regraft.api import build, lift, twin
@@ -43,6 +46,23 @@ def test_a_package_whose_weights_changed_differs(tiny: Path, package: Path) -> N
     report = verify(package, against=tiny)
     assert not report.passed
     assert {check.name: check.passed for check in report.checks}["one token at a time = prefill"]
+
+
+def test_a_ragged_batch_that_gives_no_numbers_fails(tiny: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is no larger than any limit, and must not pass for that."""
+    program = load_program(package, dtype="float32")
+
+    class Broken:
+        vocab = program.vocab
+        new_cache = staticmethod(program.new_cache)
+
+        def __call__(self, rows: torch.Tensor, cache: Any = None, lengths: torch.Tensor | None = None) -> torch.Tensor:
+            logits = program(rows, cache, lengths)
+            return logits if lengths is None else logits * math.nan
+
+    monkeypatch.setattr("regraft.verifying.load_program", lambda *_, **__: Broken())
+    checks = {check.name: check.passed for check in verify(package).checks}
+    assert [name for name, passed in checks.items() if not passed] == ["ragged batch = each row alone"]
 
 
 def test_another_vocabulary_cannot_be_compared(tiny: Path, tmp_path: Path) -> None:
