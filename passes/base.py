@@ -56,6 +56,10 @@ class Measurements(Protocol):
         """Return ``E|dL/dξ|``, float64 ``[Hq]``, of a gate on each head of some attentions; ``L`` is the loss."""
         ...
 
+    def result_gradients(self, graph: Graph, linears: Sequence[Linear]) -> list[Tensor]:
+        """Return ``E[g gᵀ]``, float64 ``[O, O]``, of the loss's gradient by the result of some linear ops."""
+        ...
+
     def weight(self, graph: Graph, value: Value) -> Tensor:
         """Return a weight-time value of ``graph``, evaluated; one that an earlier pass fits is fitted for it."""
         ...

@@ -34,7 +34,7 @@ from regraft.passes.base import (
     type_error,
 )
 from regraft.passes.counts import COUNT, HEADS, MOST_HEADS, Count, Heads, counts_by_layer
-from regraft.passes.fitting.head_choice import SCORES, Choice, choose_heads
+from regraft.passes.fitting.head_choice import SCORES, Choice, Score, choose_heads
 from regraft.passes.fitting.head_cut import CutHeads, Keep, cut_refusal, largest_group
 from regraft.passes.fitting.head_scores import Shares
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET
@@ -91,8 +91,8 @@ class BudgetHeads(Pass):
     score: str = option(
         choice(*SCORES),
         "output-error",
-        "which heads go first: least error of the refitted output, least output, least gradient of a gate on the head, "
-        "or least weights (needs no text)",
+        "which heads go first: least error of the refitted output, the same as the loss weighs it, least measured KL "
+        "(slow), least output, least gradient of a gate on the head, or least weights (needs no text)",
     )
     total: Count | None = optional_option(
         COUNT, "query heads of all layers together, or their share, dealt by what each number costs in measured KL"
@@ -273,7 +273,8 @@ class BudgetHeads(Pass):
     ) -> dict[int, Choice]:
         """Return the heads that stay, for each number of them."""
         here = {layer: found[layer] for layer in numbers}
-        return choose_heads(self, graph, here, numbers, measurements, score=self.score, ridge=self.ridge, parts=parts)
+        by = Score(self.score, self.ridge, parts, lambda keep: self._keeping(keep).rewrite)
+        return choose_heads(self, graph, here, numbers, measurements, by)
 
     def _dealt(
         self, graph: Graph, found: Mapping[int, Attention], parts: int, measurements: Measurements | None
@@ -290,7 +291,7 @@ class BudgetHeads(Pass):
 
         def edit(counts: Mapping[int, int]) -> BudgetHeads:
             keep = {layer: choices[layer][n] for layer, n in counts.items() if n < found[layer].heads}
-            return replace(explicit, total=None, step=1, heads=dict(counts), keep=keep)
+            return replace(explicit._keeping(keep), heads=dict(counts))
 
         def measure(deals: Sequence[Mapping[int, int]]) -> list[float]:
             return measurements.damage(graph, [edit(counts).rewrite for counts in deals])
@@ -301,6 +302,9 @@ class BudgetHeads(Pass):
             layer: {number: costs.get((layer, number), 0.0) for number in numbers} for layer, numbers in options.items()
         }
         return edit(measured_deal(table, total, measure))
+
+    def _keeping(self, keep: Keep) -> BudgetHeads:
+        return replace(self, total=None, step=1, heads=None, keep=keep)
 
     def _options(self, found: Mapping[int, Attention], layers: int, parts: int) -> dict[int, list[int]]:
         """Return how many heads each layer may keep of a total."""

@@ -1,6 +1,9 @@
-"""What a loss says about heads: its gradient by a gate on each head's result, from one backward pass a window.
+"""What a loss says about heads, from one backward pass a window: the loss is the mean one of the next token.
 
-Source: Michel et al. 2019, Are Sixteen Heads Really Better than One?; specs/passes_math.md, section 3.
+- Its gradient by a gate on each head's result. Source: Michel et al. 2019, Are Sixteen Heads Really Better than One?
+- The second moments of its gradient by an op's result: the metric in which errors there cost the loss, to second order
+  where the model predicts well. Source: Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored
+  Approximate Curvature.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def gated(graph: Graph, attends: Sequence[Attend]) -> tuple[Graph, list[Value]]:
 def gate_gradients(
     graph: Graph, gates: Sequence[Value], weights: Mapping[Value, Tensor], tokens: Tensor
 ) -> list[Tensor]:
-    """Return ``E|dL/dξ|`` of each gate's entries, float64 ``[H]``: ``L`` is a window's mean loss of the next token.
+    """Return ``E|dL/dξ|`` of each gate's entries, float64 ``[H]``: the mean over windows.
 
     Args:
         graph: With the gates in it.
@@ -47,17 +50,54 @@ def gate_gradients(
     import torch
 
     opened = [torch.ones(gate.tensor.sizes, requires_grad=True) for gate in gates]
-    known: dict[Value, Any] = {**weights, **dict(zip(gates, opened, strict=True))}
+    known = {**weights, **dict(zip(gates, opened, strict=True))}
     totals = [torch.zeros(gate.shape, dtype=torch.float64) for gate in opened]
-    ops, output = list(graph.run_time()), graph.outputs[0]
     for window in tokens.split(1):
-        pos = torch.arange(window.shape[1])[None]
-        given = {"tokens": window, "pos": pos, "valid": torch.ones_like(window, dtype=torch.bool)}
-        run = Run(pos, given["valid"], None, lambda op: weights[op.out])
-        inputs = {value: given[value.name] for value in graph.inputs}
         with torch.enable_grad():
-            logits = execute(ops, {**known, **inputs}, run, {output})[output]
-            loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), window[0, 1:])
+            loss, _ = _loss(graph, known, window, ())
             found = torch.autograd.grad(loss, opened)
         totals = [total + gradient.double().abs() for total, gradient in zip(totals, found, strict=True)]
     return [total / len(tokens) for total in totals]
+
+
+def result_gradients(
+    graph: Graph, results: Sequence[Value], weights: Mapping[Value, Tensor], tokens: Tensor
+) -> list[Tensor]:
+    """Return ``E[g gᵀ]`` of the loss's gradient by some run-time values ``[B, T, M]``, float64 ``[M, M]``.
+
+    Args:
+        graph: The graph.
+        results: The values.
+        weights: The weights that run-time ops read.
+        tokens: int64 ``[N, T]``, the windows.
+    """
+    import torch
+
+    known = {
+        value: tensor.requires_grad_() if tensor.is_floating_point() else tensor for value, tensor in weights.items()
+    }
+    totals: list[Tensor] = []
+    for window in tokens.split(1):
+        with torch.enable_grad():
+            loss, seen = _loss(graph, known, window, results)
+            found = torch.autograd.grad(loss, seen)
+        flat = [gradient[0].double() * window.shape[1] for gradient in found]
+        here = [gradient.T @ gradient / window.shape[1] for gradient in flat]
+        totals = [a + b for a, b in zip(totals, here, strict=True)] if totals else here
+    return [total / len(tokens) for total in totals]
+
+
+def _loss(
+    graph: Graph, known: Mapping[Value, Tensor], window: Tensor, results: Sequence[Value]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return a window's mean loss, and some values on the way to it."""
+    import torch
+
+    pos = torch.arange(window.shape[1])[None]
+    given = {"tokens": window, "pos": pos, "valid": torch.ones_like(window, dtype=torch.bool)}
+    run = Run(pos, given["valid"], None, lambda op: known[op.out])
+    values: dict[Value, Any] = {**known, **{value: given[value.name] for value in graph.inputs}}
+    output = graph.outputs[0]
+    found = execute(list(graph.run_time()), values, run, {output, *results})
+    loss = torch.nn.functional.cross_entropy(found[output][0, :-1].float(), window[0, 1:])
+    return loss, [found[value] for value in results]

@@ -13,7 +13,7 @@ from regraft.ir.ops.core import Linear
 from regraft.ir.ops.fits import Statistic, second_moment
 from regraft.ir.source import Source
 from regraft.passes.fitting.damage import Damage, Edit
-from regraft.passes.fitting.gradients import gate_gradients, gated
+from regraft.passes.fitting.gradients import gate_gradients, gated, result_gradients
 from regraft.passes.fitting.stream import ancestors
 from regraft.passes.fitting.sweep import Progress, Sweep, evaluate
 
@@ -122,13 +122,25 @@ class Measurements:
         Raises:
             NeedsCalibrationError: There is no calibration text.
         """
-        if self.tokens is None:
-            raise NeedsCalibrationError(name="the gradients of heads")
         work, gates = gated(graph, attends)
-        read = {value: None for op in work.run_time() for value in op.operands if value.is_weight}
-        weights = dict(self.weights(work, [value for value in read if value not in gates]))
+        return gate_gradients(work, gates, *self._for_gradients(work, gates))
+
+    def result_gradients(self, graph: Graph, linears: Sequence[Linear]) -> list[Tensor]:
+        """Return ``E[g gᵀ]``, float64 ``[O, O]``, of the loss's gradient by the result of some linear ops.
+
+        Raises:
+            NeedsCalibrationError: There is no calibration text.
+        """
+        return result_gradients(graph, [linear.out for linear in linears], *self._for_gradients(graph, ()))
+
+    def _for_gradients(self, graph: Graph, but: Sequence[Value]) -> tuple[dict[Value, Tensor], Tensor]:
+        """Return what run-time ops read, in float32, and the windows to take gradients on."""
+        if self.tokens is None:
+            raise NeedsCalibrationError(name="the gradient of the loss")
+        read = {value: None for op in graph.run_time() for value in op.operands if value.is_weight}
+        weights = dict(self.weights(graph, [value for value in read if value not in but]))
         wide = {value: t.float() if t.is_floating_point() else t for value, t in weights.items()}
-        return gate_gradients(work, gates, wide, self.tokens[:FIT])
+        return wide, self.tokens[:FIT]
 
     def weight(self, graph: Graph, value: Value) -> Tensor:
         """Return a weight-time value of ``graph`` in the stored dtype; one that an earlier pass fits is fitted now."""

@@ -149,7 +149,8 @@ BUDGET = st.builds(
     | st.lists(COUNT, min_size=1, max_size=4).map(tuple)
     | st.dictionaries(st.sampled_from(["full", "sliding"]) | LAYER, COUNT, min_size=1, max_size=3),
     layers=st.none() | SELECTIONS,
-    score=st.sampled_from(["output-error", "activation-norm", "taylor", "weight-norm"]),
+    score=st.sampled_from(["output-error", "activation-norm", "loss-error", "measured", "taylor", "weight-norm"]),
+    layout=st.sampled_from(["map", "padded"]),
     total=st.none() | COUNT,
     step=st.integers(1, 64),
     keep=st.none()

@@ -153,9 +153,39 @@ def test_gradients_of_gates_are_what_scaling_a_head_does(decoder: Any) -> None:
     assert [tuple(each.shape) for each in found] == [(4,), (4,)]
 
 
-def test_heads_without_a_say_have_no_gradient(decoder: Any) -> None:
-    model = decoder()
+@pytest.mark.parametrize("score", ["taylor", "loss-error", "measured"])
+def test_heads_without_a_say_go_first(decoder: Any, score: str) -> None:
+    model = decoder(gate=True)
     silence(model, 1, 2)
     silence(model, 2, 0, 3)
-    found = measured(model, "budget-heads{heads=[4, 3, 2], score=taylor, refit=false}")
+    found = measured(model, f"budget-heads{{heads=[4, 3, 2], score={score}, refit=false}}")
     assert found.recipe.passes[0].options()["keep"] == {1: [0, 1, 3], 2: [1, 2]}
+
+
+def test_an_error_that_the_loss_cannot_see_costs_nothing(decoder: Any) -> None:
+    # the logits do not see what the last layer writes along a direction that no row of the embedding has
+    model = decoder(layers=1)
+    model.tensors["model.embed.weight"][:, 5] = 0.0
+    output = model.weight(0, "o_proj")
+    output[:, 4:8] = 0.0
+    output[5, 4:8] = 50.0
+    output[:, 0:4] *= 3
+    kept = [
+        measured(model, f"budget-heads{{heads=3, score={score}}}").recipe.passes[0].options()["keep"]
+        for score in ("output-error", "loss-error", "measured")
+    ]
+    assert kept[0] != kept[1]
+    assert kept[1] == kept[2] == {0: [0, 2, 3]}
+
+
+def test_measured_heads_go_one_by_one_at_the_least_divergence(decoder: Any) -> None:
+    model = decoder(layers=2)
+    found = measured(model, "budget-heads{heads=2, layers=1, score=measured}").recipe.passes[0].options()["keep"]
+    measure = Measurements(model.graph, model.source, model.tokens)
+    alive = [0, 1, 2, 3]
+    while len(alive) > 2:
+        sets = [[head for head in alive if head != gone] for gone in alive]
+        steps = [parse_pipeline(f"budget-heads{{keep={{1: {each}}}}}").passes[0] for each in sets]
+        costs = measure.damage(model.graph, [step.rewrite for step in steps])
+        alive = sets[costs.index(min(costs))]
+    assert found == {1: alive}
