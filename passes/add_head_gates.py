@@ -25,7 +25,7 @@ class AddHeadGates(Pass):
     """Multiply each head's result by a gate that the attention's input opens, as Laguna does.
 
     The map to the gates starts at zero, so that every gate is the same constant: log 2 for softplus, 1/2 for sigmoid.
-    The output projection is divided by it. The map's gradient is not zero, as that of the gates is not.
+    The output projection is divided by it, at 1/2 without rounding. The map gets a gradient from the first step on.
     """
 
     name: ClassVar[str] = "add-head-gates"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.recipe import StructureError
 from regraft.ir.interpret import Interpreter
 from regraft.passes.matching.sites import attentions
-from tests.passes.exactness import TOKENS, check_blocks, check_gradients, check_program, close, run, twin
+from tests.passes.conftest import Model
+from tests.passes.exactness import TOKENS, check_blocks, check_gradients, check_program, close, distance, run, twin
 
 TWINS = [
     *("Llama-3.1-8B", "Qwen3-0.6B", "Mistral-7B-v0.3", "gemma-4-E2B", "laguna-XS.2", "gpt-oss-20b", "olmo2"),
@@ -45,6 +48,17 @@ def test_on_selected_layers_after_and_before_other_passes() -> None:
     assert [note.layer for note in done.steps[1].report.applied] == [1]
     with pytest.raises(StructureError, match="layer 0: it has no attention"):
         run(twin("Qwen3-Next-80B-A3B")[0], "add-head-gates{layers=0}")
+
+
+@pytest.mark.parametrize("gate", ["softplus", "sigmoid"])
+def test_a_fit_before_them_comes_out_the_same(decoder: Callable[..., Model], gate: str) -> None:
+    model = decoder()
+    fitted = "budget-heads{keep={1: [0, 2, 3]}}"
+    plain, gated = (run(model.graph, recipe).graph for recipe in (fitted, f"{fitted},add-head-gates{{gate={gate}}}"))
+    weights = [model.fitted(graph)["model.layers.1.o_proj.weight"] for graph in (plain, gated)]
+    closed = {"softplus": math.log(2), "sigmoid": 0.5}[gate]
+    assert distance(weights[1] * closed, weights[0]) < 1e-11
+    assert distance(model.logits(gated), model.logits(plain)) < 1e-11
 
 
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "laguna-XS.2", "gemma-4-E2B"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.recipe import OptionTypeError, StructureError
 from regraft.ir.interpret import Interpreter
 from regraft.passes.matching.sites import attentions
-from tests.passes.exactness import TOKENS, check_blocks, check_program, close, run, twin
+from tests.passes.conftest import Model
+from tests.passes.exactness import TOKENS, check_blocks, check_program, close, distance, run, twin
 
 TWINS = [
     *("Llama-3.1-8B", "Qwen3-0.6B", "Mistral-7B-v0.3", "qwen2", "gpt-oss-20b", "laguna-XS.2", "gemma-4-E2B"),
@@ -46,6 +48,15 @@ def test_uneven_groups_stay_a_map_in_order() -> None:
     assert attentions(sorted_again)[0].attend.head_map == (0, 1, 1)
     for each in (done.graph, sorted_again):
         close(Interpreter(each, source)(TOKENS), Interpreter(cut, source)(TOKENS))
+
+
+def test_a_fit_before_comes_out_the_same(decoder: Callable[..., Model]) -> None:
+    model = decoder(gate=True)
+    fitted = "budget-heads{keep={1: [0, 2, 3]}}"
+    plain, moved = (
+        run(model.graph, recipe).graph for recipe in (fitted, f"{fitted},permute-heads{{order={{1: [2, 0, 1]}}}}")
+    )
+    assert distance(model.logits(moved), model.logits(plain)) < 1e-11
 
 
 def test_the_expanded_recipe_lists_what_changes() -> None:
