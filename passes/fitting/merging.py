@@ -61,8 +61,9 @@ class Shared:
 
     @property
     def normalised(self) -> bool:
-        """Whether keys or queries are normalised, so that no gauge folds into their projections."""
-        return any(each.norm is not None for each in (self.keys, *(reader.queries for reader in self.readers)))
+        """Whether heads are normalised, so that no map of them folds into their projections."""
+        made = (self.keys, self.values, *(reader.queries for reader in self.readers))
+        return any(each.norm is not None for each in made)
 
     @property
     def mixing(self) -> bool:
@@ -101,9 +102,8 @@ def shared_of(state: KV, graph: Graph) -> Shared | Refusal:
     keys, values = cast("Projection", keys), cast("Projection", values)
     if keys.linear is values.linear:
         return Refusal("its keys and values come from one projection, and what is one for both has no gauge of its own")
-    if values.norm is not None or values.rope is not None:
-        between = values.norm or values.rope
-        return Refusal(f"values go through {between.label if between else ''}, which no map of values passes")
+    if values.rope is not None:
+        return Refusal(f"values go through {values.rope.label}, which no map of values passes")
     readers: list[Reader] = []
     for user in state.out.users:
         found = reader_of(user, state, keys)
@@ -262,7 +262,7 @@ class Merger:
         self.edit.set_aside_measured(self.changed())
         keys, values = self.key_maps(), self.value_maps()
         self.make_keys(keys)
-        self.make_fewer(self.shared.values, values)
+        self.make_values(values)
         self.edit.retype([self.shared.state])
         for reader, fit in zip(self.shared.readers, earlier, strict=True):
             if self.merge.method != "mean":
@@ -357,6 +357,10 @@ class Merger:
     def make_keys(self, keys: Maps) -> None:
         """Let the memory keep merged keys."""
         self.make_fewer(self.shared.keys, keys)
+
+    def make_values(self, values: Maps) -> None:
+        """Let the memory keep merged values."""
+        self.make_fewer(self.shared.values, values)
 
     def make_fewer(self, made: Projection, maps: Maps) -> None:
         """Let a projection make the merged heads."""

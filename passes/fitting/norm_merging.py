@@ -26,23 +26,35 @@ from regraft.passes.matching.sites import Refusal
 
 
 class GaugeMerger(Merger):
-    """Merges keys after their norm, and turns queries after theirs: both maps are ops of the graph."""
+    """Merges heads after their norms, and turns queries after theirs: these maps are ops of the graph."""
 
-    told: ClassVar[str] = "; keys merged and queries turned after their norms"
+    told: ClassVar[str] = "; merged and turned after the norms"
 
     def make_keys(self, keys: Maps) -> None:
         """Let the memory keep merged keys."""
         made = self.shared.keys
         if made.norm is None:
             super().make_keys(keys)
-            return
-        heads, new, order, down = made.heads, self.merge.heads, self.standing(), self.down(keys, made.norm)
+        else:
+            self._merge_after(made, made.norm, self.made_of(made.norm), self.down(keys, made.norm))
+
+    def make_values(self, values: Maps) -> None:
+        """Let the memory keep merged values."""
+        made = self.shared.values
+        if made.norm is None:
+            super().make_values(values)
+        else:
+            self._merge_after(made, made.norm, made.norm.out, values.down)
+
+    def _merge_after(self, made: Projection, norm: Norm, source: Value, down: Value) -> None:
+        """Put a map of the heads ``source`` in the place of what a norm gives."""
+        heads, new, order = made.heads, self.merge.heads, self.standing()
         even = len({self.merge.groups.count(group) for group in range(new)}) == 1
         if order != list(range(heads)):
             apply_cut(self.edit, made.cut, heads, order)
-        after = self._after(made.norm, made.cut, self.shared.state)
-        name, at = made.norm.out.name, {"before": after}
-        flat = self.edit.add(Flatten, f"{name}.flat", self.made_of(made.norm), **at)
+        after = self._after(norm, made.cut, self.shared.state)
+        name, at = norm.out.name, {"before": after}
+        flat = self.edit.add(Flatten, f"{name}.flat", source, **at)
         if even:
             grouped = self.edit.add(Unflatten, f"{name}.groups", flat, parts=new, **at)
             weight = self.rounded(self._blocks(down, order, made, after), made.linear.weight, after)
@@ -51,8 +63,8 @@ class GaugeMerger(Merger):
             weight = self.rounded(down, made.linear.weight, after)
             rows = self.edit.add(Linear, f"{name}.rows", flat, self._named(weight, made, "merge"), **at)
             merged = self.edit.add(Unflatten, f"{name}.merged", rows, parts=new, **at)
-        self._read_instead(after, made.norm.out, merged)
-        self.edit.retype(made.cut.ops[made.cut.ops.index(made.norm) + 1 :])
+        self._read_instead(after, norm.out, merged)
+        self.edit.retype(made.cut.ops[made.cut.ops.index(norm) + 1 :])
 
     def standing(self) -> list[int]:
         """Return the order in which the old heads come to stand: group by group where all have as many."""
@@ -166,7 +178,7 @@ class CarryMerger(GaugeMerger):
         assert norm is not None
         before = norm.x
         self.make_keys(keys)
-        self.make_fewer(shared.values, values)
+        self.make_values(values)
         edit.retype([shared.state])
         self._keep(before, norm)
         for reader, fit in zip(shared.readers, earlier, strict=True):
@@ -252,6 +264,8 @@ def score_refusal(shared: Shared) -> Refusal | None:
     if len(shared.readers) > 1:
         return Refusal(f"{len(shared.readers)} layers read its keys, and a fit to scores is for one; norm: gauge works")
     reader, made = next(iter(shared.readers)), shared.keys
+    if shared.values.norm is not None:
+        return Refusal(f"values go through {shared.values.norm.label}, under which they do not fold; norm: gauge works")
     norms = reader.queries.norm, made.norm
     if any(norm is None or norm.weight is None for norm in norms):
         return Refusal("only where queries and keys both go through norms with weights is there a fit to scores")

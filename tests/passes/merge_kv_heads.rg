@@ -204,8 +204,8 @@ graph @scores (%x: f32[B, T, 12], %pos: i64[B, T]) {
 // CHECK: %k_norm = core.norm %k, weight=%nk {eps = 1e-06} : f32[B, T, 2, 8]
 // CHECK-NOT: grouped_linear
 
-// -----  values that are normalised pass no map
-// RUN: merge-kv-heads{heads=2, grouping=adjacent}
+// -----  values that are normalised merge after it too, and fold nowhere
+// RUN: merge-kv-heads{heads=2, grouping=adjacent, norm=stock}
 
 graph @values (%x: f32[B, T, 12], %pos: i64[B, T]) {
   %layers.0.wq = weight.load : f32[32, 12]
@@ -228,7 +228,7 @@ graph @values (%x: f32[B, T, 12], %pos: i64[B, T]) {
   %layers.0.out = core.add %x, %layers.0.y
   return %layers.0.out
 }
-// ERROR: error[RG114]: merge-kv-heads: layer 0: values go through core.norm %layers.0.v_norm, which no map of values passes
+// ERROR: error[RG114]: merge-kv-heads: layer 0: values go through core.norm %layers.0.v_norm, under which they do not fold; norm: gauge works
 
 // -----  keys that are the values have no gauge of their own
 // RUN: merge-kv-heads{heads=1, grouping=adjacent}
