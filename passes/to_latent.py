@@ -88,12 +88,12 @@ class ToLatent(Pass):
     Keys are rebuilt before rotation and turned at their own positions. Of keys that are normed, one over what the norm
     divides by is kept beside the latent, a number for each KV head. At the full rank the function stays the same. The
     metric weighs errors by what they move the output; with ``refit`` the output projection makes up for a part of what
-    is lost.
+    is lost. Each call rebuilds all rows, so a decode step reads fewer bytes and takes many more operations.
 
     With a number of channels as ``rope`` the result has the form of multi-head latent attention: so many channels of
     one key that all heads share go on turning, the rest of the keys no longer does, each query head seeing it turned by
-    the mean over what it attends to. That form can be ``absorbed``: attention in the latent itself. No class of
-    transformers holds it: those norm the latent, which would be another function.
+    the mean over what it attends to. That form can be ``absorbed``: attention in the latent itself, as programs do it
+    for single tokens anyway. No class of transformers holds it: those norm the latent, which is another function.
     """
 
     name: ClassVar[str] = "to-latent"
