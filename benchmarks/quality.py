@@ -43,6 +43,11 @@ class Row:
     bar: float
 
 
+def _latent(rank: int, method: str) -> str:
+    """Return a baseline of `to-latent`: another subspace, with the same refit but for the SVD, which has none."""
+    return f"to-latent{{rank={rank}, method={method}{', refit=false' if method == 'weight-svd' else ''}}}"
+
+
 ROWS = (
     Row(
         "window on half the layers, chosen by KL / the last half",
@@ -58,6 +63,10 @@ ROWS = (
         'window{window=64, layers="4..7"}',
         0.5,
     ),
+    Row("to-latent, rank 48 / balanced PCA", "tiny-llama", "to-latent{rank=48}", _latent(48, "balanced-pca"), 0.8),
+    Row("to-latent, rank 48 / SVD of weights", "tiny-llama", "to-latent{rank=48}", _latent(48, "weight-svd"), 0.2),
+    Row("to-latent, rank 32 / balanced PCA", "tiny-llama", "to-latent{rank=32}", _latent(32, "balanced-pca"), 0.8),
+    Row("to-latent, rank 32 / SVD of weights", "tiny-llama", "to-latent{rank=32}", _latent(32, "weight-svd"), 0.2),
 )
 
 
