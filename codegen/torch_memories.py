@@ -141,6 +141,8 @@ def _attend(op: Attend, at: Scope) -> Code:
     memory = at.of(op.memory).text
     heads, kv_heads = op.out.tensor.shape[2], op.memory.memory.field("k").shape[0]
     flags = ("grouped",) if heads != kv_heads and op.head_map is None else ()
+    if kv_heads == 1 and op.q.tensor.shape[3] != op.out.tensor.shape[3]:  # no kernel of torch's takes these as they are
+        flags += ("side_by_side",)
     if op.head_map is not None:
         memory = f"{at.helper('by_head')}({memory}, {at.head_map(op.head_map)})"
     kept = op.memory.memory
