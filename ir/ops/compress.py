@@ -71,21 +71,47 @@ class Compressed(State):
         from regraft.ir.interpret import Rows
 
         rate, start = self.rate, run.pos[:, 0]
-        given = {"values": values} if gates is None else {"values": values, "gates": gates}
-        open_ = run.continued(f"{self.out.name}.open", Rows(given, run.pos, run.valid))
+        given = {"values": run.wide(values)}
+        if gates is not None:
+            given["gates"] = run.wide(gates)
+        tokens = self._continued(run, Rows(given, run.pos, run.valid))
         end = start + run.valid.sum(1)
-        # of the tokens that are kept, what later windows read: their own, and with an overlap the one before
-        first = end // rate * rate - (rate if self.overlap else 0)
-        run.keep_rows(f"{self.out.name}.open", open_, open_.valid & (open_.pos >= first[:, None]))
+        self._keep_tokens(run, tokens, (end // rate * rate)[:, None])
         count = int((end // rate - start // rate).amax())
         number = start[:, None] // rate + torch.arange(count, device=values.device)
         slots = torch.arange(-rate if self.overlap else 0, rate, device=values.device)
         wanted = (number * rate)[..., None] + slots
-        pooled = self._pooled(run, open_, wanted, bias)
+        pooled = self._pooled(run, tokens, wanted, bias)
         rows = Rows({"x": pooled.to(values.dtype)}, number * rate, number < (end // rate)[:, None])
         rows = run.continued(self.out.name, rows)
         run.keep_rows(self.out.name, rows, rows.valid)
         return rows
+
+    def _continued(self, run: Run, new: Rows) -> Rows:
+        """Return the tokens that are kept and the new ones; those of a finished window have their first half only."""
+        import torch
+
+        from regraft.ir.interpret import Rows
+
+        tokens = run.continued(f"{self.out.name}.open", new)
+        before = run.cache.rows.get(f"{self.out.name}.before") if run.cache else None
+        if before is None:
+            return tokens
+        whole = {name: torch.nn.functional.pad(x, (0, x.shape[-1])) for name, x in before.fields.items()}
+        fields = {name: torch.cat((whole[name], x), 1) for name, x in tokens.fields.items()}
+        pos, valid = torch.cat((before.pos, tokens.pos), 1), torch.cat((before.valid, tokens.valid), 1)
+        return Rows(fields, pos, valid)
+
+    def _keep_tokens(self, run: Run, tokens: Rows, first: Tensor) -> None:
+        """Keep the tokens of the window that starts at ``first [B, 1]``, and with an overlap what those before give."""
+        from regraft.ir.interpret import Rows
+
+        keep = tokens.valid & (tokens.pos >= first)
+        keep_exactly(run, f"{self.out.name}.open", tokens, keep, self.rate - 1)
+        if self.overlap:
+            given = {name: x.chunk(2, -1)[0] for name, x in tokens.fields.items()}
+            keep = tokens.valid & (tokens.pos >= first - self.rate) & (tokens.pos < first)
+            keep_exactly(run, f"{self.out.name}.before", Rows(given, tokens.pos, tokens.valid), keep, self.rate)
 
     def _pooled(self, run: Run, tokens: Rows, wanted: Tensor, bias: Tensor) -> Tensor:
         """Return the new rows ``[B, E, W]``, given the position of each of their tokens ``[B, E, slots]``."""
@@ -94,7 +120,7 @@ class Compressed(State):
         found = (tokens.pos[:, None, None] == wanted[..., None]) & tokens.valid[:, None, None]
         there, place = found.any(-1), found.to(torch.int8).argmax(-1)
         index = place.flatten(1)[..., None].expand(-1, -1, bias.shape[1])
-        taken = {n: run.wide(x).gather(1, index).unflatten(1, wanted.shape[1:]) for n, x in tokens.fields.items()}
+        taken = {n: x.gather(1, index).unflatten(1, wanted.shape[1:]) for n, x in tokens.fields.items()}
         values, gates = taken["values"], run.wide(bias)[wanted % self.rate]
         if "gates" in taken:
             gates = taken["gates"] + gates
@@ -106,3 +132,22 @@ class Compressed(State):
         gates = gates.masked_fill(~there[..., None], -torch.inf)
         shares = torch.softmax(gates, 2).nan_to_num(0.0)  # rows that a shorter sequence does not have
         return (values.masked_fill(~there[..., None], 0.0) * shares).sum(2)
+
+
+def keep_exactly(run: Run, name: str, rows: Rows, keep: Tensor, count: int) -> None:
+    """Note ``count`` rows to keep under a name: those that ``keep`` says, bool ``[B, N]``, then blank ones."""
+    import torch
+
+    from regraft.ir.interpret import Rows
+
+    if run.cache is None:
+        return
+    padded = torch.nn.functional.pad(keep, (0, count))
+    order = torch.argsort((~padded).to(torch.int8), dim=1, stable=True)[:, :count]
+
+    def pick(x: Tensor) -> Tensor:
+        index = order.view(*order.shape, *[1] * (x.ndim - 2)).expand(*order.shape, *x.shape[2:])
+        return torch.cat((x, x.new_zeros(len(x), count, *x.shape[2:])), 1).gather(1, index)
+
+    fields = {field: pick(x) for field, x in rows.fields.items()}
+    run.written[name] = Rows(fields, pick(rows.pos), padded.gather(1, order))
