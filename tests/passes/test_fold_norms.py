@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import regraft
+from regraft.frontends.folder import open_model
+from regraft.frontends.lift import lift
+from regraft.frontends.twin import write_twin
 from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.recipe import StructureError
 from regraft.ir.interpret import Interpreter
@@ -50,6 +54,14 @@ def test_ones_keep_the_tensors_of_a_stock_model() -> None:
     close(found(TOKENS), Interpreter(graph, source)(TOKENS))
     assert not found.weights["model.layers.0.input_layernorm.weight"].any()  # Gemma adds one to it
     assert found.weights["model.layers.0.post_attention_layernorm.weight"].any()
+
+
+def test_with_ones_a_stock_class_holds_it(tmp_path: Path) -> None:
+    folder = write_twin(CASES["Llama-3.1-8B"], tmp_path / "twin")
+    assert regraft.apply(folder, "fold-norms{leave=ones}", tmp_path / "out").stock == "LlamaForCausalLM"
+    model = open_model(tmp_path / "out")
+    expected = Interpreter(lift(open_model(folder)).graph, open_model(folder).require_checkpoint())(TOKENS)
+    close(Interpreter(lift(model).graph, model.require_checkpoint())(TOKENS), expected)
 
 
 def test_the_last_norm_of_a_tied_model_keeps_its_weight() -> None:
