@@ -44,6 +44,10 @@ def fitted_parameters(graph: Graph) -> list[Value]:
 def folded(graph: Graph, kept: Collection[str] = ()) -> Graph:
     """Return the graph of the model that folding writes: every parameter that is not ``kept`` loads under its name."""
     copy = graph.copy()
+    readers: dict[Value, Op] = {}
+    for op in copy.run_time():
+        for value in op.operands:
+            readers.setdefault(value, op)
     for parameter in copy.parameters():
         if parameter.name in kept or (isinstance(parameter.op, Load) and parameter.op.tensor is None):
             continue
@@ -51,7 +55,8 @@ def folded(graph: Graph, kept: Collection[str] = ()) -> Graph:
         name, type = parameter.name, parameter.tensor
         copy.rename(parameter, copy.fresh(f"{name}.unfolded"))
         load = Load({}, {"dtype": type.dtype, "shape": type.sizes, "buffer": is_buffer(parameter)})
-        copy.replace_uses(parameter, copy.add(load, [name], before=parameter.op)[0])
+        loaded = copy.add(load, [name], before=readers[parameter])[0]  # where a frontend puts it
+        copy.replace_uses(parameter, loaded, lambda op: not op.weight_time)
     copy.drop_dead()
     return copy
 
