@@ -52,7 +52,12 @@ def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
 
+def transferred():
+    with open("/proc/self/io") as counts:
+        return [int(line.split()[1]) for line in counts if line[:5] in ("rchar", "wchar")]
+
 regraft.apply  # the public face loads late
+before = transferred()
 idle, peak, done = anonymous(), [0], threading.Event()
 
 def watch():
@@ -66,7 +71,8 @@ regraft.apply(sys.argv[1], sys.argv[2], sys.argv[3])
 taken = time.perf_counter() - began
 done.set()
 watcher.join()
-print(json.dumps({"seconds": taken, "anonymous": peak[0] - idle}))
+read, written = (after - then for after, then in zip(transferred(), before))
+print(json.dumps({"seconds": taken, "anonymous": peak[0] - idle, "read": read, "written": written}))
 """
 RECIPE = "share-kv{layers=[1], donor=0, level=raw, refit=false}"  # leaves one layer's keys and values out
 
@@ -97,10 +103,10 @@ def copy(source: Path, target: Path) -> float:
     return taken
 
 
-def apply(source: Path, target: Path) -> dict[str, float]:
-    """Return the seconds and the anonymous memory of ``apply`` in a fresh process."""
+def apply(source: Path, target: Path, recipe: str = RECIPE) -> dict[str, float]:
+    """Return the seconds, the anonymous memory and the bytes read and written of ``apply`` in a fresh process."""
     os.sync()
-    command = [sys.executable, "-c", CHILD, source, RECIPE, target]
+    command = [sys.executable, "-c", CHILD, source, recipe, target]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     shutil.rmtree(target)
     return json.loads(done.stdout)
