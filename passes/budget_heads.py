@@ -315,11 +315,13 @@ class BudgetHeads(Pass):
                 raise OptionConflictError(owner=self.name, first="total", second=other, fix=fix, where=where)
         selection = self.layers or Selection(predicate="all")
         options: dict[int, list[int]] = {}
-        for layer in selection.resolve(found, layers, self.name, self.place("layers")):
+        selected = selection.resolve(found, layers, self.name, self.place("layers"))
+        strict = selection.explicit or all(cut_refusal(found[layer].attend, self._fit) for layer in selected)
+        for layer in selected:
             heads, least = found[layer].heads, found[layer].kv_heads if parts > 1 else 1
             self._check(found[layer], heads, parts)
             refused = cut_refusal(found[layer].attend, self._fit) is not None
-            if refused and selection.explicit:
+            if refused and strict:
                 self._check_site(found[layer])
             options[layer] = [heads] if refused else [n for n in range(heads, 0, -self.step) if n >= least]
         return options

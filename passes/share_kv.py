@@ -184,7 +184,7 @@ class ShareKV(Pass):
         explicit = replace(self, level=self.adapted)
         self._check_conflicts()
         if self.needs_data:
-            pairs, count = self._open(found, graph.layer_count())
+            pairs, count = self._open(graph)
             if measurements is None:
                 return explicit
             return explicit._with(explicit._chosen(graph, pairs, count, measurements), graph)
@@ -192,8 +192,7 @@ class ShareKV(Pass):
 
     def assume(self, graph: Graph) -> ShareKV:
         """Return the pass with near donors, for as many readers: right in number, not in choice."""
-        found = attentions(graph)
-        pairs, count = self._open(found, graph.layer_count())
+        pairs, count = self._open(graph)
         near = best_sets({(reader, donor): float(reader - donor) for reader, donor in pairs}, count)
         return replace(self._with(near[0], graph), assumed=True)
 
@@ -208,12 +207,11 @@ class ShareKV(Pass):
             reason = misfit(found[reader], found.get(donor), self._mapped)
             if reason is not None:
                 self._refuse(found, reader, donor, reason, donors)
-            refusal = self._refit_refusal(found[reader])
+            refusal = self._refusal(graph, found[reader], found[donor])
             if refusal is not None:
-                self._refuse_structure(reader, refusal, "leave the layer out, or use refit: false", "refit")
-            refusal = level_refusal(self.adapted, graph, found[reader].attend, found[donor].attend)
-            if refusal is not None:
-                self._refuse_structure(reader, refusal, "leave the layer out, or use level: gauge", "level")
+                other = "level: gauge" if self._refit_refusal(found[reader]) is None else "refit: false"
+                where = "level" if other.startswith("level") else "refit"
+                self._refuse_structure(reader, refusal, f"leave the layer out, or use {other}", where)
         layers = Selection.of(donors) if donors else None
         return replace(self, layers=layers, groups=None, last=None, choose=None, within=None, finalists=8, donor=donors)
 
@@ -227,6 +225,10 @@ class ShareKV(Pass):
             return None
         output = output_of(attention.attend)
         return output if isinstance(output, Refusal) else refit_refusal(output)
+
+    def _refusal(self, graph: Graph, reader: Attention, donor: Attention) -> Refusal | None:
+        """Return why a reader that fits its donor cannot be fitted to it, or None where it can."""
+        return self._refit_refusal(reader) or level_refusal(self.adapted, graph, reader.attend, donor.attend)
 
     def _check_conflicts(self) -> None:
         grouped = self.groups is not None or isinstance(self.layers, tuple)
@@ -303,9 +305,10 @@ class ShareKV(Pass):
 
     # -- donors chosen by what text shows
 
-    def _open(self, found: Mapping[int, Attention], count: int) -> tuple[list[Pair], int]:
+    def _open(self, graph: Graph) -> tuple[list[Pair], int]:
         """Return the legal pairs (reader, donor) to choose from, and how many readers there are to be."""
         assert not isinstance(self.layers, tuple)
+        found, count = attentions(graph), graph.layer_count()
         if self.layers is None and self.choose is None:
             fix = "add choose: 4, choose: 0.5, or the layers that are to read"
             raise MissingKeyError(owner=self.name, name="choose", fix=fix, where=self.place("donor"))
@@ -315,14 +318,22 @@ class ShareKV(Pass):
         if not selection.explicit:  # a predicate means memories; their readers in other layers go along
             candidates = [layer for layer in candidates if found[layer].owner == layer]
         pairs: list[Pair] = []
+        refused: dict[int, Refusal] = {}
         for reader in candidates:
             legal = self._legal(found, reader, candidates if fixed else ())
             near = [donor for donor in legal if self.within is None or reader - donor <= self.within]
             if fixed and not near:
                 self._refuse_reader(found, reader)
-            if fixed or self._refit_refusal(found[reader]) is None:
-                pairs += [(reader, donor) for donor in near]
+            for donor in near:
+                refusal = None if fixed else self._refusal(graph, found[reader], found[donor])
+                if refusal is None:
+                    pairs.append((reader, donor))
+                else:
+                    refused.setdefault(reader, refusal)
         most = len(most_readers(pairs))
+        if most == 0 and refused:
+            reader = min(refused)
+            self._refuse_structure(reader, refused[reader], "use refit: false or another level", "level")
         if most == 0:
             self._refuse_reader(found, candidates[0])
         wanted = most

@@ -93,9 +93,6 @@ def key_values(attend: Attend, graph: Graph) -> KeyValues | Refusal:
         keys, values = (_side(value) for value in (state.k, state.v))
     elif isinstance(maker, ViewRows):
         keys, values = _rebuilt(maker, state)
-        views = [op for op in memory.users if isinstance(op, ViewRows)]
-        if any(isinstance(side, Refusal) for view in views for side in _rebuilt(view, state)):
-            return Refusal(f"%{memory.name} holds rows that a layer maps to keys and values of its own")
     else:
         return Refusal(f"%{memory.name} holds rows that are attended to as they are")
     for side in (keys, values):
@@ -103,6 +100,11 @@ def key_values(attend: Attend, graph: Graph) -> KeyValues | Refusal:
             return side
     assert isinstance(keys, Side)
     assert isinstance(values, Side)
+    views = [op for op in memory.users if isinstance(op, ViewRows)] if isinstance(state, StateRows) else []
+    if isinstance(state, StateRows) and any(
+        isinstance(side, Refusal) for view in views for side in _rebuilt(view, state)
+    ):
+        return Refusal(f"%{memory.name} holds rows that a layer maps to keys and values of its own")
     return KeyValues(memory, keys, values, found)
 
 
