@@ -416,9 +416,12 @@ class Config:
         return KeyAgreementError(problem=problem, fix=fix, where=self.given.where(key))
 
     def unsupported(self, key: str, legal: str) -> KeyValueError:
-        """Return the error that ``key`` has a value that is not supported."""
-        found = show(self.given.values.get(key))
-        return KeyValueError(family=self.family, key=key, found=found, legal=legal, where=self.given.where(key))
+        """Return the error that ``key`` has a value that is not supported; dots lead into objects."""
+        found: Any = self.given.values
+        for part in key.split("."):
+            found = found.get(part)
+        where = self.given.where(key)
+        return KeyValueError(family=self.family, key=key, found=show(found), legal=legal, where=where)
 
     def missing(self, key: str, why: str, given: Given | None = None) -> MissingKeyError:
         """Return the error that ``key`` is missing."""

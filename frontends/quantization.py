@@ -22,9 +22,11 @@ def float8_block(config: Config, given: Mapping[str, Any] | None) -> tuple[int, 
     """
     if given is None:
         return 128, 128
-    if given.get("quant_method") != "fp8" or given.get("fmt", "e4m3") != "e4m3":
-        raise config.unsupported("quantization_config", 'quant_method "fp8" with fmt "e4m3"')
+    if given.get("quant_method") != "fp8":
+        raise config.unsupported("quantization_config.quant_method", "fp8")
+    if given.get("fmt", "e4m3") != "e4m3":
+        raise config.unsupported("quantization_config.fmt", "e4m3")
     block = given.get("weight_block_size", [128, 128])
     if not isinstance(block, list) or len(block) != 2 or not all(type(side) is int and side > 0 for side in block):
-        raise config.unsupported("quantization_config", "weight_block_size of two positive integers")
+        raise config.unsupported("quantization_config.weight_block_size", "two positive integers")
     return block[0], block[1]

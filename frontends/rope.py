@@ -136,9 +136,14 @@ def read_rope(
     """
     table = _Table(given, allow, strict=unknown.strict)
     unknown.unknown += table.unknown
+    channels = (
+        width if table.rope_type == "proportional" else int(width * (table.partial_rotary_factor or partial or 1.0))
+    )
+    if channels % 2:
+        problem = f"{channels} of a head's {width} channels turn"
+        raise table.disagree("partial_rotary_factor", problem, "they turn in pairs: an even number of them")
     if table.rope_type == "proportional":
         return Rope(table.rope_theta or theta, width, pairs=int((table.partial_rotary_factor or 1.0) * width // 2))
-    channels = int(width * (table.partial_rotary_factor or partial or 1.0))
     if channels != width and partial is None:
         raise table.unsupported("partial_rotary_factor", "1.0")
     base = table.rope_theta or theta

@@ -114,13 +114,16 @@ class DeepSeekV4(Decoder):
             raise self.disagree(
                 "o_groups", f"{self.num_attention_heads} heads in {self.o_groups} groups", "groups are equal"
             )
-        if self.turning % 2 or not 0 < self.turning <= min(self.head_width, self.index_head_dim):
+        if self.turning % 2 or not 0 < self.turning < min(self.head_width, self.index_head_dim):
             raise self.disagree(
-                "qk_rope_head_dim", f"{self.turning} channels turn", "an even number, no more than heads have"
+                "qk_rope_head_dim",
+                f"{self.turning} channels turn of heads with {self.head_width} and index heads with "
+                f"{self.index_head_dim}",
+                "an even number, fewer than either has",
             )
         for layer_type in (SPARSE, HEAVY):
             if self.rate(layer_type) < 1:
-                raise self.unsupported("compress_rates", "tokens that make a row, by type of layer")
+                raise self.unsupported(f"compress_rates.{layer_type}", "the number of tokens that make a row")
         self.check_chosen(self.num_experts_per_tok, self.n_routed_experts)
         float8_block(self, self.quantization_config)
         self.block(0)  # reads the ropes' keys

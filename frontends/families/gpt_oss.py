@@ -109,7 +109,7 @@ class GptOss(Decoder):
         self.check_chosen(self.num_experts_per_tok, self.num_local_experts)
         method: Mapping[str, object] = self.quantization_config or {"quant_method": "mxfp4"}
         if method.get("quant_method") != "mxfp4":
-            raise self.unsupported("quantization_config", "null, or quant_method mxfp4")
+            raise self.unsupported("quantization_config.quant_method", "mxfp4")
         if self.swiglu_alpha != 1.702:
             raise self.unsupported("swiglu_alpha", "1.702")
         if self.quantization_config and (self.hidden_size % _BLOCK or self.intermediate_size % _BLOCK):

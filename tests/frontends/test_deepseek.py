@@ -204,7 +204,7 @@ def test_scales_of_another_shape_are_refused(packed: tuple[Path, dict[str, Tenso
         ("DeepSeek-V3", {"num_experts_per_tok": 200}, "200 experts a token of 4 groups of 32"),
         ("DeepSeek-V3", {"scoring_func": "softmax"}, "scoring_func"),
         ("DeepSeek-V3", {"moe_layer_freq": 2}, "moe_layer_freq"),
-        ("DeepSeek-V3", {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ("DeepSeek-V3", {"quantization_config": {"quant_method": "awq"}}, "quantization_config.quant_method = 'awq'"),
         ("DeepSeek-V3", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}}, "two positive"),
         ("DeepSeek-V2-Lite", {"topk_method": "noaux_tc"}, "greedy, group_limited_greedy"),
         ("DeepSeek-V2-Lite", {"norm_topk_prob": True}, "norm_topk_prob"),

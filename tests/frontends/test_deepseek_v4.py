@@ -336,8 +336,8 @@ def test_a_released_checkpoint_is_its_own_dequantised_one(
         ({"compress_ratios": [7] * 44}, "not 7"),
         ({"o_groups": 7}, "64 heads in 7 groups"),
         ({"qk_rope_head_dim": 63}, "63 channels turn"),
-        ({"qk_rope_head_dim": 256}, "256 channels turn"),
-        ({"compress_rates": {"compressed_sparse_attention": "4"}}, "compress_rates"),
+        ({"qk_rope_head_dim": 128}, "128 channels turn"),  # all of an index head
+        ({"compress_rates": {"compressed_sparse_attention": "4"}}, "compress_rates.compressed_sparse_attention = '4'"),
         ({"num_experts_per_tok": 300}, "300 experts"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"layer_types": ["sliding_attention"]}, "1 entries for 43 layers"),

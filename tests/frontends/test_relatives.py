@@ -207,7 +207,10 @@ BAD: dict[str, dict[str, Any]] = {
     "experts a token": {"model_type": "mixtral", "num_experts_per_tok": 9},
     "more experts than": {"model_type": "gpt_oss", "num_local_experts": 2},
     "swiglu_alpha": {"model_type": "gpt_oss", "swiglu_alpha": 1.5},
-    "quantization_config": {"model_type": "gpt_oss", "quantization_config": {"quant_method": "awq"}},
+    "quantization_config.quant_method = 'awq'": {
+        "model_type": "gpt_oss",
+        "quantization_config": {"modules_to_not_convert": ["model.layers.*.self_attn"] * 9, "quant_method": "awq"},
+    },
     "in blocks of": {"model_type": "gpt_oss", "hidden_size": 72, "quantization_config": {"quant_method": "mxfp4"}},
     "attention_bias": {"model_type": "qwen2", "attention_bias": False},
     "no_rope_layers has": {"model_type": "smollm3", "no_rope_layers": [1, 0]},

@@ -353,6 +353,7 @@ def test_older_values_that_are_not_supported_are_named_as_they_stand(key: str, v
         ({"layer_types": ["hybrid"]}, "layer_types has 1 entries for 40 layers"),
         ({"lm_head_bias": True}, "lm_head_bias = true"),
         ({"cca_time0": 1}, "cca_time0"),
+        ({"rope_parameters": {"hybrid": {"partial_rotary_factor": 0.79}}}, "101 of a head's 128 channels turn"),
         ({"zaya_use_eda": False}, "zaya_use_eda = false"),
         ({"skip_expert": "half"}, "zero, identity"),
         ({"num_attention_heads": 5}, "5 query heads"),
