@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from regraft.ir.errors.recipe import StructureError
@@ -74,6 +74,7 @@ class DropDeadParts(Pass):
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all")
     heads: Numbers | None = optional_option(NUMBERS, "the query heads that go; by default as the weights say")
     experts: Numbers | None = optional_option(NUMBERS, "the experts that go; by default as the weights say")
+    assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # what goes is not known yet
 
     @property
     def needs_data(self) -> bool:
@@ -120,7 +121,7 @@ class DropDeadParts(Pass):
 
     def assume(self, graph: Graph) -> DropDeadParts:
         """Return the pass without anything dead but what structure shows: usually there is nothing."""
-        return replace(self, heads=self.heads or {}, experts=self.experts or {})
+        return replace(self, heads=self.heads or {}, experts=self.experts or {}, assumed=True)
 
     def _selected(self, graph: Graph) -> set[int] | None:
         if self.layers is None or self.layers.predicate == "all":
@@ -172,8 +173,10 @@ class DropDeadParts(Pass):
         assert self.heads is not None, "decide comes first"
         assert self.experts is not None, "decide comes first"
         found, edit, wanted = attentions(graph), Editor(graph), self._selected(graph)
-        notes = [*drive(graph, _DropHeads({found[layer].attend: gone for layer, gone in self.heads.items()})).notes]
-        notes += drive(graph, _DropExperts(self.experts)).notes
+        nothing = "{}, decided at apply, by the weights" if self.assumed else "no dead {}"
+        heads = {found[layer].attend: gone for layer, gone in self.heads.items()}
+        notes = [*drive(graph, _DropHeads(heads, nothing.format("query heads"))).notes]
+        notes += drive(graph, _DropExperts(self.experts, nothing.format("experts"))).notes
         for layer, each in attentions(graph).items():
             if each.owner == layer and (wanted is None or layer in wanted):
                 done = drop_unread_kv_heads(graph, edit, each.memory)
@@ -224,11 +227,12 @@ def _keeps_zero(ops: Sequence[Op]) -> bool:
 class _DropHeads(Rule[Attend, tuple[QueryHeads, tuple[int, ...]]]):
     op: ClassVar[type[Op]] = Attend
     gone: Mapping[Attend, tuple[int, ...]]
+    otherwise: str
 
     def match(self, op: Attend, graph: Graph) -> tuple[QueryHeads, tuple[int, ...]] | Refusal:
         gone = self.gone.get(op)
         if not gone:
-            return Refusal("no dead query heads")
+            return Refusal(self.otherwise)
         site = query_heads(op)
         return site if isinstance(site, Refusal) else (site, gone)
 
@@ -244,12 +248,13 @@ class _DropHeads(Rule[Attend, tuple[QueryHeads, tuple[int, ...]]]):
 class _DropExperts(Rule[Experts, tuple[ExpertSite, tuple[int, ...]]]):
     op: ClassVar[type[Op]] = Experts
     gone: Numbers
+    otherwise: str
 
     def match(self, op: Experts, graph: Graph) -> tuple[ExpertSite, tuple[int, ...]] | Refusal:
         layer = layer_of(op.out.name)
         gone = None if layer is None else self.gone.get(layer)
         if not gone:
-            return Refusal("no idle experts")
+            return Refusal(self.otherwise)
         site = expert_site(op)
         return site if isinstance(site, Refusal) else (site, gone)
 

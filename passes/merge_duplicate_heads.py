@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
@@ -74,6 +74,7 @@ class MergeDuplicateHeads(Pass):
 
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all")
     heads: Duplicates | None = optional_option(DUPLICATES, "the heads that are equal; by default as the weights say")
+    assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``heads`` is not known yet
 
     @property
     def needs_data(self) -> bool:
@@ -121,13 +122,14 @@ class MergeDuplicateHeads(Pass):
 
     def assume(self, graph: Graph) -> MergeDuplicateHeads:
         """Return the pass without equal heads: usually there are none."""
-        return replace(self, heads={})
+        return replace(self, heads={}, assumed=True)
 
     def rewrite(self, graph: Graph) -> Report:
         """Merge the equal heads of each layer."""
         assert self.heads is not None, "decide comes first"
         found = attentions(graph)
-        return drive(graph, _Merge({found[layer].attend: sets for layer, sets in self.heads.items()}))
+        reason = "decided at apply, by equal weights" if self.assumed else "no equal heads"
+        return drive(graph, _Merge({found[layer].attend: sets for layer, sets in self.heads.items()}, reason))
 
     def _check(self, attention: Attention, sets: Sequence[Sequence[int]]) -> None:
         layer, groups, site = attention.layer, attention.attend.groups, _site(attention.attend)
@@ -187,11 +189,12 @@ def _by_head(weight: Tensor, heads: int) -> Tensor:
 class _Merge(Rule[Attend, tuple[QueryHeads, tuple[tuple[int, ...], ...]]]):
     op: ClassVar[type[Op]] = Attend
     duplicates: Mapping[Attend, tuple[tuple[int, ...], ...]]
+    otherwise: str
 
     def match(self, op: Attend, graph: Graph) -> tuple[QueryHeads, tuple[tuple[int, ...], ...]] | Refusal:
         sets = self.duplicates.get(op)
         if not sets:
-            return Refusal("no equal heads")
+            return Refusal(self.otherwise)
         site = _site(op)
         return site if isinstance(site, Refusal) else (site, sets)
 

@@ -104,7 +104,9 @@ def test_without_weights_it_is_undecided() -> None:
     graph, _ = twin("Llama-3.1-8B")
     with pytest.raises(UndecidedError, match="zeros among the weights"):
         run(graph, "drop-dead")
-    assert run_pipeline(graph, parse_pipeline("drop-dead"), assume=True).graph.equals(graph)
+    planned = run_pipeline(graph, parse_pipeline("drop-dead"), assume=True)
+    assert planned.graph.equals(graph)
+    assert {note.text for note in planned.steps[0].report.refused} == {"query heads, decided at apply, by the weights"}
 
 
 @pytest.mark.parametrize(

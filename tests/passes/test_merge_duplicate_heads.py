@@ -79,6 +79,7 @@ def test_without_weights_it_is_undecided() -> None:
         run(graph, "merge-duplicate-heads")
     planned = run_pipeline(graph, parse_pipeline("merge-duplicate-heads"), assume=True)
     assert planned.graph.equals(graph)
+    assert {note.text for note in planned.steps[0].report.refused} == {"decided at apply, by equal weights"}
 
 
 @pytest.mark.parametrize(
