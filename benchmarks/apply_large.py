@@ -3,9 +3,9 @@
     python -m benchmarks.apply_large [LAYERS] [FOLDER]
 
 The checkpoint has Mistral-7B's shapes, bf16, in shards, random, 32 layers by default: 14.5 GB. The recipe shares keys
-and values between layers and drops query heads by the norms of weights, without calibration text. Bars: 3 GB of anonymous
-memory above the idle process; what is written is read once, but for the maps that the norms are taken of, which are
-read to decide and again to write; 16 MB are left to configs, headers and code.
+and values between layers and drops query heads by the norms of weights, without calibration text. Bars: 3 GB of
+anonymous memory above the idle process; what is written is read once, but for the maps that the norms are taken of,
+which are read to decide and again to write; 16 MB are left to configs, headers and code.
 """
 
 from __future__ import annotations
