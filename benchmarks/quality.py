@@ -67,6 +67,48 @@ ROWS = (
     Row("to-latent, rank 48 / SVD of weights", "tiny-llama", "to-latent{rank=48}", _latent(48, "weight-svd"), 0.2),
     Row("to-latent, rank 32 / balanced PCA", "tiny-llama", "to-latent{rank=32}", _latent(32, "balanced-pca"), 0.8),
     Row("to-latent, rank 32 / SVD of weights", "tiny-llama", "to-latent{rank=32}", _latent(32, "weight-svd"), 0.2),
+    Row(
+        "share-kv on half the layers, donors by measured KL / most similar caches, raw",
+        "tiny-llama",
+        "share-kv{choose=0.5, donor=measured}",
+        "share-kv{choose=0.5, donor=similar, level=raw, refit=false}",
+        0.35,
+    ),
+    Row(
+        "budget-heads, half the heads of each layer, by measured KL / activation norm, both refitted",
+        "tiny-llama",
+        "budget-heads{heads=0.5, score=measured}",
+        "budget-heads{heads=0.5, score=activation-norm}",
+        0.75,
+    ),
+    Row(
+        "budget-heads, half of all heads, dealt / half of each layer's",
+        "tiny-llama",
+        "budget-heads{total=0.5}",
+        "budget-heads{heads=0.5}",
+        0.7,
+    ),
+    Row(
+        "share-kv on half the layers, donors by measured KL / most similar caches, raw",
+        "tiny-qwen3",
+        "share-kv{choose=0.5, donor=measured}",
+        "share-kv{choose=0.5, donor=similar, level=raw, refit=false}",
+        0.35,
+    ),
+    Row(
+        "budget-heads, half the heads of each layer, by measured KL / activation norm, both refitted",
+        "tiny-qwen3",
+        "budget-heads{heads=0.5, score=measured}",
+        "budget-heads{heads=0.5, score=activation-norm}",
+        0.75,
+    ),
+    Row(
+        "budget-heads, half of all heads, dealt / half of each layer's",
+        "tiny-qwen3",
+        "budget-heads{total=0.5}",
+        "budget-heads{heads=0.5}",
+        0.7,
+    ),
 )
 
 
