@@ -48,7 +48,50 @@ def _latent(rank: int, method: str) -> str:
     return f"to-latent{{rank={rank}, method={method}{', refit=false' if method == 'weight-svd' else ''}}}"
 
 
+def _merged(options: str = "") -> str:
+    """Return `merge-kv-heads` to half of the heads, with further options."""
+    return f"merge-kv-heads{{heads=2{', ' + options if options else ''}}}"
+
+
 ROWS = (
+    Row(
+        "merge-kv-heads, 4 to 2 / Procrustes, neither refitted",
+        "tiny-llama",
+        _merged("refit=false"),
+        _merged("method=procrustes, refit=false"),
+        0.7,
+    ),
+    Row(
+        "merge-kv-heads, 4 to 2 / Procrustes, both refitted", "tiny-llama", _merged(), _merged("method=procrustes"), 0.8
+    ),
+    Row(
+        "merge-kv-heads, 4 to 2, norm: gauge / mean pooling, neither refitted",
+        "tiny-qwen3",
+        _merged("norm=gauge, refit=false"),
+        _merged("method=mean, grouping=adjacent, refit=false"),
+        1 / 3,
+    ),
+    Row(
+        "merge-kv-heads, 4 to 2, norm: gauge / mean pooling, both refitted",
+        "tiny-qwen3",
+        _merged("norm=gauge"),
+        _merged("method=mean, grouping=adjacent"),
+        1 / 3,
+    ),
+    Row(
+        "merge-kv-heads, 4 to 2, norm: stock / mean pooling, neither refitted",
+        "tiny-qwen3",
+        _merged("norm=stock, refit=false"),
+        _merged("method=mean, grouping=adjacent, refit=false"),
+        1 / 3,
+    ),
+    Row(
+        "merge-kv-heads, 4 to 2, norm: stock / mean pooling, both refitted",
+        "tiny-qwen3",
+        _merged("norm=stock"),
+        _merged("method=mean, grouping=adjacent"),
+        1 / 3,
+    ),
     Row(
         "window on half the layers, chosen by KL / the last half",
         "tiny-llama",
