@@ -215,7 +215,8 @@ def test_the_metric_needs_the_memory_as_it_was_lifted(decoder: Any) -> None:
 
 def test_after_shared_memories_and_before_fewer_heads(decoder: Any) -> None:
     model = decoder(layers=4)
-    whole = "share-kv{donor={1: 0}},to-latent{rank=12},budget-heads{keep={2: [0, 1, 3]}},window{window=64, layers=3, sinks=0, refit=false}"
+    whole = "share-kv{donor={1: 0}},to-latent{rank=12},budget-heads{keep={2: [0, 1, 3]}}"
+    whole += ",window{window=64, layers=3, sinks=0, refit=false}"
     shared = "share-kv{donor={1: 0}},budget-heads{keep={2: [0, 1, 3]}}"
     found, expected = (model.logits(rewritten(model, pipeline)) for pipeline in (whole, shared))
     assert distance(found, expected) < 1e-9
