@@ -50,9 +50,9 @@ class CompressSeq(Pass):
     After the compressed attention of DeepSeek V4, CSA (small rates, an overlap, an index) and HCA (large ones), with
     keys and values by head. Every token counts once: the window shows what follows the last block that lies before it,
     and pooled rows stand for the blocks before. A row is the mean of its tokens' keys and values, and its score is
-    raised by the logarithm of the rate: so blocks of equal tokens are exact, and so is everything up to ``window``
-    tokens. Beyond, the model is another one and needs training; ``gates`` are what is then learned, and start as the
-    mean. Judge it at contexts several times the window.
+    raised by the logarithm of the rate: so blocks of equal tokens are exact, and so is everything up to ``window`` +
+    ``rate`` - 1 tokens. Beyond, the model is another one and needs training; ``gates`` are what is then learned, and
+    start as the mean. Judge it at contexts several times the window.
     """
 
     name: ClassVar[str] = "compress-seq"
@@ -64,7 +64,7 @@ class CompressSeq(Pass):
 
     rate: int | None = optional_option(integer(2, 65536), "how many tokens make a pooled row", required=True)
     window: int | None = optional_option(
-        integer(1, MOST_ROWS), "how many of the last tokens are kept as they are, the rate at least", required=True
+        integer(1, MOST_ROWS), "how many of the last tokens each query sees as they are, at least", required=True
     )
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all that see everything and can")
     choose: int | None = optional_option(integer(1, MOST_LAYERS), "only so many of the layers, by measured KL")
@@ -110,8 +110,14 @@ class CompressSeq(Pass):
     @property
     def shortest_context(self) -> int:
         """Calibration text in windows as long as the attention's shows nothing of what is pooled."""
+        return self.reach + 1 + self.sinks
+
+    @property
+    def reach(self) -> int:
+        """How many of the last tokens are kept as they are: of these a query sees all that no finished row holds."""
         assert self.window is not None
-        return self.window + 1 + self.sinks
+        assert self.rate is not None
+        return self.window + self.rate - 1
 
     # -- decide
 
@@ -119,10 +125,13 @@ class CompressSeq(Pass):
         """Return the pass with its layers listed.
 
         Raises:
-            OptionRangeError: The window or the first tokens do not fit the rate.
+            OptionRangeError: The first tokens are no multiple of the rate, or fewer layers can be chosen.
             IllegalPassError: A layer has no attention that can be compressed.
         """
-        self._check_rate()
+        assert self.rate is not None
+        if self.sinks % self.rate:
+            legal, where = f"multiples of {self.rate}, the rate", self.place("sinks")
+            raise OptionRangeError(owner=self.name, name="sinks", found=self.sinks, legal=legal, where=where)
         found = attentions(graph)
         layers = self._selected(found, graph)
         for layer in layers:
@@ -144,17 +153,6 @@ class CompressSeq(Pass):
         """Return the pass with the last layers: right in number, not in choice."""
         layers = self._listed(graph)
         return replace(self, layers=Selection.of(layers[-(self.choose or 0) :]), choose=None)
-
-    def _check_rate(self) -> None:
-        assert self.rate is not None
-        assert self.window is not None
-        if self.window < self.rate:
-            name, found, legal = "window", self.window, f"at least {self.rate}, the rate"
-        elif self.sinks % self.rate:
-            name, found, legal = "sinks", self.sinks, f"multiples of {self.rate}, the rate"
-        else:
-            return
-        raise OptionRangeError(owner=self.name, name=name, found=found, legal=legal, where=self.place(name))
 
     def _listed(self, graph: Graph) -> list[int]:
         assert self.layers is not None, "decide comes first"
@@ -235,7 +233,7 @@ class _Compress(Rule[Attend, Site]):
         options = self.options
         assert options.rate is not None
         _Branch(options, site, edit).add_entries()
-        done = f"sees {options.window} tokens and before them a row for every {options.rate}"
+        done = f"sees {options.window} tokens at least, and before them a row for every {options.rate}"
         if options.sinks:
             done += f", and the first {options.sinks} as they are"
         if options.chosen is not None:
@@ -278,7 +276,7 @@ class _Branch:
             keys = view if options.index == "keys" else self._light_keys()
             edit.set_operand(attend, "chosen", self._index(keys))
         edit.set_operand(attend, "entries", view)
-        edit.set_attribute(attend, "window", options.window)
+        edit.set_attribute(attend, "window", options.reach)
         edit.set_attribute(attend, "first", options.sinks)
         edit.set_attribute(attend, "disjoint", True)
         edit.set_attribute(attend, "entries_bias", math.log(options.rate) if options.mass else 0.0)
@@ -364,5 +362,5 @@ class _Branch:
             q = self.add(Unflatten, "index_q", flat, parts=heads)
         ones = self.weight(Fill, "indexer.weights_proj.bias", heads, value=1.0)
         weights = self._linear("index_weights", "indexer.weights_proj.weight", Fill, heads, bias=ones)
-        sight = {"window": options.window, "first": options.sinks}
+        sight = {"window": options.reach, "first": options.sinks}
         return self.add(Index, "index_best", q, weights, keys, scale=scale, chosen=options.chosen, **sight)

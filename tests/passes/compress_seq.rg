@@ -10,10 +10,10 @@ graph @one (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layers.
 }
 
 // CHECK: %ctx = attn.attend %x_3, %memory {scale = 0.25} : f32[B, T, 4, 8]
-// CHECK: %memory = state.kv %x, %x_2 {window = 16, first = 4} : memory<f32; k [2, 8], v [2, 8]; window 16, first 4>
+// CHECK: %memory = state.kv %x, %x_2 {window = 19, first = 4} : memory<f32; k [2, 8], v [2, 8]; window 19, first 4>
 // CHECK: %entries = state.compressed %row, %compressor.position_bias {rate = 4} : memory<f32; x [32]; every 4>
 // CHECK: %entries_view = mem.view %entries, %entries_k, v=%entries_v : memory<f32; k [2, 8], v [2, 8]; every 4>
-// CHECK: %ctx = attn.attend %x_3, %memory, entries=%entries_view {scale = 0.25, window = 16, first = 4, disjoint = true, entries_bias = 1.3862943611198906} : f32[B, T, 4, 8]
+// CHECK: %ctx = attn.attend %x_3, %memory, entries=%entries_view {scale = 0.25, window = 19, first = 4, disjoint = true, entries_bias = 1.3862943611198906} : f32[B, T, 4, 8]
 // REFUSED: layer 0: not among the layers
 
 // -----  keys pooled before rotation turn to the middle of their tokens; both series of an overlap, one shut
@@ -29,7 +29,7 @@ graph @middle (%pos: i64[B, T], %layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B
 // CHECK: %compressor.position_previous = weight.fill {value = -40.0} : f32[2, 32]
 // CHECK: %entries = state.compressed %entries_both, %compressor.position_bias {rate = 2, overlap = true} : memory<f32; x [32]; every 2>
 // CHECK: %entries_k_rope = pos.rope %entries_k, %entries_at {base = 10000.0, channels = 8, offset = 0.5} : f32[B, S@layers.*.entries, 2, 8]
-// CHECK: %ctx = attn.attend %x_3, %memory, entries=%entries_view {scale = 0.25, window = 16, disjoint = true} : f32[B, T, 4, 8]
+// CHECK: %ctx = attn.attend %x_3, %memory, entries=%entries_view {scale = 0.25, window = 17, disjoint = true} : f32[B, T, 4, 8]
 
 // -----  gates and an index read what the projections read
 // RUN: compress-seq{rate=4, window=16, gates=true, chosen=3, refit=false}
@@ -46,18 +46,18 @@ graph @gated (%layers.0.x: f32[B, T, 32], %layers.0.q: f32[B, T, 4, 8], %layers.
 // CHECK: %model.layers.*.self_attn.compressor.gate_proj.weight = weight.fill : f32[32, 32]
 // CHECK: %entries = state.compressed %row, %model.layers.*.self_attn.compressor.position_bias, gates=%entries_gates {rate = 4} : memory<f32; x [32]; every 4>
 // CHECK: %model.layers.*.self_attn.compressor.indexer.weights_proj.bias = weight.fill {value = 1.0} : f32[4]
-// CHECK: %index_best = seq.index %x_3, %index_weights, %entries_view {scale = 0.25, chosen = 3, window = 16} : i64[B, T, 3]
+// CHECK: %index_best = seq.index %x_3, %index_weights, %entries_view {scale = 0.25, chosen = 3, window = 19} : i64[B, T, 3]
 
-// -----  a window shorter than a row's tokens would not reach them
-// RUN: compress-seq{rate=32, window=16, refit=false}
+// -----  tokens that stay as they are, and a block that is pooled in part
+// RUN: compress-seq{rate=32, window=16, sinks=4, refit=false}
 
-graph @short (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layers.0.v: f32[B, T, 2, 8]) {
+graph @parts (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layers.0.v: f32[B, T, 2, 8]) {
   %layers.0.memory = state.kv %layers.0.k, %layers.0.v
   %layers.0.ctx = attn.attend %layers.0.q, %layers.0.memory {scale = 0.25}
   return %layers.0.ctx
 }
 
-// ERROR: error[RG106]: compress-seq: window is 16, out of range
+// ERROR: error[RG106]: compress-seq: sinks is 4, out of range
 
 // -----  a layer with a window sees nothing before it
 // RUN: compress-seq{rate=4, window=16, refit=false}
