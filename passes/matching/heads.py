@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend
-from regraft.ir.ops.core import Activation, Flatten, Gain, Linear, Mul, Norm, Scale, Softcap, Unflatten
+from regraft.ir.ops.core import Activation, Flatten, Gain, Linear, Mul, Norm, Scale, Slice, Softcap, Unflatten
 from regraft.ir.ops.pos import Rope
 from regraft.ir.ops.weight import Take
 from regraft.passes.matching.rewrite import Editor
@@ -17,9 +17,14 @@ from regraft.passes.matching.sites import Output, Refusal, run_time_users
 
 @dataclass
 class Cut:
-    """The ops between some linear ops and a value, in order of execution, that a cut of heads goes through."""
+    """The ops between some linear ops and a value, in order of execution, that a cut of heads goes through.
+
+    ``beside`` are ops that take other channels of the same heads, such as gates; a cut must go through these too. It is
+    None where nothing may.
+    """
 
     ops: list[Op] = field(default_factory=list[Op])
+    beside: list[Op] | None = None
 
     @property
     def linears(self) -> list[Linear]:
@@ -27,16 +32,19 @@ class Cut:
         return [op for op in self.ops if isinstance(op, Linear)]
 
 
-def trace(value: Value, reader: Op) -> Cut | Refusal:
-    """Return what makes the heads of ``value``, or why they cannot be cut: some op mixes heads, or others read them."""
-    cut = Cut()
+def trace(value: Value, reader: Op, *, parts: bool = False) -> Cut | Refusal:
+    """Return what makes the heads of ``value``, or why they cannot be cut: some op mixes heads, or others read them.
+
+    With ``parts`` the value may be some channels of each head; what takes the others stands ``beside``.
+    """
+    cut = Cut(beside=[] if parts else None)
     reason = _visit(value, False, reader, cut)
     return cut if reason is None else Refusal(reason)
 
 
-def trace_gates(value: Value, output: Output) -> Cut | Refusal:
-    """Return what makes the gates between an attention's result ``value`` and its output projection."""
-    cut, flat = Cut(), False
+def trace_gates(value: Value, output: Output, *, parts: bool = False) -> Cut | Refusal:
+    """Return what makes the gates between an attention's result ``value`` and its output projection; see `trace`."""
+    cut, flat = Cut(beside=[] if parts else None), False
     for op in output.chain:
         reason: str | None = None
         if isinstance(op, Flatten) and not flat:
@@ -66,6 +74,9 @@ def _visit_gain(op: Gain, flat: bool, cut: Cut) -> str | None:
 def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
     """Walk up from ``value``; ``flat`` says that its heads are joined in the last axis. Return a reason to refuse."""
     others = [user for user in run_time_users(value) if user is not reader]
+    if cut.beside is not None and not flat and isinstance(reader, Slice):
+        cut.beside += [user for user in others if isinstance(user, Slice)]
+        others = [user for user in others if not isinstance(user, Slice)]
     if others:
         return f"%{value.name} is read by {others[0].label} too"
     op = value.op
@@ -79,6 +90,8 @@ def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
             reason = _visit(op.x, False, op, cut)
         case Mul():
             reason = _visit(op.a, flat, op, cut) or (None if op.a is op.b else _visit(op.b, flat, op, cut))
+        case Slice() if not flat and cut.beside is not None:
+            reason = _visit(op.x, False, op, cut)
         case Unflatten() if not flat:
             reason = _visit(op.x, True, op, cut)
         case Flatten() if flat:

@@ -47,12 +47,16 @@ def query_heads(attend: Attend) -> QueryHeads | Refusal:
         return output
     if attend.sink is not None and not attend.sink.is_weight:
         return Refusal(f"the sinks of {attend.label} are known only at run time")
-    queries, gates = trace(attend.q, attend), trace_gates(attend.out, output)
+    queries, gates = trace(attend.q, attend, parts=True), trace_gates(attend.out, output, parts=True)
     if isinstance(queries, Refusal):
         return queries
     if isinstance(gates, Refusal):
         return gates
-    return QueryHeads(attend, queries, gates, output)
+    through = {*queries.ops, *gates.ops}
+    stray = [op for op in (*(queries.beside or ()), *(gates.beside or ())) if op not in through]
+    if stray:
+        return Refusal(f"{stray[0].label} takes channels of the query heads for something else")
+    return QueryHeads(attend, queries, Cut([op for op in gates.ops if op not in queries.ops]), output)
 
 
 def take_query_heads(

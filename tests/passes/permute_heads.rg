@@ -65,3 +65,21 @@ graph @merged (%x: f32[B, T, 8], %layers.0.k: f32[B, T, 2, 4]) {
 // CHECK: %o.weight.sum = weight.combine %o.weight.kept, %o.weight.kept_2 {factors = [1.0, 1.0]} : f32[8, 4]
 // CHECK: %o.weight.kept_3 = weight.take %o.weight.original {axis = 1, block = 4, indices = [2, 3]} : f32[8, 8]
 // CHECK: %o.weight = weight.concat %o.weight.sum, %o.weight.kept_3 {axis = 1} : f32[8, 12]
+
+// -----  channels of a query head that are for something else
+// RUN: permute-heads{order={0: [1, 0]}}
+
+graph @stray (%x: f32[B, T, 8], %layers.0.k: f32[B, T, 1, 4]) {
+  %q.weight = weight.load : f32[12, 8]
+  %layers.0.q_proj = core.linear %x, %q.weight
+  %layers.0.both = core.unflatten %layers.0.q_proj {parts = 2}
+  %layers.0.q = core.slice %layers.0.both {start = 0, stop = 4}
+  %layers.0.rest = core.slice %layers.0.both {start = 4, stop = 6}
+  %layers.0.memory = state.kv %layers.0.k, %layers.0.k
+  %layers.0.ctx = attn.attend %layers.0.q, %layers.0.memory {scale = 0.5}
+  %layers.0.merged = core.flatten %layers.0.ctx
+  %o.weight = weight.load : f32[8, 8]
+  %layers.0.out = core.linear %layers.0.merged, %o.weight
+  return %layers.0.out, %layers.0.rest
+}
+// ERROR: error[RG114]: permute-heads: layer 0: core.slice %layers.0.rest takes channels of the query heads for something else

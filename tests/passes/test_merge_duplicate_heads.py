@@ -20,7 +20,7 @@ from tests.passes.exactness import TOKENS, check_blocks, check_program, close, r
 
 TWINS = [
     *("Llama-3.1-8B", "Qwen3-0.6B", "qwen2", "gemma-4-E2B", "gpt-oss-20b", "laguna-XS.2"),
-    "laguna, gates by channel, capped routing",
+    *("laguna, gates by channel, capped routing", "Qwen3-Next-80B-A3B"),
 ]
 
 

@@ -16,7 +16,7 @@ from tests.passes.exactness import TOKENS, check_blocks, check_program, close, d
 
 TWINS = [
     *("Llama-3.1-8B", "Qwen3-0.6B", "Mistral-7B-v0.3", "qwen2", "gpt-oss-20b", "laguna-XS.2", "gemma-4-E2B"),
-    *("laguna, gates by channel, capped routing", "gemma2", "granite"),
+    *("laguna, gates by channel, capped routing", "gemma2", "granite", "Qwen3-Next-80B-A3B", "Qwen3.6-27B"),
 ]
 CUT = "budget-heads{keep={0: [0, 2, 3]}, refit=false}"
 
