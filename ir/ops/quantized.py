@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.ir.attributes import INT, INTS, STR
+from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Dims, Value, attribute, op, operand, result
 from regraft.ir.ops.weight import WeightOp
@@ -142,6 +143,8 @@ class Mxfp4(Unpack):
         import torch
 
         turned = torch.ldexp(_unpacked(blocks), scales[..., None].int() - 127)
+        if wild := int((~turned.isfinite()).any(-1).sum()):  # 255 stands for no number
+            raise NotFiniteError(tensor=self.scales.name, count=wild, total=scales.numel())
         return turned.flatten(-2).to(torch_dtype(self.dtype))
 
     def pack(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from regraft.frontends.lift import lift, lift_config
 from regraft.frontends.tensors import Stored
 from regraft.frontends.twin import twin_config, write_twin
 from regraft.ir.errors.base import RegraftError
-from regraft.ir.errors.checkpoint import MissingTensorError, TensorMismatchError
+from regraft.ir.errors.checkpoint import MissingTensorError, NotFiniteError, TensorMismatchError
 from regraft.ir.errors.config import NotQuantizedError
 from regraft.ir.header import build_header
 from regraft.ir.interpret import Interpreter
@@ -226,6 +226,18 @@ def test_codes_of_another_type_are_named(case: str, codes: str, packed: Packed, 
     found = Checkpoint(packed(case)).read(codes)
     folder = rewritten(packed(case), tmp_path / "twin", {codes: found.view(torch.uint8).to(torch.int16)}, "i16")
     refused(folder, TensorMismatchError, codes, "i16")
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_scales_that_are_no_numbers_are_refused(case: str, packed: Packed, tmp_path: Path) -> None:
+    """The last one of a tensor: infinite where it is a float, and 255 where it is an exponent."""
+    found = Checkpoint(packed(case)).read(SCALES[case])
+    raw = found if found.dtype is torch.float32 else found.view(torch.uint8)
+    raw[..., -1, -1] = torch.inf if found.dtype is torch.float32 else 255
+    folder = rewritten(packed(case), tmp_path / "twin", {SCALES[case]: found})
+    model = open_model(folder)
+    with pytest.raises(NotFiniteError, match=SCALES[case]):
+        Interpreter(lift(model).graph, model.require_checkpoint())(TOKENS)
 
 
 @pytest.mark.parametrize(("case", "scales"), SCALES.items())
