@@ -269,9 +269,7 @@ def _holds(memory: Value) -> str:
     shape = kept.fields[0].shape
     width = math.prod(shape)
     if isinstance(op, KV):
-        values = kept.fields[-1].shape[-1]
-        wide = f"{shape[1]}" if values == shape[1] else f"{shape[1]} and {values}"
-        return f"keys and values, {shape[0]} {'head' if shape[0] == 1 else 'heads'} of {wide}"
+        return f"keys and values, {_heads(kept)}"
     if isinstance(op, Delta):
         return f"recurrent matrices, {shape[0]} of {shape[1]} × {shape[2]}"
     readers = list(memory.users)
@@ -279,12 +277,22 @@ def _holds(memory: Value) -> str:
         before = "a convolution" if any(isinstance(reader, Conv) for reader in readers) else "a shift by one token"
         return f"last {'row' if kept.fixed == 1 else f'{kept.fixed} rows'} of {width}, for {before}"
     what = "pooled " if isinstance(op, Compressed) else ""
+    views = _views(memory)
+    if isinstance(op, Compressed) and len(views) == 1 and views[0].v is not None:
+        return f"pooled keys and values, {_heads(views[0].out.memory)}"
     if any(isinstance(reader, Index) for reader in _readers_of_rows(memory)):
         return f"{what}index keys of {width}"
-    views = _views(memory)
     if any(view.v is None for view in views):
         return f"{what}rows of {width} that are key and value in one"
     return f"{what}latents of {width}, for the keys and values of all heads" if views else f"{what}rows of {width}"
+
+
+def _heads(kept: MemoryType) -> str:
+    """Return how many heads there are of keys and values, and how wide they are: ``8 heads of 128``."""
+    heads, width = kept.fields[0].shape
+    values = kept.fields[-1].shape[-1]
+    wide = f"{width}" if values == width else f"{width} and {values}"
+    return f"{heads} {'head' if heads == 1 else 'heads'} of {wide}"
 
 
 def _readers_of_rows(memory: Value) -> list[Op]:

@@ -150,6 +150,7 @@ def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, dtype: str 
       %gates = core.linear %embed, %gw
       %bias = weight.load : f32[{rate}, {width}]
       %m = state.compressed %values, %bias, gates=%gates {options}
+      %hi = core.unflatten %embed {{parts = 2}}
       %rows = mem.read %m
       %keys = core.unflatten %rows {{parts = 1}}
       %at = mem.pos %m
@@ -163,8 +164,7 @@ def pooled(rate: int, overlap: bool, chosen: int | None, sink: bool, dtype: str 
       %near_keys = core.unflatten %near_rows {{parts = 1}}
       %view = mem.view %near, %near_keys
       %sinks = weight.load : f32[2]
-      %h = core.unflatten %embed {{parts = 2}}
-      %q = pos.rope %h, %pos {{{rope}}}
+      %q = pos.rope %hi, %pos {{{rope}}}
       %ctx = {lines["attend"]}
       %back = pos.rope %ctx, %pos {{{rope}, inverse = true}}
       %y = core.flatten %back
@@ -200,11 +200,25 @@ def test_float64_agrees_to_its_own_precision(tmp_path: Path) -> None:
             "state.compressed %m whose rows are used otherwise than through one view",
         ),
         ({"attend": "attn.attend %q, %entries {scale = 0.5}"}, "attn.attend %ctx to pooled rows alone"),
+        (
+            {
+                "entries": "%entries = mem.view %m, %turned\n"
+                "%late = pos.rope %hi, %pos {base = 9.0, channels = 8, offset = 0.5}"
+            },
+            "pos.rope %late beside the positions of this call",
+        ),
+        (
+            {
+                "attend": "attn.attend %q, %view, chosen=%numbers, entries=%entries {scale = 0.5, window = 3, "
+                "disjoint = true}"
+            },
+            "attn.attend %ctx to rows that an index chooses among others than it sees",
+        ),
     ],
 )
 def test_rows_that_are_used_otherwise_are_refused(changes: dict[str, str], problem: str) -> None:
     with pytest.raises(MissingEmitterError) as caught:
-        TorchTarget(pooled(4, False, None, False, **changes), [], "").program()
+        TorchTarget(pooled(3, False, 2, False, **changes), [], "").program()
     assert f"target torch has no code for {problem}" in str(caught.value)
 
 

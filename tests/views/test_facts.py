@@ -10,6 +10,8 @@ from regraft.ir.errors.usage import UnknownDeviceError
 from regraft.ir.graph import Graph
 from regraft.ir.hardware import Device
 from regraft.passes.latent_forms import decoding_form
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
 from regraft.views.card import card
 from regraft.views.facts import facts, layers_text
 from regraft.views.table import markdown, plain
@@ -218,3 +220,11 @@ def test_the_card_counts_what_is_held_at_any_length() -> None:
     text = plain(card(found))
     assert "  exact                                                     170 MiB\n" in text
     assert "73.7 MiB of the exact figures are held at any length\n" in text
+
+
+def test_pooled_keys_and_values_are_called_so() -> None:
+    options = "rate=4, window=16, layers=0, chosen=2, index=light, refit=false"
+    graph = lift(open_model("builtin:Llama-3.2-1B"), strict=False).graph
+    graph = run_pipeline(graph, parse_pipeline(f"compress-seq{{{options}}}")).graph
+    held = {each["holds"] for each in facts(graph, contexts=(64,)).to_json()["memories"]}
+    assert {"pooled keys and values, 8 heads of 64", "pooled index keys of 32"} < held
