@@ -50,10 +50,11 @@ class AddHyperConnections(Pass):
     - the map between is a softmax of ``c`` times the identity: symmetric, its rows and columns sum to 1, and it only
       shrinks what sums to 0, such as ``e`` and ``q``. Turns of normalisation leave it as it is, with a floor of 0.
 
-    So ``a_i = 1 + r q`` for some ``r``, and ``p · a_i = 1 + r (e · q) / n = 1``, as ``e · q = 0``: that takes three
-    streams. Streams differ, so that maps between them matter, and are read differently, so that it matters which one
-    carries what: ``fn`` and ``base`` get gradients from the first step on. ``scale`` multiplies ``fn``, which is zero,
-    and gets its own from the second step on. (Before the first block all streams are alike, in DeepSeek V4 too.)
+    So ``a_i = 1 + r q`` for some ``r``, and ``p · a_i = 1 + r (e · q) / n = 1``, as ``e · q = 0``. Streams differ, so
+    that maps between them matter, and are read differently, so that it matters which one carries what: all rows of
+    ``fn`` and ``base`` get gradients from the first step on. ``scale`` multiplies ``fn``, which is zero, and gets its
+    own from the second step on. Of two streams ``e`` is 0, and how they mix hardly learns before the second step.
+    (Before the first block all streams are alike, as in DeepSeek V4.)
     """
 
     name: ClassVar[str] = "add-hyper-connections"
@@ -61,7 +62,7 @@ class AddHyperConnections(Pass):
     source: ClassVar[str] = "Zhu et al. 2024, Hyper-Connections; specs/deepseek_v4.md, section 4"
 
     layers: Selection | None = optional_option(LAYERS, "from the first of these layers to the last; by default all")
-    streams: int = option(integer(3, 64), 4, "how many; two could not differ at the start")
+    streams: int = option(integer(2, 64), 4, "how many")
     iterations: int = option(integer(1, 1000), 20, "turns of normalisation of the map between streams")
 
     def decide(self, graph: Graph, measurements: Measurements | None, constraints: Constraints) -> AddHyperConnections:
@@ -187,7 +188,7 @@ class _Streams:
         parts = [start.fill(f"{name}.read", (size,), value) for size, value in _read_logits(count)]
         if maps:
             parts += [start.fill(f"{name}.written", (1,), value) for value in (WRITTEN, -WRITTEN)]
-            parts.append(start.fill(f"{name}.written", (count - 2,)))
+            parts += [start.fill(f"{name}.written", (count - 2,))] if count > 2 else []
             one = edit.add(Eye, f"{name}.one", before=before, dtype=self.dtype, shape=(count, count))
             logit = math.log(STAYS / (1 - STAYS) * (count - 1))
             square = edit.add(Combine, f"{name}.stays", [one], factors=(logit,), before=before)
@@ -216,5 +217,6 @@ class _Streams:
 
 def _read_logits(count: int) -> list[tuple[int, float]]:
     """Return how many streams are read by each share, and the logit at which a sigmoid gives it."""
-    shares = [(2, 1 + SPREAD), (1, 1 - 2 * SPREAD), *([(count - 3, 1.0)] if count > 3 else [])]
+    spread = SPREAD if count > 2 else 0.0
+    shares = [(2, 1 + spread), (1, 1 - 2 * spread), (count - 3, 1.0)][: min(count - 1, 3)]
     return [(size, math.log(share / (count - share))) for size, share in shares]

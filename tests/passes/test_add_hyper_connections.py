@@ -22,6 +22,8 @@ TWINS = [
     *("granite", "ZAYA1-8B", "DeepSeek-V3", "Qwen3-Next-80B-A3B"),
 ]
 
+NEW = r"(^|\.|hc_)(fn|base|scale)$"
+
 
 def branches(graph: Graph) -> list[str]:
     """Return what the maps of every layer give: none of it has the streams in it."""
@@ -42,7 +44,7 @@ def test_every_family_stays_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Qwen3-0.6B", "gemma-4-E2B", "laguna-XS.2", "ZAYA1-8B", "gemma2"])
-@pytest.mark.parametrize("options", ["", "{streams=3, iterations=1}"])
+@pytest.mark.parametrize("options", ["", "{streams=3, iterations=1}", "{streams=2}"])
 def test_each_block_in_float64(name: str, options: str) -> None:
     check_blocks(name, f"add-hyper-connections{options}", branches)
 
@@ -71,8 +73,8 @@ def test_on_some_layers_beside_other_passes() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(OptionRangeError, match="streams is 2"):
-        run(twin("Qwen3-0.6B")[0], "add-hyper-connections{streams=2}")
+    with pytest.raises(OptionRangeError, match="streams is 1"):
+        run(twin("Qwen3-0.6B")[0], "add-hyper-connections{streams=1}")
     for recipe in ("add-hyper-connections,add-hyper-connections", "add-hyper-connections"):
         with pytest.raises(StructureError, match="it has residual streams side by side"):
             run(twin("DeepSeek-V4-Flash" if "," not in recipe else "Qwen3-0.6B")[0], recipe)
@@ -83,17 +85,22 @@ def test_the_program_learns(name: str, tmp_path: Path) -> None:
     graph, source = twin(name)
     done = run(graph, "add-hyper-connections").graph
     model = check_program(done, source, Interpreter(graph, source)(TOKENS), tmp_path / "package")
-    check_gradients(model, r"(^|\.|hc_)(fn|base|scale)$", later="scale$")
+    check_gradients(model, NEW, later="scale$")
 
 
-def test_maps_between_streams_learn_from_the_first_step_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", [2, 3, 4, 7])
+def test_maps_between_streams_learn_from_the_first_step_on(streams: int, tmp_path: Path) -> None:
     graph, source = twin("Llama-3.1-8B")
-    emit(run(graph, "add-hyper-connections").graph, source, tmp_path / "package")
+    emit(run(graph, f"add-hyper-connections{{streams={streams}}}").graph, source, tmp_path / "package")
     model = load_program(tmp_path / "package", dtype="float64")
     model.requires_grad_(True)
     model(TOKENS).square().sum().backward()
     moved = {name: p.grad for name, p in model.named_parameters() if name.endswith("fn") and "layers" in name}
-    between = {name: float(grad[8:].norm() / grad.norm()) for name, grad in moved.items()}
+    between = {name: float(grad[2 * streams :].norm() / grad.norm()) for name, grad in moved.items()}
     assert len(between) == 2 * graph.layer_count()
     assert between.pop("layers.0.fn") < 1e-12  # streams are all alike before the first block
-    assert min(between.values()) > 1e-6
+    if streams == 2:  # two that differ are read alike: what is left is how far 20 turns are from the end
+        assert 0 < max(between.values()) < 1e-4
+    else:
+        assert min(between.values()) > 2e-4
+    check_gradients(model, NEW, later="scale$")
