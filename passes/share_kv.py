@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NoReturn
 
-from regraft.ir.errors.base import nearest
 from regraft.ir.errors.recipe import (
-    ChoiceError,
     DonorError,
     MissingKeyError,
     NoLegalDonorError,
     OptionConflictError,
     OptionRangeError,
+    RankError,
     StructureError,
 )
 from regraft.ir.graph import Graph
@@ -23,7 +22,6 @@ from regraft.passes.base import (
     BOOL,
     Constraints,
     Measurements,
-    OptionKind,
     Pass,
     Preserves,
     Report,
@@ -31,69 +29,21 @@ from regraft.passes.base import (
     integer,
     option,
     optional_option,
-    read_integer,
-    read_key,
-    type_error,
 )
 from regraft.passes.counts import COUNT, Count
 from regraft.passes.fitting.donors import Donors, Pair, best_sets, dissimilarities, most_readers
+from regraft.passes.fitting.joint import joint_rank, most_ranks
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_refusal
 from regraft.passes.fitting.sharing import LEVELS, ReadDonor, Sharing, level_refusal
-from regraft.passes.located import Node, Plain
+from regraft.passes.matching.memories import KeyValues, key_values
 from regraft.passes.matching.rewrite import drive
 from regraft.passes.matching.sharing import collapsed, groups_of_kind, legal_donors, misfit
 from regraft.passes.matching.sites import Attention, Refusal, attentions, output_of
-from regraft.passes.selection import MOST_LAYERS, Selection, read_selection
-
-Groups = tuple[tuple[int, ...], ...]
-Donor = str | int | Mapping[int, int]
+from regraft.passes.pairs import CHOSEN, DONOR, READERS, Donor, Groups
+from regraft.passes.selection import MOST_LAYERS, Selection
 
 NEEDS = "a reader needs its donor's attention kind, window, KV heads, head width and rotary base"
 NEEDS_MAPPED = "a reader needs its donor's attention kind, and a window that is no wider"
-CHOSEN = ("measured", "similar")  # by what the calibration text shows
-DONOR_FORM = "nearest, measured, similar, a layer, or a map {reader: donor}"
-
-
-def _read_layers(node: Node, owner: str, name: str) -> Selection | Groups:
-    if node.items and node.items[0].items is not None:
-        return tuple(_read_group(item, owner, name) for item in node.items)
-    return read_selection(node, owner, name)
-
-
-def _read_group(node: Node, owner: str, name: str) -> tuple[int, ...]:
-    if node.items is None or len(node.items) < 2:
-        raise type_error(node, owner, name, "a group of two layers or more, such as [0, 1]")
-    group = tuple(sorted(read_integer(each, owner, name, 0, MOST_LAYERS) for each in node.items))
-    if len(set(group)) < len(group):
-        raise type_error(node, owner, name, "a group of different layers")
-    return group
-
-
-def _spell_layers(layers: Selection | Groups) -> Plain:
-    return layers.plain if isinstance(layers, Selection) else [list(group) for group in layers]
-
-
-def _read_donor(node: Node, owner: str, name: str) -> Donor:
-    if node.entries is not None:
-        return {
-            read_key(key, owner, name, MOST_LAYERS): read_integer(value, owner, name, 0, MOST_LAYERS)
-            for key, value in node.entries
-        }
-    if isinstance(node.scalar, int) and not isinstance(node.scalar, bool):
-        return read_integer(node, owner, name, 0, MOST_LAYERS)
-    if not isinstance(node.scalar, str):
-        raise type_error(node, owner, name, DONOR_FORM)
-    words = ("nearest", *CHOSEN)
-    if node.scalar not in words:
-        near = nearest(node.scalar, words)
-        raise ChoiceError(owner=owner, name=name, found=node, near=near, legal=DONOR_FORM, where=str(node.place))
-    return node.scalar
-
-
-READERS: OptionKind[Selection | Groups] = OptionKind(
-    "layers, or groups such as [[0, 1], [2, 3]]", _read_layers, _spell_layers
-)
-DONOR: OptionKind[Donor] = OptionKind(DONOR_FORM, _read_donor, lambda d: dict(d) if isinstance(d, Mapping) else d)
 
 
 @dataclass(frozen=True)
@@ -107,7 +57,8 @@ class ShareKV(Pass):
     to the original's residual stream instead, whatever the level. At ``map`` the donor keeps its keys before rotation,
     which changes nothing for itself, and the reader maps each row to its own keys and values, by matrices that are
     fitted: nearer, at the cost of these and of their products with all rows in each step. At ``input`` the reader keeps
-    a cache of its own, made of the donor's input: no smaller, but known as soon as the donor's is.
+    a cache of its own, made of the donor's input: no smaller, but known as soon as the donor's is. At ``latent`` the
+    donor keeps ``rank`` numbers of its input instead, from which it and its readers rebuild their keys and values.
 
     ``donor: measured`` takes the pairs, or with ``choose`` the readers too, whose sharing diverges least from the
     original on calibration text, after the fits. ``similar`` is a baseline: the pairs whose caches are most alike.
@@ -137,6 +88,9 @@ class ShareKV(Pass):
     )
     level: str | None = optional_option(
         choice(*LEVELS), "what is adapted to the reader; by default gauge with refit, and raw without"
+    )
+    rank: Count | None = optional_option(
+        COUNT, "with level latent, numbers a token; a share is of the donor's keys and values"
     )
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
@@ -218,7 +172,7 @@ class ShareKV(Pass):
     @property
     def _mapped(self) -> bool:
         """Whether a reader's heads and rotation may be other than its donor's."""
-        return self.adapted in ("map", "input") and self.donor != "similar"
+        return self.adapted in ("map", "input", "latent") and self.donor != "similar"
 
     def _refit_refusal(self, attention: Attention) -> Refusal | None:
         if not self.refit:
@@ -228,9 +182,22 @@ class ShareKV(Pass):
 
     def _refusal(self, graph: Graph, reader: Attention, donor: Attention) -> Refusal | None:
         """Return why a reader that fits its donor cannot be fitted to it, or None where it can."""
-        return self._refit_refusal(reader) or level_refusal(self.adapted, graph, reader.attend, donor.attend)
+        refusal = self._refit_refusal(reader) or level_refusal(self.adapted, graph, reader.attend, donor.attend)
+        if refusal is None and self.rank is not None:
+            self._check_rank(graph, donor, self.rank)
+        return refusal
+
+    def _check_rank(self, graph: Graph, donor: Attention, rank: Count) -> None:
+        site = key_values(donor.attend, graph)
+        if isinstance(site, KeyValues) and not joint_rank(rank, site) <= most_ranks(site):
+            what = f"layer {donor.layer} makes its keys and values of {most_ranks(site)} numbers"
+            legal, where = f"a rank from 1 to {most_ranks(site)}", self.place("rank")
+            raise RankError(owner=self.name, what=what, wanted=f"a latent of rank {rank}", legal=legal, where=where)
 
     def _check_conflicts(self) -> None:
+        if self.rank is None and self.adapted == "latent":
+            fix, where = "add rank: 64, or rank: 0.5", self.place("level")
+            raise MissingKeyError(owner=self.name, name="rank", fix=fix, where=where)
         grouped = self.groups is not None or isinstance(self.layers, tuple)
         second = fix = ""
         first = "groups"
@@ -244,6 +211,8 @@ class ShareKV(Pass):
         elif not self.needs_data and (self.choose is not None or self.within is not None):
             first, second = "choose" if self.choose is not None else "within", f"donor: {self._donor_text}"
             fix = "donor: measured chooses"
+        elif self.rank is not None and self.adapted != "latent":
+            first, second, fix = "rank", f"level: {self.adapted}", "level: latent has a rank"
         if second:
             raise OptionConflictError(owner=self.name, first=first, second=second, fix=fix, where=self.place(first))
 
@@ -399,7 +368,9 @@ class ShareKV(Pass):
     def rewrite(self, graph: Graph) -> Report:
         """Point each reader at its donor's memory, adapt it, and refit its output projection."""
         assert isinstance(self.donor, Mapping), "decide comes first"
-        report = drive(graph, ReadDonor(Sharing(self.adapted, self.refit, self.target, self.ridge), self.donor))
+        report = drive(
+            graph, ReadDonor(Sharing(self.adapted, self.refit, self.target, self.ridge, self.rank), self.donor)
+        )
         if not self.assumed:
             return report
         open_text = "reads an earlier layer's memory; which layers do, and whose they read, is decided at apply"

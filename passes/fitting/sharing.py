@@ -5,6 +5,7 @@
 - ``map``: the donor keeps its keys before rotation; the reader maps each row to its own keys and values, by matrices
   that it stores, and rotates the keys at the rows' own positions.
 - ``input``: keys and values of its own, made of what the donor makes its own of.
+- ``latent``: a latent of what the donor makes its keys and values of, from which both rebuild theirs.
 
 Source: specs/passes_math.md, section 5.
 """
@@ -24,12 +25,13 @@ from regraft.ir.ops.fits import AlignValues, Moment, Refit, width
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.weight import SliceWeight
 from regraft.passes.fitting.align import align_queries
-from regraft.passes.fitting.refit import refit_output, refit_text, undo_refit
+from regraft.passes.fitting.joint import keep_joint, module_of
+from regraft.passes.fitting.refit import refit_output, refit_refusal, refit_text, undo_refit
 from regraft.passes.matching.memories import KeyValues, Reading, keep_whole_rows, key_values
 from regraft.passes.matching.rewrite import Editor, Rule
 from regraft.passes.matching.sites import Output, Refusal, attentions, output_of
 
-LEVELS = ("raw", "gauge", "map", "input")
+LEVELS = ("raw", "gauge", "map", "input", "latent")
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Sharing:
         refit: Whether the output projection is fitted at the end.
         target: See `passes.fitting.refit`.
         ridge: Of all fits, in units of the mean second moment.
+        rank: Numbers a token of a joint latent, or a share of the donor's.
     """
 
     level: str
     refit: bool
     target: str
     ridge: float
+    rank: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ def level_refusal(level: str, graph: Graph, reader: Attend, donor: Attend) -> Re
     assert isinstance(other, KeyValues)
     if level == "map":
         return None
+    if level == "latent":
+        plain = other.keys.linear is not None and isinstance(other.state, KV)
+        return None if plain else Refusal(f"%{other.memory.name} is made by no projection")
     if len(own.readers) > 1 or own.layer != layer_of(reader.out.name):
         return Refusal(f"%{own.memory.name} has other readers")
     return _input_refusal(own, other)
@@ -105,19 +112,44 @@ class ReadDonor(Rule[Attend, Site]):
         donor = attentions(graph)[self.donors[layer]].attend
         if donor.memory is op.memory:
             return Refusal(f"it reads %{donor.memory.name} already")
-        refusal = level_refusal(self.sharing.level, graph, op, donor)
-        if refusal is not None:
-            return refusal
+        if not self._joined(op, donor):
+            refusal = level_refusal(self.sharing.level, graph, op, donor)
+            if refusal is not None:
+                return refusal
         output = output_of(op)
         if isinstance(output, Refusal):
             return output if self.sharing.refit else Site(op, donor, None)
         return Site(op, donor, output)
+
+    def _joined(self, reader: Attend, donor: Attend) -> bool:
+        """Whether a reader rebuilds its keys and values from the donor's latent already, as all its readers do."""
+        mine, theirs = reader.memory.op, donor.memory.op
+        both = isinstance(mine, ViewRows) and isinstance(theirs, ViewRows) and mine.memory is theirs.memory
+        return both and self.sharing.level == "latent"
+
+    def _join(self, site: Site, edit: Editor) -> str:
+        how, found = self.sharing, attentions(edit.graph)
+        assert how.rank is not None
+        if not self._joined(site.attend, site.donor):
+            layer = layer_of(site.donor.out.name)
+            readers = [found[reader].attend for reader, donor in self.donors.items() if donor == layer]
+            shared = [each for each in attentions(edit.graph).values() if each.memory is site.donor.memory]
+            keep_joint(edit, site.donor, readers, how.rank, how.ridge)
+            for each in shared if how.refit else ():
+                output = output_of(each.attend)
+                if isinstance(output, Output) and refit_refusal(output) is None:
+                    refit_output(edit, output, how.target, how.ridge)
+        view = site.attend.memory.op
+        assert isinstance(view, ViewRows)
+        return f"rebuilds its keys and values from %{view.memory.name}, a latent for both"
 
     def rewrite(self, site: Site, edit: Editor) -> str:
         """Adapt the reader to what it is about to read, let it read that, and refit."""
         how, earlier = self.sharing, None
         if how.level == "map":
             done = [map_rows(edit, site, how.ridge)]
+        elif how.level == "latent":
+            done = [self._join(site, edit)]
         elif how.level == "input":
             done = [make_of_input(edit, site, how.ridge)]
         else:
@@ -186,7 +218,7 @@ def map_rows(edit: Editor, site: Site, ridge: float) -> str:
     scope = attend.out.name.rpartition(".")[0]
     reading = Reading(edit, attend, memory, edit.add(ReadRows, f"{scope}.rows", memory, before=attend), scope)
     size = width(state.x.tensor)
-    stem = _stem(site)
+    stem = module_of(attend)
     gram = reading.weight(Moment, f"{stem}.rows", a=state.x, b=state.x, rows=size, columns=size)
     made: list[Value] = []
     start = 0
@@ -239,10 +271,3 @@ def make_of_input(edit: Editor, site: Site, ridge: float) -> str:
         edit.set_operand(linear, "x", x)
         edit.replace_weight(linear, "weight", make)
     return f"makes its keys and values of %{x.name}, projections fitted"
-
-
-def _stem(site: Site) -> str:
-    """Return the module that a reader's new weights stand in, as its output projection's name says it."""
-    if site.output is None or "." not in site.output.linear.weight.name:
-        return site.attend.out.name.rpartition(".")[0]
-    return site.output.linear.weight.name.removesuffix(".weight").rpartition(".")[0]

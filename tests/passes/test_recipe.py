@@ -136,7 +136,8 @@ SHARE = st.builds(
     donor=st.sampled_from(["nearest", "measured", "similar"]) | LAYER | st.dictionaries(LAYER, LAYER, max_size=3),
     within=st.none() | st.integers(1, 64),
     finalists=st.integers(1, 64),
-    level=st.sampled_from([None, "raw", "gauge", "map", "input"]),
+    level=st.sampled_from([None, "raw", "gauge", "map", "input", "latent"]),
+    rank=st.none() | st.integers(1, 64) | st.floats(0.001, 1.0),
     refit=st.booleans(),
     target=st.sampled_from(["drift", "original"]),
     ridge=RIDGE,
@@ -224,7 +225,8 @@ ERRORS = [
         block("layer: 4..7"),
         "error[RG102]: share-kv: unknown key layer; did you mean layers?\n"
         "  --> recipe.yaml:4:7   layer: 4..7\n"
-        "  = help: legal keys: layers, groups, last, choose, donor, within, finalists, level, refit, target, ridge",
+        "  = help: legal keys: layers, groups, last, choose, donor, within, finalists, level, rank, "
+        "refit, target, ridge",
     ),
     (
         block("refit: yes"),
@@ -242,7 +244,7 @@ ERRORS = [
         block("level: guage"),
         "error[RG107]: share-kv: level has no choice guage; did you mean gauge?\n"
         "  --> recipe.yaml:4:14   level: guage\n"
-        "  = help: choices: raw, gauge, map, input",
+        "  = help: choices: raw, gauge, map, input, latent",
     ),
     (
         block("donor: nearst"),
@@ -324,7 +326,8 @@ def test_errors_to_the_letter(text: str, wanted: str) -> None:
             "share-kv{layers=4..7, refitt=true}",
             "error[RG102]: share-kv: unknown key refitt; did you mean refit?\n"
             "  --> pipeline:1:23   share-kv{layers=4..7, refitt=true}\n"
-            "  = help: legal keys: layers, groups, last, choose, donor, within, finalists, level, refit, target, ridge",
+            "  = help: legal keys: layers, groups, last, choose, donor, within, finalists, level, rank, "
+            "refit, target, ridge",
         ),
         (
             "share-kv{layers=4..7",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regraft.ir.cost import cache_bytes, parameters
-from regraft.ir.errors.recipe import DonorError, StructureError
+from regraft.ir.errors.recipe import DonorError, MissingKeyError, OptionConflictError, RankError, StructureError
 from regraft.ir.graph import Graph
 from regraft.passes.fitting.fold import folded
 from regraft.passes.fitting.measure import Measurements
@@ -95,6 +95,7 @@ def test_sizes_are_as_predicted(decoder: Any) -> None:
         ({"qk_norm": True, "reads": {2: 1}}, "share-kv{donor={1: 0}, level=map}"),
         ({}, "share-kv{donor={1: 0, 2: 0}, level=map},budget-heads{heads=2}"),
         ({"qk_norm": True}, "share-kv{donor={2: 0}, level=input}"),
+        ({"reads": {3: 1}, "layers": 4}, "share-kv{donor={2: 1}, level=latent, rank=7}"),
     ],
 )
 def test_the_program_computes_the_same(decoder: Any, fields: dict[str, Any], pipeline: str, tmp_path: Path) -> None:
@@ -135,3 +136,37 @@ def test_biases_and_shared_memories_are_not_made_of_another_input(decoder: Any) 
         rewritten(decoder(bias=True), "share-kv{donor={1: 0}, level=input}")
     with pytest.raises(StructureError, match="other readers"):
         rewritten(decoder(reads={2: 1}), "share-kv{donor={1: 0}, level=input}")
+
+
+# -- a joint latent
+
+
+def test_a_latent_of_the_whole_input_is_what_the_input_says(decoder: Any) -> None:
+    model = decoder()
+    see_the_same_stream(model)
+    level = "share-kv{donor={1: 0}, ridge=1e-14, refit=false, level=latent, rank=%d}"
+    assert error(model, level % 12) < 1e-6
+    errors = [error(model, level % rank) for rank in (10, 6, 3)]
+    assert 1e-3 < errors[0] < errors[1] < errors[2]
+
+
+def test_a_latent_is_kept_once_for_all_its_readers(decoder: Any) -> None:
+    model = decoder(layers=4)
+    graph = rewritten(model, "share-kv{donor={1: 0, 2: 0}, level=latent, rank=9}")
+    assert [(op.name, str(op.memory)) for op in graph.memories() if op.op and op.op.is_state] == [
+        ("layers.0.attn.memory", "memory<f64; x [9]>"),
+        ("layers.3.attn.memory", "memory<f64; k [2, 4], v [2, 4]>"),
+    ]
+    assert cache_bytes(graph, 24) == 24 * (9 + 16) * 8
+    share = rewritten(model, "share-kv{donor={1: 0, 2: 0}, level=latent, rank=0.5}")
+    assert cache_bytes(share, 24) == 24 * (8 + 16) * 8
+    assert 1e-3 < distance(model.logits(graph), model.logits(model.graph)) < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [("level=latent", MissingKeyError), ("level=latent, rank=13", RankError), ("rank=4", OptionConflictError)],
+)
+def test_ranks_that_cannot_be(decoder: Any, options: str, expected: type[Exception]) -> None:
+    with pytest.raises(expected):
+        rewritten(decoder(), f"share-kv{{donor={{1: 0}}, {options}}}")
