@@ -223,7 +223,11 @@ def test_rows_that_are_used_otherwise_are_refused(changes: dict[str, str], probl
 
 
 BESIDE: dict[str, list[LayerSpec]] = {
-    "before a window": [LayerSpec(window=5, rate=3), LayerSpec(window=4, rate=4, head_map=(0, 0, 1, 0)), FULL],
+    "before a window": [
+        LayerSpec(window=5, rate=3),
+        LayerSpec(window=4, rate=4, overlap=True, head_map=(0, 0, 1, 0)),
+        FULL,
+    ],
     "between first rows and a window": [
         LayerSpec(window=6, first=4, rate=2, chosen=2),
         LayerSpec(window=3, first=2, rate=2),

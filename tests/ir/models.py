@@ -42,6 +42,7 @@ class LayerSpec:
     skip: int | None = None  # the layer whose output is added to the stream
     rate: int | None = None  # tokens of a pooled row; such rows stand for what is before its window
     chosen: int | None = None  # of the pooled rows, those that score best
+    overlap: bool = False  # pooled rows are made of the tokens before theirs too
 
 
 FULL = LayerSpec()
@@ -114,10 +115,11 @@ def _pooled(b: Builder, here: str, spec: LayerSpec, h: Value, q: Value) -> dict[
     half, scope = spec.kv_heads * HEAD, b.graph.ops[-1].scope
     assert spec.rate is not None
     keys_and_values = [b(Flatten, f"{part}_flat", b.graph[f"{scope}.{part}"]) for part in ("k_rope", "v")]
-    gates = b(Linear, "gates", h, b.weight(f"{here}self_attn.gates.weight", 2 * half, WIDTH))
-    place = b.weight(f"{here}self_attn.places", spec.rate, 2 * half)
-    row = b(Concat, "row", keys_and_values)
-    pooled = b(Compressed, "pooled", row, place, gates=gates, rate=spec.rate)
+    series = 2 if spec.overlap else 1
+    gates = b(Linear, "gates", h, b.weight(f"{here}self_attn.gates.weight", series * 2 * half, WIDTH))
+    place = b.weight(f"{here}self_attn.places", spec.rate, series * 2 * half)
+    row = b(Concat, "row", keys_and_values * series)
+    pooled = b(Compressed, "pooled", row, place, gates=gates, rate=spec.rate, overlap=spec.overlap)
     rows = b(ReadRows, "rows", pooled)
     k, v = (
         b(Unflatten, f"rows_{part}", b(Slice, f"part_{part}", rows, start=at, stop=at + half), parts=spec.kv_heads)

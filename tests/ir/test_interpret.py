@@ -38,7 +38,7 @@ MODELS = {
     "uneven": [LayerSpec(heads=5, head_map=(1, 0, 0, 1, 0)), replace(SLIDING, heads=1, head_map=(1,), donor=0)],
     "moe": [LayerSpec(moe=True), LayerSpec(window=3, moe=True)],
     "mixed": [SLIDING, LayerSpec(moe=True, window=6), replace(FULL, skip=0), replace(SLIDING, donor=0, tied=True)],
-    "pooled": [LayerSpec(window=5, rate=3), LayerSpec(window=4, first=2, rate=2, chosen=2), SLIDING],
+    "pooled": [LayerSpec(window=5, rate=3), LayerSpec(window=4, first=2, rate=2, chosen=2, overlap=True), SLIDING],
 }
 BOUND = 1e-10  # relative, in float64
 
