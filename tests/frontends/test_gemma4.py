@@ -159,10 +159,10 @@ def test_golden_tiny_models(name: str) -> None:
         assert weights[tensor].flatten()[:3].tolist() == pytest.approx(values, abs=1e-7)
     tokens, expected = torch.tensor([golden["input_ids"]]), torch.tensor(golden["logits"])
     interpreter = Interpreter(graph, TensorSource(weights))
-    torch.testing.assert_close(interpreter(tokens)[0], expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(interpreter(tokens)[0], expected, rtol=0, atol=1e-5)
     cache = interpreter.new_cache()
     steps = torch.cat([interpreter(tokens[:, i : i + 1], cache) for i in range(tokens.shape[1])], 1)
-    torch.testing.assert_close(steps[0], expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(steps[0], expected, rtol=0, atol=1e-5)
 
 
 def test_each_layer_has_its_own_embedding() -> None:
