@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, ClassVar
 
 from regraft.frontends.blocks import MLP, Attention, Block, ModelBuilder, RMSNorm
@@ -215,13 +215,13 @@ class Gemma4(Decoder):
 
     def head_width_of(self, layer: int) -> int:
         """Return the channels of a layer's heads."""
-        return self._special("head_dim").get(layer) or (
+        return self._special.get(("head_dim", layer)) or (
             self.global_head_dim if self._widened and self.types[layer] == FULL else self.head_width
         )
 
     def kv_heads_of(self, layer: int) -> int:
         """Return a layer's key/value heads."""
-        special = self._special("num_key_value_heads").get(layer)
+        special = self._special.get(("num_key_value_heads", layer))
         if special is None and self._widened and self.types[layer] == FULL and self.attention_k_eq_v:
             special = self.num_global_key_value_heads
         return special or self.kv_heads
@@ -231,10 +231,10 @@ class Gemma4(Decoder):
         """Whether the global layers' own keys count: they do not beside a map of layers."""
         return self.per_layer_config is None
 
-    @cache  # noqa: B019  # configs are few, and live as long as the call that reads them
-    def _special(self, key: str) -> Mapping[int, int]:
-        """Return what ``per_layer_config`` says of single layers."""
-        found: dict[int, int] = {}
+    @cached_property
+    def _special(self) -> Mapping[tuple[str, int], int]:
+        """What ``per_layer_config`` says of single layers, by key and layer."""
+        found: dict[tuple[str, int], int] = {}
         for layer, entry in (self.per_layer_config or {}).items():
             legal = 'layers by number, such as {"05": {"head_dim": 512, "num_key_value_heads": 2}}'
             if not layer.isdecimal() or int(layer) >= self.num_hidden_layers or not isinstance(entry, dict):
@@ -243,8 +243,7 @@ class Gemma4(Decoder):
                 whole = isinstance(value, int) and not isinstance(value, bool)
                 if name not in ("head_dim", "num_key_value_heads") or not whole or not 0 < value <= MAX_HEAD_WIDTH:
                     raise self.unsupported("per_layer_config", legal)
-                if name == key:
-                    found[int(layer)] = value
+                found[name, int(layer)] = value
         return found
 
     # -- the graph
