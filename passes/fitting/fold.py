@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.cost import is_buffer
+from regraft.ir.errors.checkpoint import NotFiniteError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.fits import Statistic
