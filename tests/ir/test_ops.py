@@ -95,9 +95,8 @@ def test_text(test: TextTest) -> None:
 def test_every_op_has_a_valid_and_an_invalid_text() -> None:
     for path in FOLDER.glob("*.rg"):
         mine = [bool(test.expected) for test in TEXT_TESTS if test.path == path]
-        assert mine[0] is False
-        assert all(mine[1:])
-        assert len(mine) > 1, path
+        assert mine[0] is False, path
+        assert any(mine), path
 
 
 @pytest.mark.parametrize("name", NAMES)
