@@ -50,11 +50,8 @@ def keep_joint(edit: Editor, donor: Attend, readers: Sequence[Attend], rank: flo
     size, sites = width(x.tensor), [site, *owns]
     name = f"{module_of(donor)}.kv_a_proj.weight"
     gram = edit.add(Moment, f"{name}.gram", a=x, b=x, rows=size, columns=size, before=state)
-    parts = [
-        _least_squares(edit, site, side, x, gram, f"{name}.of_inputs", ridge)
-        for kind in ("keys", "values")
-        for side in (getattr(each, kind) for each in sites)
-    ]
+    sides = [*(each.keys for each in sites), *(each.values for each in sites)]
+    parts = [_least_squares(edit, site, side, x, gram, f"{name}.of_inputs", ridge) for side in sides]
     targets = edit.add(ConcatWeight, f"{name}.targets", parts, before=state)
     keys = sum(_width(each.keys) for each in sites)
     fit: dict[str, object] = {"gram": gram, "rank": joint_rank(rank, site), "keys": keys}

@@ -98,7 +98,7 @@ def test_graphs_are_dumped_after_each_pass(decoder: Callable[..., Any], tmp_path
     result = run_pipeline(decoder().graph, parse_pipeline("share-kv{donor={1: 0}, refit=false},dce"), dump=folder)
     assert [path.name for path in sorted(folder.iterdir())] == ["00-lifted.rg", "01-share-kv.rg", "02-dce.rg"]
     text = (folder / "01-share-kv.rg").read_text(encoding="utf-8")
-    assert text.startswith("// after share-kv{layers=1, donor={1: 0}, refit=false}, pass 1 of 2\n")
+    assert text.startswith("// after share-kv{layers=1, donor={1: 0}, level=raw, refit=false}, pass 1 of 2\n")
     assert parse_graph((folder / "02-dce.rg").read_text(encoding="utf-8")).equals(result.graph)
 
 
