@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from regraft.ir.cost import is_buffer
 from regraft.ir.errors.checkpoint import NotFiniteError
-from regraft.ir.cost import is_buffer
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.fits import Statistic
