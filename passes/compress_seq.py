@@ -186,8 +186,7 @@ class CompressSeq(Pass):
             if self.keys == "middle":
                 return sides
             return self._with_output(Site(attend, state, None, None))
-        made = sides.keys.linear or sides.values.linear
-        return self._with_output(Site(attend, state, sides.keys, None if made is None else made))
+        return self._with_output(Site(attend, state, sides.keys, sides.keys.linear or sides.values.linear))
 
     def _with_output(self, site: Site) -> Site | Refusal:
         if site.maker is None and (self.gates or self.chosen is not None):

@@ -177,6 +177,33 @@ def test_layers_that_cannot_are_left_out_and_refused_where_they_are_named(decode
         )
 
 
+COMPRESS = "compress-seq{rate=4, window=6, gates=true, refit=false}"
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        f"budget-heads{{keep={{0: [0, 3], 1: [0, 1, 2]}}, refit=false}},{COMPRESS}",
+        f"{COMPRESS},budget-heads{{keep={{0: [0, 3], 1: [0, 1, 2]}}, refit=false}}",
+        f"merge-kv-heads{{heads=1, layers=1, method=mean, refit=false}},{COMPRESS}",
+        f"window{{window=6, local={{0: [1]}}, refit=false}},{COMPRESS.replace('gates=true, ', '')}",
+        f"share-kv{{layers=2, donor=1, level=raw, refit=false}},{COMPRESS}",
+    ],
+)
+def test_other_passes_stand_before_and_after(decoder: Any, pipeline: str, tmp_path: Path) -> None:
+    model = decoder()
+    result = run_pipeline(model.graph, parse_pipeline(pipeline))
+    expected = Interpreter(result.graph, model.source, "f64")(model.tokens)
+    without = ",".join(str(each) for each in result.recipe.passes if each.name != "compress-seq")
+    original = model.logits(run_pipeline(model.graph, parse_pipeline(without)).graph)
+    assert distance(expected[:, :9], original[:, :9]) < 1e-12 < distance(expected, original)
+    program = load_program(emit(result.graph, model.source, tmp_path / "program"), dtype="float64")
+    cache = program.new_cache(6, LENGTH)
+    found = torch.cat([program(part, cache) for part in model.tokens.split((1, 7, 1, 15), 1)], 1)
+    assert distance(found, expected) < 1e-12
+    assert cache.nbytes == cache_bytes(result.graph, LENGTH, 6)
+
+
 def test_a_layer_with_pooled_rows_reads_no_other_window(decoder: Any) -> None:
     with pytest.raises(DonorError) as caught:
         pipeline = "compress-seq{rate=4, window=5, refit=false},share-kv{layers=2, donor=1, refit=false}"
