@@ -24,12 +24,16 @@ CONVENTIONS = {  # of the fields of CacheFacts
     "bytes_as_article": "as overview articles count: no windows, one head width in all layers, shared memories once",
     "bytes_as_article_without_sharing": "as overview articles count, if every layer kept its own",
     "bytes_transformers": "what the dynamic cache of transformers 5.23 holds after these tokens, fixed parts included",
+    "bytes_served": "the rows as the vendor serves them, in float8 with scales; none where it has not said",
     "bytes_uniform": "the usual formula: layers x tokens x 2 x KV heads x head width, heads as in the first layer",
 }
 
 # A head width of the published comparison of KV sharing that no layer of the model has, by family and layers: the
 # model's width divided by its query heads. Source: specs/gemma4.md, section 9.
 _ARTICLE_WIDTHS = {("gemma4", 42): 320}
+# Bytes of a row as it is served, by the channels that it has: values in float8 with their scales, what turns in bf16,
+# index keys in float4 or float8. Sources: specs/deepseek_v4.md, section 14 (format C); specs/mla.md, section 8.
+_SERVED = {"deepseek_v4": {512: 584, 128: 68}, "deepseek_v32": {576: 656, 128: 132}}
 _NOT_IN_TRANSFORMERS = ("openelm",)  # published with code of their own
 
 
@@ -38,7 +42,7 @@ class CacheFacts:
     """Bytes of the memories of all sequences of one length, each field by a convention of `CONVENTIONS`.
 
     Bytes that are held at any length count in ``bytes_transformers`` alone. That is none where transformers has no
-    class for the family.
+    class for the family, and ``bytes_served`` where the vendor has not said how it serves rows like these.
     """
 
     bytes: int
@@ -48,6 +52,7 @@ class CacheFacts:
     bytes_as_article: int
     bytes_as_article_without_sharing: int
     bytes_transformers: int | None
+    bytes_served: int | None
     bytes_uniform: int
 
 
@@ -152,6 +157,7 @@ class Memories:
             bytes_as_article=self._article(article, context, sharing=True),
             bytes_as_article_without_sharing=self._article(article, context, sharing=False),
             bytes_transformers=self._transformers(context),
+            bytes_served=self._served(context),
             bytes_uniform=self._uniform_row() * self.layers * context * self.batch,
         )
 
@@ -197,6 +203,12 @@ class Memories:
         if self.family in _NOT_IN_TRANSFORMERS:
             return None
         return sum(self._dynamic_cache(memory, context) for group in self.groups for memory in group) * self.batch
+
+    def _served(self, context: int) -> int | None:
+        sizes, kept = _SERVED.get(self.family, {}), [(group[0].memory, len(group)) for group in self.groups]
+        if not kept or any(memory.row_elements not in sizes for memory, _ in kept):
+            return None
+        return sum(sizes[memory.row_elements] * memory.rows(context) * n for memory, n in kept) * self.batch
 
     def _dynamic_cache(self, memory: Value, context: int) -> int:
         """Return the bytes that transformers holds for one memory of one sequence.

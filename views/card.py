@@ -20,6 +20,7 @@ CACHE_ROWS = (  # of the table of conventions: fields of CacheFacts, and what a 
     ("bytes_without_sharing", "exact, if every layer kept its own (no sharing)"),
     ("bytes_without_either", "exact, with neither windows nor sharing"),
     ("bytes_transformers", "in transformers 5.23 (its dynamic cache)"),
+    ("bytes_served", "as the vendor serves it (float8 with scales)"),
     ("bytes_as_article", "as overview articles count (no windows, one head width)"),
     ("bytes_uniform", "by the usual formula (layers × 2 × KV heads × width)"),
 )
@@ -148,9 +149,10 @@ def _cache(facts: Facts) -> list[Block]:
         any(getattr(each, f"bytes_without_{what}") != each.bytes for each in held) for what in ("windows", "sharing")
     )
     left_out = {"windows": not windows, "sharing": not sharing, "either": not (windows and sharing)}
+    left_out["served"] = all(each.bytes_served is None for each in held)
     rows: list[tuple[str, ...]] = []
     for field, words in CACHE_ROWS:
-        if not left_out.get(field.removeprefix("bytes_without_")):
+        if not left_out.get(field.removeprefix("bytes_").removeprefix("without_")):
             more = facts.fixed_bytes if words.startswith("exact") else 0
             found = [None if (number := getattr(each, field)) is None else number + more for each in held]
             rows.append((words, *("no such class" if number is None else size(number) for number in found)))

@@ -112,6 +112,10 @@ def _cache(models: Sequence[Facts]) -> list[_ROW]:
         )
         usual = _numbers(models, f"{context(n)}, usual formula", size, lambda model, n=n: model.cache[n].bytes_uniform)
         rows += [theirs, usual]
+        if any(model.cache[n].bytes_served is not None for model in models):
+            rows.append(
+                _numbers(models, f"{context(n)}, as served", size, lambda model, n=n: model.cache[n].bytes_served)
+            )
     return rows
 
 

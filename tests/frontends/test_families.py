@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from regraft.frontends.blocks import ModelBuilder
 from regraft.frontends.family import family_names, load_family, read_config
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift, lift_config
@@ -19,6 +20,7 @@ from regraft.frontends.twin import golden_tensors
 from regraft.ir.cost import cache_bytes, cost, parameters
 from regraft.ir.interpret import Interpreter
 from regraft.ir.kinds import block_kinds
+from regraft.ir.op import Op
 from regraft.ir.ops.pos import Rope
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
@@ -172,18 +174,20 @@ def test_defaults_are_those_of_transformers() -> None:
         assert ours.head_width == defaults.get("head_dim", ours.head_width)
 
 
-def test_lifting_is_quick_whatever_the_depth() -> None:
-    model = open_model("builtin:Llama-3.1-8B")
-    deep = replace(model, config={**model.config, "num_hidden_layers": 80})
-    lift(deep)
+def test_each_kind_is_built_once_whatever_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, built = open_model("builtin:Llama-3.1-8B"), Counter[str]()
+    build = ModelBuilder.__call__
 
-    def best(folder: Any) -> float:
-        times: list[float] = []
-        for _ in range(3):
-            start = time.process_time()
-            lift(folder)
-            times.append(time.process_time() - start)
-        return min(times)
+    def counted(self: ModelBuilder, op: type[Op], *given: Any, **rest: Any) -> Any:
+        built[op.opname] += 1
+        return build(self, op, *given, **rest)
 
-    assert best(model) <= 0.06
-    assert best(deep) <= 0.1
+    monkeypatch.setattr(ModelBuilder, "__call__", counted)
+    counts: list[Counter[str]] = []
+    for layers in (8, 80):
+        built.clear()
+        graph = lift(replace(model, config={**model.config, "num_hidden_layers": layers})).graph
+        assert graph.layer_count() == layers
+        counts.append(built.copy())
+    assert counts[0] == counts[1]
+    assert counts[0]["attn.attend"] == 1

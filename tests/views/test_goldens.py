@@ -185,6 +185,17 @@ def test_what_a_uniform_head_formula_says_of_latents() -> None:
 
 
 @pytest.mark.parametrize("variant", V4_MODELS)
+def test_deepseek_v4_cache_beside_v32_as_both_are_served(variant: str) -> None:
+    # the article's 10 % and 7 %: a million tokens, float8 mixed with what stays wider, scales included
+    mine, other = (found(name).cache[1 << 20].bytes_served for name in (V4_MODELS[variant], "DeepSeek-V3.2"))
+    assert mine is not None
+    assert other is not None
+    wanted = V4["kv_ratio_vs_V3.2_at_1048576"][variant]["fp8_mixed_with_scales"]["fraction"]
+    assert mine / other == pytest.approx(wanted, abs=5e-6)
+    assert found("Llama-3.1-8B").cache[4096].bytes_served is None
+
+
+@pytest.mark.parametrize("variant", V4_MODELS)
 def test_deepseek_v4_parameters(variant: str) -> None:
     params, held = V4["params"][variant], found(V4_MODELS[variant])
     mine, schedule = held.parameters, V4["schedule"][variant]
