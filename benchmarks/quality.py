@@ -180,6 +180,7 @@ def windows(model: Model, text: Path, tokens: int, seed: int) -> torch.Tensor:
     return read_windows(text, load_tokenizer(model.files), model.vocab, model.begin, CONTEXT, tokens, seed).tokens
 
 
+@cache
 def divergence(name: str, pipeline: str, seed: int, tokens: int) -> dict[str, Any]:
     """Return what a recipe does to a model: its KL to the original in nats a token, and its decisions."""
     from regraft.ir.cost import cache_bytes
