@@ -13,9 +13,10 @@ from regraft.ir.cost import cache_bytes
 from regraft.ir.errors.calibration import NeedleLengthError
 from regraft.ir.errors.program import IncomparableError
 from regraft.ir.graph import Graph
-from regraft.ir.interpret import Cache, Interpreter, execute
+from regraft.ir.interpret import Cache, Interpreter, Run, execute
 from regraft.ir.kinds import Layer, split_layers
 from regraft.ir.op import Value
+from regraft.ir.types import MemoryType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -139,52 +140,75 @@ def score(
 
 
 def layer_errors(converted: Interpreter, base: Interpreter, tokens: Tensor) -> list[LayerError]:
-    """Compare the streams of two graphs layer by layer, where both name a layer's output ``layers.N.out``.
+    """Compare the streams of two graphs layer by layer, where both have a layer's output ``layers.N.out`` in one form.
 
     Args:
         converted: The converted model.
         base: The model that it came from.
         tokens: int64 ``[N, T]``.
     """
-    graph, original = converted.graph, base.graph
-    layers = [item for item in split_layers(graph) if isinstance(item, Layer)]
-    named = [each for each in layers if all(f"layers.{each.number}.out" in g for g in (graph, original))]
-    streams = [f"layers.{layer.number}.out" for layer in named]
-    inputs = {v.name for layer in named for v in layer.inputs if not v.is_weight and v.name in original}
-    before = base.run(tokens, edges={*streams, *inputs})
+    original = base.graph
+    layers = [item for item in split_layers(converted.graph) if isinstance(item, Layer)]
+    made = {v: layer for layer in layers for v in layer.outputs}
+    named = [layer for layer in layers if any(v.name == _stream(layer) and _alike(v, original) for v in layer.outputs)]
+    streams = [_stream(layer) for layer in named]
+    read = {v for layer in layers for v in layer.inputs if not v.is_weight}
+    before = base.run(tokens, edges={*streams, *(v.name for v in read if _alike(v, original))})
     after = converted.run(tokens, edges=streams)
     errors: list[LayerError] = []
-    for layer in named:
-        name = f"layers.{layer.number}.out"
+    for layer, name in zip(named, streams, strict=True):
         free = _relative(after[name] - before[name], before[name])
-        forced = _forced(graph, layer, converted, tokens, before)
+        forced = _forced(layer, converted, tokens, before, made)
         errors.append(LayerError(layer.number, forced, free))
     return errors
 
 
-def _forced(graph: Graph, layer: Layer, model: Interpreter, tokens: Tensor, before: Mapping[str, Any]) -> float:
+def _stream(layer: Layer) -> str:
+    return f"layers.{layer.number}.out"
+
+
+def _alike(value: Value, graph: Graph) -> bool:
+    """Return whether a graph has a value of this name and type."""
+    return value.name in graph and graph[value.name].type == value.type
+
+
+def _forced(
+    layer: Layer, model: Interpreter, tokens: Tensor, before: Mapping[str, Any], made: Mapping[Value, Layer]
+) -> float:
     """Return the error of one layer fed with the original's values; NaN where the original has no such value."""
     import torch
 
-    name = f"layers.{layer.number}.out"
-    values: dict[Value, Any] = {}
+    name = _stream(layer)
+    out = model.graph[name]
     run = model.begin(tokens)
-    given = {"tokens": tokens, "pos": run.pos, "valid": run.valid}
-    for value in layer.inputs:
-        if value.name in given:
-            values[value] = given[value.name]
-        elif value.is_weight:
-            values[value] = model.weights[value.name]
-        elif value.name in before:
-            values[value] = before[value.name]
-        else:
-            return math.nan
-    values |= {v: model.weights[v.name] for op in layer.ops for v in op.operands if v.is_weight}
+    given = {**before, "tokens": tokens, "pos": run.pos, "valid": run.valid}
     with torch.no_grad():
-        out = execute([op for op in layer.ops if not op.weight_time], values, run, {graph[name]})[graph[name]]
-    stream = next((values[v] for v in layer.inputs if v.type == graph[name].type), None)
+        result = _fed(layer, out, model, run, given, made)
+    if result is None:
+        return math.nan
+    stream = next((given[v.name] for v in layer.inputs if v.type == out.type and v.name in given), None)
     update = before[name] - stream if isinstance(stream, torch.Tensor) else before[name]
-    return _relative(out - before[name], update)
+    return _relative(result - before[name], update)
+
+
+def _fed(
+    layer: Layer, wanted: Value, model: Interpreter, run: Run, given: Mapping[str, Any], made: Mapping[Value, Layer]
+) -> Any:
+    """Return what a layer makes of given values, or None where one is missing.
+
+    A memory that the original does not keep in this form comes of the layer that makes it, fed in the same way.
+    """
+    values: dict[Value, Any] = {v: model.weights[v.name] for op in layer.ops for v in op.operands if v.is_weight}
+    for value in layer.inputs:
+        if value in values:
+            continue
+        found = given.get(value.name)
+        if found is None and isinstance(value.type, MemoryType) and value in made:
+            found = _fed(made[value], value, model, run, given, made)
+        if found is None:
+            return None
+        values[value] = found
+    return execute([op for op in layer.ops if not op.weight_time], values, run, {wanted})[wanted]
 
 
 def _relative(error: Tensor, of: Tensor) -> float:

@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from regraft.evaluating import evaluate
 from regraft.ir.errors.calibration import NeedleLengthError, TextError, TokenizerError
+from regraft.ir.interpret import Interpreter
 from regraft.model import lift
 from regraft.passes.fitting.text import load_tokenizer, read_windows
-from regraft.quality import Probes, needles
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
+from regraft.quality import LayerError, Probes, layer_errors, needles
 
 NONE = Probes(lengths=())
 
@@ -95,3 +98,28 @@ def test_probes_have_as_many_names_as_they_need(tiny: Path) -> None:
 
     found = needles(Short(), load_tokenizer(tiny), None, Probes((16_000,), 1))
     assert [each.recall for each in found] == [0.0] * 5
+
+
+def _errors(tiny: Path, heldout: Path, pipeline: str) -> list[LayerError]:
+    model = lift(tiny)
+    changed = run_pipeline(model.graph, parse_pipeline(pipeline)).graph
+    source = model.require_source()
+    tokens = read_windows(heldout, load_tokenizer(tiny), 1024, 0, 64, 128).tokens
+    return layer_errors(Interpreter(changed, source), Interpreter(model.graph, source), tokens)
+
+
+def test_a_reader_of_a_memory_in_another_form_is_fed_what_its_layer_makes_of_the_originals_stream(
+    tiny: Path, heldout: Path
+) -> None:
+    share = "share-kv{layers=3,donor=1,refit=false}"
+    expected = _errors(tiny, heldout, share)
+    found = _errors(tiny, heldout, f"{share},gqa-to-latent")  # the same function; keys are turned where they are read
+    assert expected[3].error_teacher_forced > 0.1
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.layer == theirs.layer
+        assert mine.error_teacher_forced == pytest.approx(theirs.error_teacher_forced, abs=1e-5)
+        assert mine.error_free_running == pytest.approx(theirs.error_free_running, abs=1e-5)
+
+
+def test_several_streams_are_not_compared_with_one(tiny: Path, heldout: Path) -> None:
+    assert [each.layer for each in _errors(tiny, heldout, 'add-hyper-connections{layers="6..7"}')] == [0, 1, 2, 3, 4, 5]
