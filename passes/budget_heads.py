@@ -105,6 +105,7 @@ class BudgetHeads(Pass):
         "uneven groups: an explicit map of heads, or as many heads for each KV head, those that are missing of zeros",
     )
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
+    mlp: bool = option(BOOL, False, "within a refit, fit the last projection of the layer's MLP too")
     target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
     ridge: float = option(RIDGES, RIDGE, "of score and refit, in units of the mean second moment")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``keep`` is right in number only
@@ -344,7 +345,7 @@ class BudgetHeads(Pass):
         """Cut the projections of each layer, refit the output, and drop KV heads that nobody reads any more."""
         assert self.keep is not None, "decide comes first"
         group = largest_group(attentions(graph).values(), self.keep) if self.layout == "padded" else None
-        report = drive(graph, CutHeads(self.keep, self._fit, group, self.score if self.assumed else ""))
+        report = drive(graph, CutHeads(self.keep, self._fit, group, self.score if self.assumed else "", self.mlp))
         edit = Editor(graph)
         found = attentions(graph)
         memories = {found[layer].memory: layer for layer in self.keep}

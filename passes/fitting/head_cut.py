@@ -14,11 +14,11 @@ from regraft.ir.ops.algebra import Fill
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Linear, Unflatten
 from regraft.ir.ops.weight import ConcatWeight
-from regraft.passes.fitting.refit import refit_refusal, refit_text, undo_refit
+from regraft.passes.fitting.refit import refit_output, refit_refusal, refit_text, undo_refit
 from regraft.passes.matching.heads import Cut
 from regraft.passes.matching.query_heads import QueryHeads, query_heads, take_query_heads
 from regraft.passes.matching.rewrite import Editor, Rule
-from regraft.passes.matching.sites import Attention, Refusal
+from regraft.passes.matching.sites import Attention, Refusal, mlp_output_of
 
 Keep = Mapping[int, tuple[int, ...]]
 Fit = tuple[str, float]
@@ -59,6 +59,7 @@ class CutHeads(Rule[Attend, HeadSite]):
         fit: Target and ridge of the output projection's fit, or None.
         group: Fill the query heads of each KV head up to so many; None leaves them as they are.
         decided_by: What a choice is made by that is not made yet.
+        mlp: Whether the MLP's last projection is fitted too.
     """
 
     op: ClassVar[type[Op]] = Attend
@@ -66,6 +67,7 @@ class CutHeads(Rule[Attend, HeadSite]):
     fit: Fit | None
     group: int | None = None
     decided_by: str = ""
+    mlp: bool = False
 
     def match(self, op: Attend, graph: Graph) -> HeadSite | Refusal:
         """Return a layer's attention with the order of the heads that stay."""
@@ -93,7 +95,18 @@ class CutHeads(Rule[Attend, HeadSite]):
         fit = take_query_heads(edit, site.heads, site.order, fit)
         if self.group is not None:
             edit.set_attribute(site.heads.attend, "head_map", None)
-        return f"{done}, {refit_text(site.heads.output, *fit)}" if fit else done
+        if fit is None:
+            return done
+        done += f", {refit_text(site.heads.output, *fit)}"
+        return f"{done}, {self._refit_mlp(site, edit, fit)}" if self.mlp else done
+
+    def _refit_mlp(self, site: HeadSite, edit: Editor, fit: Fit) -> str:
+        output = mlp_output_of(site.heads.output)
+        refusal = output if isinstance(output, Refusal) else refit_refusal(output)
+        if refusal is not None or isinstance(output, Refusal):
+            return f"MLP as it was ({refusal.reason})" if refusal is not None else ""
+        refit_output(edit, output, *fit)
+        return "MLP too"
 
 
 def padded(edit: Editor, site: HeadSite, group: int) -> HeadSite:

@@ -148,3 +148,15 @@ def output_of(attend: Attend) -> Output | Refusal:
         entering = add.b if add.a is user.out else add.a
         return Output(tuple(chain), user, value, add, entering)
     return Output(tuple(chain), user, value, None, None)
+
+
+def mlp_output_of(output: Output) -> Output | Refusal:
+    """Return the linear op whose result is the next to be put on the stream after an attention's."""
+    stream = None if output.add is None else output.add.out
+    adds = [] if stream is None else [user for user in run_time_users(stream) if isinstance(user, Add)]
+    if stream is None or len(adds) != 1:
+        return Refusal("nothing is added to the stream after the attention")
+    made = (adds[0].b if adds[0].a is stream else adds[0].a).op
+    if not isinstance(made, Linear) or not made.weight.is_weight or len(run_time_users(made.out)) != 1:
+        return Refusal(f"what {adds[0].label} adds is made by no projection alone")
+    return Output((), made, made.x, adds[0], stream)
