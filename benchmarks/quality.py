@@ -118,9 +118,9 @@ ROWS = (
         0.35,
     ),
     Row(
-        "budget-heads, half the heads of each layer, MLP refitted too / activation norm, output refitted",
+        "budget-heads, half of each layer, by the loss, MLP refitted too / activation norm, output refitted",
         "tiny-llama",
-        "budget-heads{heads=0.5, mlp=true}",
+        "budget-heads{heads=0.5, score=loss-error, mlp=true}",
         "budget-heads{heads=0.5, score=activation-norm}",
         0.75,
     ),
@@ -139,9 +139,9 @@ ROWS = (
         0.35,
     ),
     Row(
-        "budget-heads, half the heads of each layer, MLP refitted too / activation norm, output refitted",
+        "budget-heads, half of each layer, by the loss, MLP refitted too / activation norm, output refitted",
         "tiny-qwen3",
-        "budget-heads{heads=0.5, mlp=true}",
+        "budget-heads{heads=0.5, score=loss-error, mlp=true}",
         "budget-heads{heads=0.5, score=activation-norm}",
         0.75,
     ),
