@@ -180,11 +180,6 @@ def attend(m: Making) -> Sequence[Value]:
     return m.add("attn.attend", q, memory, **sink, scale=m.draw(NUMBERS), **sight, head_map=groups, softcap=cap)
 
 
-def _tail(m: Making, dtype: str, channels: int, rows: int) -> Value:
-    first = {"initial": m.weight(dtype, channels)} if m.draw(st.booleans()) else {}
-    return m.add("state.tail", m.input(dtype, B, T, channels), **first, rows=rows)[0]
-
-
 @rule("core.widen")
 def widen(m: Making) -> Sequence[Value]:
     return m.add("core.widen", _channels(m, m.size())[1])
@@ -210,6 +205,11 @@ def beyond_window(m: Making) -> Sequence[Value]:
     groups = [m.draw(st.integers(0, kv_heads - 1)) for _ in range(heads)]
     options: dict[str, object] = {"scale": m.draw(NUMBERS), "window": m.draw(st.integers(1, 99)), "groups": groups}
     return m.add("weight.beyond_window", m.input(dtype, B, T, heads, width), memory, **options)
+
+
+def _tail(m: Making, dtype: str, channels: int, rows: int) -> Value:
+    first = {"initial": m.weight(dtype, channels)} if m.draw(st.booleans()) else {}
+    return m.add("state.tail", m.input(dtype, B, T, channels), **first, rows=rows)[0]
 
 
 @rule("state.tail")
