@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,12 @@ from regraft.model import Model, lift
 from regraft.passes.fitting.fold import fitted_parameters, fold, folded, plan_tensors
 from regraft.passes.fitting.measure import Measurements
 from regraft.passes.fitting.sweep import Progress, Sweep
-from regraft.passes.fitting.text import Windows, load_tokenizer, read_windows, text_path
+from regraft.passes.fitting.text import Reading, Windows, load_tokenizer, read_windows, text_path, unseen
 from regraft.passes.packing import Packing, kept_packed, packing
 from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import Calibration, Recipe, load_recipe, parse_pipeline
 from regraft.quality import EvalReport, Probes
+from regraft.readings import readings
 from regraft.stock import stock_config
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def apply(
         _write_config(folder, subject, final, stock)
         quality, note = _quality(subject, final, folder.path, windows, result)
         records = {
-            "inputs": _input_records(subject, windows),
+            "inputs": _input_records(subject, windows, steps.calibration),
             "outputs": {"graph.rg": _digest(print_graph(final)), **shards},
             "measured": quality.to_json() if quality else {},
         }
@@ -184,14 +185,14 @@ def calibration_path(calibration: Calibration, base: Path | None = None) -> Path
 
 
 def calibration_windows(model: Model, calibration: Calibration, base: Path | None = None) -> Windows:
-    """Return all windows of a recipe's calibration text, the ones to fit on first.
+    """Return the windows of a recipe's calibration text: those to fit on first, then what no earlier fit read.
 
     Raises:
         TextError, TokenizerError: The text is too short, or the model has no tokenizer.
     """
     tokenizer = load_tokenizer(model.files)
     path = calibration_path(calibration, base)
-    return read_windows(
+    windows = read_windows(
         path,
         tokenizer,
         model.vocab,
@@ -201,6 +202,7 @@ def calibration_windows(model: Model, calibration: Calibration, base: Path | Non
         calibration.seed,
         spare=True,
     )
+    return unseen(windows, readings(model.files), -(-calibration.tokens // calibration.context))
 
 
 def _rows(recipe: Recipe) -> int:
@@ -301,12 +303,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _input_records(model: Model, windows: Windows | None) -> dict[str, object]:
+def _input_records(model: Model, windows: Windows | None, calibration: Calibration | None) -> dict[str, object]:
     records: dict[str, object] = {"model": model.name, "graph": _digest(print_graph(model.graph))}
     if model.source is not None and model.files is not None:
         records["files"] = model.source.digests()
     if windows is not None:
         records["text"] = {"name": windows.text, "sha256": windows.sha256}
+    read = list(readings(model.files))
+    if windows is not None and calibration is not None:
+        read.append(Reading(windows.sha256, calibration.tokens, calibration.seed, calibration.context))
+    if read:
+        records["readings"] = [asdict(each) for each in dict.fromkeys(read)]
     return records
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import quality as measure
+from regraft.ir.errors.calibration import TextError
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.json_files import read_object
 from regraft.model import Model, lift
-from regraft.passes.fitting.text import Windows, load_tokenizer, read_windows, text_path
+from regraft.passes.fitting.text import Windows, load_tokenizer, read_windows, text_path, unseen
 from regraft.programs import is_package, load_program
 from regraft.quality import EvalReport, Probes, Progress, Runnable
+from regraft.readings import readings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,7 +46,8 @@ def evaluate(
 ) -> EvalReport:
     """Return perplexity of ``model`` on a text, and with ``against`` how far it is from that base.
 
-    Computed in float32, in windows of ``context`` tokens, each after a begin token where the model has one.
+    Computed in float32, in windows of ``context`` tokens, each after a begin token where the model has one. What the
+    model's fits read of the text is left out.
 
     Args:
         model: A model, or a package that ``build`` wrote.
@@ -67,9 +70,23 @@ def evaluate(
     _check_probes(probes, subject)
     tokenizer = load_tokenizer(subject.folder)
     path = text_path(str(text))
-    windows = read_windows(path, tokenizer, subject.vocab, subject.begin, context, tokens, seed)
+    windows = read_windows(path, tokenizer, subject.vocab, subject.begin, context, tokens, seed, spare=True)
+    windows = _held_out(windows, tokens, path, subject.folder)
     base = _open(against) if against is not None else None
     return _report(subject, base, windows, tokenizer, probes, progress)
+
+
+def _held_out(windows: Windows, tokens: int | None, path: Path, folder: Path | None) -> Windows:
+    """Return the first windows, so many ``tokens``, that no fit of the model in ``folder`` read."""
+    left = unseen(windows, readings(folder))
+    found, context = windows.tokens.shape
+    wanted = len(left.tokens) if tokens is None else -(-tokens // context)
+    if not 0 < wanted <= len(left.tokens):
+        reason = (
+            f"without what the model was fitted on, {len(left.tokens)} windows of {context} tokens are left of {found}"
+        )
+        raise TextError(path=path, reason=f"{reason}, and {tokens or context} tokens are asked for")
+    return replace(left, tokens=left.tokens[:wanted], starts=left.starts[:wanted])
 
 
 def evaluate_on(model: Model, original: Model, windows: Windows, probes: Probes) -> EvalReport:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,12 +22,35 @@ _SAMPLE_FILE = Path(__file__).parents[1] / "data" / "sample.txt"
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of tokens ``[N, context]``, each after a begin token where the model has one, and where they are from."""
+    """Windows of tokens ``[N, context]``, each after a begin token where the model has one, and where they are from.
+
+    Args:
+        tokens: int64.
+        text: The text's name.
+        sha256: Its hash.
+        seed: What drew the windows.
+        length: The text's tokens.
+        fresh: How many of them are in a window, so without a begin token.
+        starts: Which of them is each window's first.
+    """
 
     tokens: Tensor
     text: str
     sha256: str
     seed: int
+    length: int
+    fresh: int
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a fit read of a text, by its hash: so many ``tokens`` in windows of ``context`` that ``seed`` drew."""
+
+    sha256: str
+    tokens: int
+    seed: int
+    context: int
 
 
 def text_path(name: str, base: Path | None = None) -> Path:
@@ -125,8 +148,8 @@ def read_windows(
     if ids and max(ids) >= vocab:
         raise TokenizerError(reason=f"it gives token {max(ids)}, and the model knows {vocab}", where=str(path))
     fresh = context - (begin is not None)
-    rows = [ids[i : i + fresh] for i in range(0, len(ids) - fresh + 1, fresh)]
-    random.Random(seed).shuffle(rows)
+    starts = _starts(len(ids), fresh, seed)
+    rows = [ids[start : start + fresh] for start in starts]
     wanted = len(rows) if tokens is None else -(-tokens // context)
     if not rows or wanted > len(rows):
         found = f"{len(rows) * context} tokens in windows of {context}"
@@ -134,4 +157,26 @@ def read_windows(
     chosen = torch.tensor(rows if spare else rows[:wanted])
     if begin is not None:
         chosen = torch.cat((torch.full((len(chosen), 1), begin), chosen), 1)
-    return Windows(chosen, path.name, digest.hexdigest(), seed)
+    return Windows(chosen, path.name, digest.hexdigest(), seed, len(ids), fresh, tuple(starts[: len(chosen)]))
+
+
+def unseen(windows: Windows, readings: Collection[Reading], kept: int = 0) -> Windows:
+    """Leave out windows that have a token that one of ``readings`` read, but for the first ``kept``."""
+    context = windows.tokens.shape[1]
+    read = bytearray(windows.length)
+    for reading in readings:
+        if reading.sha256 == windows.sha256:
+            fresh = reading.context - (context - windows.fresh)
+            for start in _starts(windows.length, fresh, reading.seed)[: -(-reading.tokens // reading.context)]:
+                read[start : start + fresh] = b"\1" * fresh
+    left = [
+        row for row, start in enumerate(windows.starts) if row < kept or not any(read[start : start + windows.fresh])
+    ]
+    return replace(windows, tokens=windows.tokens[left], starts=tuple(windows.starts[row] for row in left))
+
+
+def _starts(length: int, fresh: int, seed: int) -> list[int]:
+    """Return where windows of ``fresh`` tokens start in a text of ``length``, in the order that ``seed`` draws."""
+    starts = list(range(0, length - fresh + 1, fresh))
+    random.Random(seed).shuffle(starts)
+    return starts
