@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from regraft.ir.errors.recipe import EmptySelectionError, HeadListError, LayerMissingError, OptionRangeError
+from regraft.ir.errors.recipe import (
+    EmptySelectionError,
+    HeadListError,
+    LayerMissingError,
+    OptionRangeError,
+    StructureError,
+)
 from regraft.ir.kinds import ranges
 from regraft.passes.base import OptionKind, read_integer, read_key, type_error
 from regraft.passes.located import Node, Plain
@@ -74,7 +80,20 @@ def counts_by_layer(
 
     Raises:
         HeadListError, EmptySelectionError, LayerMissingError: It speaks of other layers than there are.
+        StructureError: It counts heads of a layer where some attend in one way and others in another.
     """
+    wanted = _wanted(heads, selected, found, layers, owner, where)
+    for layer in wanted:
+        if found[layer].split:
+            reason = f"some heads attend in one way ({found[layer].described}) and others in another"
+            fix = "let this pass come before the one that parts them, or leave the layer out"
+            raise StructureError(owner=owner, layer=layer, reason=reason, fix=fix, where=where)
+    return wanted
+
+
+def _wanted(
+    heads: Heads, selected: Sequence[int], found: Mapping[int, Attention], layers: int, owner: str, where: str
+) -> dict[int, Count]:
     if isinstance(heads, tuple):
         if len(heads) != len(selected):
             expected, legal = len(selected), ranges(selected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from regraft.ir.graph import Graph, feeds_only_statistics, layer_of
 from regraft.ir.op import Op, Value
@@ -29,11 +29,13 @@ def run_time_users(value: Value) -> list[Op]:
 class Attention:
     """A layer's attention.
 
-    ``owner`` is the layer that makes the memory: the layer itself unless it reads another's.
+    ``owner`` is the layer that makes the memory: the layer itself unless it reads another's. ``split`` says that other
+    heads of the layer attend in another way, as after a window for some of them.
     """
 
     layer: int
     attend: Attend
+    split: bool = False
 
     @property
     def memory(self) -> Value:
@@ -80,7 +82,7 @@ def attentions(graph: Graph) -> dict[int, Attention]:
         if isinstance(op, Attend):
             layer = layer_of(op.out.name)
             if layer is not None:
-                found.setdefault(layer, Attention(layer, op))
+                found[layer] = replace(found[layer], split=True) if layer in found else Attention(layer, op)
     return dict(sorted(found.items()))
 
 

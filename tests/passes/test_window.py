@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regraft.ir.cost import cache_bytes
-from regraft.ir.errors.recipe import OptionRangeError, ShortWindowsError
+from regraft.ir.errors.recipe import OptionRangeError, ShortWindowsError, StructureError
 from regraft.ir.graph import Graph
 from regraft.passes.fitting.measure import Measurements
 from regraft.passes.pipeline import run_pipeline
@@ -118,3 +118,13 @@ def test_text_as_short_as_the_window_shows_nothing() -> None:
     recipe = parse_pipeline("window{window=1024},calibration{text=builtin:sample}")
     with pytest.raises(ShortWindowsError, match="512 tokens show nothing of what changes from 1029 tokens on"):
         recipe.check_calibration()
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["budget-heads{heads=1, score=weight-norm, refit=false}", "merge-kv-heads{heads=1, method=mean, refit=false}"],
+)
+def test_heads_that_are_parted_are_not_counted_as_if_they_were_all(decoder: Any, then: str) -> None:
+    """A count would be taken for that of one of the two parts, which may hold it already."""
+    with pytest.raises(StructureError, match="layer 0: some heads attend in one way"):
+        rewritten(decoder(), f"window{{window=5, local={{0: [1]}}, refit=false}},{then}")
