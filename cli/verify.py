@@ -11,8 +11,11 @@ from regraft.cli.session import Session
 @command("verify")
 @click.argument("x", metavar="X")
 @click.option("--against", metavar="Y", help="A model, a package, or transformers: the original implementation.")
+@click.option(
+    "--tokens", type=click.IntRange(min=9), help="Random tokens a row.  [default: 40, beyond windows of up to 128]"
+)
 @allow_key_option
-def verify(session: Session, x: str, against: str | None, allow_keys: tuple[str, ...]) -> None:
+def verify(session: Session, x: str, against: str | None, tokens: int | None, allow_keys: tuple[str, ...]) -> None:
     """Check that X, a MODEL or a package, gives the same logits for a prefill, for chunks and token by token.
 
     With --against also that another model, package or implementation gives the same. Exit code 5 if anything differs.
@@ -23,7 +26,7 @@ def verify(session: Session, x: str, against: str | None, allow_keys: tuple[str,
     from regraft.views.reports import verify_report
 
     other = subject(against, allow_keys) if against else None
-    report = api.verify(subject(x, allow_keys), against=other)
+    report = api.verify(subject(x, allow_keys), against=other, tokens=tokens)
     session.show(lambda: verify_report(report.to_json()), report.to_json)
     failed = [check for check in report.checks if not check.passed]
     if failed:

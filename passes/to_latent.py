@@ -275,7 +275,7 @@ class ToLatent(Pass):
         if not len(shapes) <= (self.total or 0) <= most:
             raise RankError(
                 owner=self.name,
-                what=f"layers {ranges(sorted(shapes))}",
+                what=f"layers {ranges(sorted(shapes))} keep {most} numbers a token at full rank",
                 wanted=f"ranks of {self.total} in all",
                 legal=f"a total from {len(shapes)} to {most}",
                 where=self.place("total"),

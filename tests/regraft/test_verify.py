@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft.api import build, lift, twin
+from regraft.api import apply, build, lift, twin
 from regraft.ir.errors.calibration import TextError
 from regraft.ir.errors.config import RewrittenTwinError
 from regraft.ir.errors.files import InputMissingError
 from regraft.ir.errors.program import IncomparableError, NotAPackageError
 from regraft.programs import is_package, load_program
 from regraft.verifying import verify
+
+WAYS = ("prefill", "decode")
 
 
 @pytest.fixture
@@ -46,6 +48,26 @@ def test_a_package_whose_weights_changed_differs(tiny: Path, package: Path) -> N
     report = verify(package, against=tiny)
     assert not report.passed
     assert {check.name: check.passed for check in report.checks}["one token at a time = prefill"]
+
+
+def test_what_a_window_forgets_is_seen(tiny: Path, tmp_path: Path) -> None:
+    apply(tiny, "window{window=48, refit=false}", tmp_path / "out")
+    report = verify(tmp_path / "out", against=tiny)
+    assert [check.name for check in report.checks if not check.passed] == [f"{way} = {tiny.name}" for way in WAYS]
+    assert verify(tmp_path / "out", against=tiny, tokens=48).passed
+
+
+def test_rounding_is_told_from_differences(
+    tiny: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar that float32 does not reach in any order stands for a model that fits made worse to round."""
+    monkeypatch.setattr("regraft.verifying.TOLERANCE", 1e-9)
+    report = verify(package, against=tiny)
+    assert report.passed
+    assert 1e-6 < report.checks[0].bound < 1e-3
+    assert max(check.error for check in report.checks) > 1e-6
+    apply(tiny, "share-kv{layers=7, donor=6, refit=false}", tmp_path / "out")
+    assert not verify(tmp_path / "out", against=tiny).passed
 
 
 def test_a_ragged_batch_that_gives_no_numbers_fails(tiny: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
