@@ -191,7 +191,11 @@ def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mappin
         "layers": program.layers,
     }
     measured = cast("Mapping[str, Any]", recipe.get("measured") or {})
-    card = render("README.md.j2", **facts, measured=_flat(measured), golden=facts["parameters"] <= GOLDEN_PARAMETERS)
+    inputs = recipe.get("inputs")
+    changed = cast("Mapping[str, Any]", inputs).get("model") if isinstance(inputs, dict) else None
+    changed = " ".join(changed.split()) if isinstance(changed, str) else "the original"
+    golden = facts["parameters"] <= GOLDEN_PARAMETERS
+    card = render("README.md.j2", **facts, measured=_flat(measured), changed=changed, golden=golden)
     texts = {
         "model.py": program.model_py,
         "generate.py": render("generate.py.j2"),

@@ -16,6 +16,7 @@ from regraft.ir.errors.calibration import TextError
 from regraft.ir.errors.files import OutputExistsError
 from regraft.ir.files import OutputFolder
 from regraft.ir.graph import Graph
+from regraft.ir.ops.weight import Load
 from regraft.ir.sink import SHARD_BYTES, ShardWriter
 from regraft.ir.source import Source, from_bytes, to_bytes
 from regraft.ir.text import print_graph
@@ -278,7 +279,8 @@ def _quality(
     from regraft.evaluating import evaluate_on
 
     if all(step.preserves == "exact" for step in result.steps):
-        return None, "every step is exact"
+        made = any(not isinstance(v.op, Load) for v in result.graph.parameters())
+        return None, "every step is exact" + (f", but for rounding of made weights to {model.dtype}" if made else "")
     if windows is None:
         return None, "the recipe names no text; measure with `regraft eval`"
     rest = windows.tokens[_rows(result.recipe) :][:_EVALUATED]

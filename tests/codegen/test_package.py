@@ -141,6 +141,7 @@ def test_a_recipe_is_told_in_the_card_the_header_and_the_lock(tmp_path: Path) ->
             {
                 "regraft": 1,
                 "pipeline": [{"share-kv": {"donor": 3}}, {"budget-heads": {"heads": list(range(60))}}],
+                "inputs": {"model": "the base"},
                 "measured": {"perplexity": 11.25, "kl": {"mean": 0.5}},
             }
         )
@@ -151,6 +152,7 @@ def test_a_recipe_is_told_in_the_card_the_header_and_the_lock(tmp_path: Path) ->
     assert set(written["outputs"]) == FILES - {"regraft.lock.json"}
     card, program = (folder / "README.md").read_text(), (folder / "model.py").read_text()
     assert "| kl, mean | 0.5 |" in card
+    assert "against the base, which the recipe changed" in card
     assert "- `share-kv donor=3`" in card
     assert "#   recipe   share-kv donor=3\n#            budget-heads (regraft.lock.json)\n" in program
 

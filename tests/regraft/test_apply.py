@@ -133,6 +133,12 @@ def test_applying_again_to_what_apply_wrote(tiny: Path, tmp_path: Path) -> None:
     assert verify(tmp_path / "twice").passed
 
 
+def test_exact_steps_say_whether_weights_are_rounded(tiny: Path, tmp_path: Path) -> None:
+    assert apply(tiny, "dce", tmp_path / "same").note == "every step is exact"
+    report = apply(tiny, "fold-norms", tmp_path / "out")
+    assert report.note == "every step is exact, but for rounding of made weights to bf16"
+
+
 def run_killed(model: Path, recipe: str, out: Path, after: float) -> None:
     """Apply in a process of its own, and kill it after some seconds."""
     code = (
