@@ -11,7 +11,7 @@ from regraft.cli.session import Session
 @command("plan")
 @model_argument
 @recipe_option
-@click.option("--measure", is_flag=True, help="Make the choices that need calibration text; reads the weights.")
+@click.option("--measure", is_flag=True, help="Make the choices that need weights or calibration text; reads both.")
 @allow_key_option
 def plan(session: Session, model: str, recipe: str, measure: bool, allow_keys: tuple[str, ...]) -> None:
     """Show what `apply` would do to MODEL: legality, the choice for each layer, the predicted change, disk and memory.

@@ -130,7 +130,7 @@ class CompressSeq(Pass):
         """
         assert self.rate is not None
         if self.sinks % self.rate:
-            legal, where = f"multiples of {self.rate}, the rate", self.place("sinks")
+            legal, where = f"in multiples of {self.rate}, the rate", self.place("sinks")
             raise OptionRangeError(owner=self.name, name="sinks", found=self.sinks, legal=legal, where=where)
         found = attentions(graph)
         layers = self._selected(found, graph)

@@ -92,7 +92,7 @@ def plan_report(found: Payload) -> list[Block]:
     if line := quantized_line(found["quantized"]):
         blocks.append(line)
     if not found["decided"]:
-        blocks.append("decided at apply: choices that need calibration text; --measure makes them now")
+        blocks.append("decided at apply: choices that need weights or calibration text; --measure makes them now")
     return blocks
 
 
