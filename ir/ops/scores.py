@@ -127,7 +127,7 @@ class FitScores(WeightOp):
         gain = power.clamp(min=1e-12 * float(power.max())).sqrt()
         flat = (wanted / gain).flatten(1)
         gram = x.T @ x
-        amount = 1e-6 * gram.trace() / len(gram)
+        amount = 1e-6 * gram.trace() / len(gram) + torch.finfo(x.dtype).tiny  # of silent inputs: nothing
         solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve
         weight = solve(gram + amount * torch.eye(len(gram), dtype=x.dtype), x.T @ flat).T
         made = self._made(x, weight, gain)
