@@ -5,7 +5,7 @@ Fits are computed in float64 and given in the prior's dtype. An op per fit: its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.attributes import FLOAT, INT, INTS, STR
@@ -203,6 +203,11 @@ class Refit(WeightOp):
         return fitted.T.contiguous().to(prior.dtype)
 
 
+def inside(sides: Sequence[tuple[Sequence[int], int]], width: int) -> bool:
+    """Return whether statistics hold each group's ``width`` channels: ``sides`` pair groups with how many they hold."""
+    return all(group >= 0 and (group + 1) * width <= size for groups, size in sides for group in groups)
+
+
 @op("weight.align")
 class Align(WeightOp):
     """Turn the rows of a query projection towards other keys, by a complex factor for each head and rotary frequency.
@@ -242,16 +247,12 @@ class Align(WeightOp):
             problem, fix = f"{self.channels} channels of {width} turn", f"an even number from 2 to {width}"
         elif self.norm is not None and dim["D"] != width:
             problem, fix = f"a norm of {dim['D']} channels for heads of {width}", "norm is one head's"
-        elif not self._inside(dim, width):
+        elif not inside(((self.donor, dim.size("K")), (self.own, dim.size("J"))), width):
             problem, fix = "a head reads keys that the statistics do not hold", f"{width} channels a KV head"
         elif self.ridge < 0:
             problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
         if problem:
             raise OpRuleError(op=self.label, problem=problem, fix=fix)
-
-    def _inside(self, dim: Dims, width: int) -> bool:
-        sides = ((self.donor, dim.size("K")), (self.own, dim.size("J")))
-        return all(group >= 0 and (group + 1) * width <= size for groups, size in sides for group in groups)
 
     def pairs(self) -> tuple[list[int], list[int]]:
         """Return the channels of each frequency's pair: the real parts, and the imaginary ones."""
@@ -311,16 +312,12 @@ class AlignValues(WeightOp):
         problem = fix = ""
         if len(self.own) != heads or not heads or columns % heads:
             problem, fix = f"{columns} columns, {len(self.own)} and {heads} heads", "list each query head in both"
-        elif not self._inside(dim, columns // heads):
+        elif not inside(((self.donor, dim.size("K")), (self.own, dim.size("J"))), columns // heads):
             problem, fix = "a head reads values that the statistics do not hold", "as wide as a head's columns"
         elif self.ridge < 0:
             problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
         if problem:
             raise OpRuleError(op=self.label, problem=problem, fix=fix)
-
-    def _inside(self, dim: Dims, width: int) -> bool:
-        sides = ((self.donor, dim.size("K")), (self.own, dim.size("J")))
-        return all(group >= 0 and (group + 1) * width <= size for groups, size in sides for group in groups)
 
     def reference(self, run: Run, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
         import torch
