@@ -1,0 +1,1 @@
+"""The text of what is emitted: code, no decisions."""

@@ -1,0 +1,1 @@
+"""Fusion: ops of a graph become ``kernel.*`` ops, each of which a program computes in one launch or few."""
