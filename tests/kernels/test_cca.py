@@ -1,0 +1,149 @@
+"""The front end of CCA at a step: against its plain form, and token by token against a twin of ZAYA1."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.codegen.kernels.cca import CCA
+from regraft.frontends.folder import open_model
+from regraft.ir.interpret import Interpreter
+from regraft.ir.ops.core import Norm
+from regraft.ir.ops.pos import Rope
+from regraft.ir.source import TensorSource
+from tests.frontends.agreement import twin_graph
+from tests.kernels.harness import module
+from tests.kernels.touched import touched
+
+PLAIN = CCA("cca", heads=4, kv_heads=2, width=12, taps=(2, 2), channels=8, eps=1e-6)
+CASES = {
+    "two taps each": PLAIN,
+    "more taps, all channels turn": replace(PLAIN, taps=(3, 4), channels=12, width=12),
+    "a window, one head": replace(PLAIN, heads=2, kv_heads=1, window=True),
+    "first rows beside a window": replace(PLAIN, heads=2, taps=(2, 3), window=True, first=2),
+    "a row of its own before the start": replace(PLAIN, heads=3, kv_heads=3, width=10, initial=True),
+    "lengths below the least one": replace(PLAIN, heads=2, eps=50.0),
+}
+
+
+def inputs(k: CCA, dtype: torch.dtype, starts: list[int], counts: list[int], rows: int = 7) -> list[Tensor]:
+    """Return what the op takes, in order."""
+    g, batch = torch.Generator().manual_seed(0), len(starts)
+
+    def of(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    angle = 6 * of(batch, 1, 1, k.channels // 2)
+    cos, sin = torch.cat((angle.cos(), angle.cos()), -1), torch.cat((-angle.sin(), angle.sin()), -1)
+    tails = [of(batch, taps - 1, k.packed) for taps in k.taps]
+    memory = [of(batch, rows, k.kv_heads, k.width) for _ in range(2)]
+    weights = [of(k.packed, 1, k.taps[0]), of(k.packed), of(k.packed, k.width, k.taps[1]) * k.width**-0.5, of(k.packed)]
+    initial = [of(k.half)] if k.initial else []
+    x, late = of(batch, 1, k.packed + 2 * k.half), of(batch, 1, k.half)
+    call = [cos, sin, torch.tensor(starts), torch.tensor(counts)]
+    return [x, *memory, *tails, late, *initial, *call, *weights, of(k.kv_heads)]
+
+
+def widened(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies in float64."""
+    return [x.double() if x.is_floating_point() else x.clone() for x in tensors]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_computes_what_the_plain_form_does(case: str, tmp_path: Path) -> None:
+    k = CASES[case]
+    made = module(tmp_path, k)
+    for starts, counts in (([4], [1]), ([0, 9 if k.window else 6, 5], [1, 1, 0])):
+        for dtype in (torch.float32, torch.float16):
+            fused = inputs(k, dtype, starts, counts)
+            exact, plain = widened(fused), [x.clone() for x in fused]
+            got = [made.cca(*fused), *fused[1:6]]
+            wanted = [made.cca_plain(*exact), *exact[1:6]]
+            rounded = [made.cca_plain(*plain), *plain[1:6]]
+            for x, y, z in zip(got, wanted, rounded, strict=True):
+                least = 2e-6 if dtype == torch.float32 else float(y.abs().max()) * 2**-11
+                assert (x - y).abs().max() <= max(2 * float((z - y).abs().max()), least)
+
+
+def test_an_idle_row_keeps_what_it_has(tmp_path: Path) -> None:
+    made = module(tmp_path, PLAIN)
+    given = inputs(PLAIN, torch.float32, [3, 7], [0, 0])
+    before = [x.clone() for x in given]
+    made.cca(*given)
+    assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_moves_what_it_says(case: str, tmp_path: Path) -> None:
+    k = CASES[case]
+    made = module(tmp_path, k)
+    with touched() as run, torch.no_grad():
+        made.cca(*inputs(k, torch.float32, [3, 5], [1, 1]))
+    moved = k.moved(4, 2, 7)
+    assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
+
+
+def test_the_op_says_what_it_changes(tmp_path: Path) -> None:
+    made = module(tmp_path, PLAIN)
+    torch.library.opcheck(made.cca, tuple(inputs(PLAIN, torch.float32, [3], [1])))
+
+
+class Twin:
+    """An attention layer of ZAYA1's twin: what it computes of some tokens, and its constants."""
+
+    def __init__(self) -> None:
+        graph, tensors = twin_graph(dict(open_model("builtin:ZAYA1-8B").config))
+        module = "model.layers.1.self_attn.qkv_proj"
+        values = ("q_proj", "k_proj", "v_now", "v_later", "q_rope", "memory", "tail_0", "tail_1", "v_tail")
+        edges = [f"layers.1.attn.{value}" for value in values]
+        self.tokens = torch.arange(12)[None] * 17 % 128
+        run = Interpreter(graph, TensorSource(tensors)).run(self.tokens, edges=edges)
+        self.q, self.memory = run[edges[4]], run[edges[5]].fields
+        self.x = torch.cat([run[edge] for edge in edges[:4]], -1)
+        norm, rope = graph["layers.1.attn.q_norm"].op, graph["layers.1.attn.q_rope"].op
+        assert isinstance(norm, Norm)
+        assert isinstance(rope, Rope)
+        heads, kv_heads = self.q.shape[2], self.memory["k"].shape[2]
+        width = self.q.shape[-1]
+        self.k = CCA("cca", heads, kv_heads, width, (2, 2), rope.channels, norm.eps)
+        angle = (torch.arange(12)[:, None] * rope.frequencies())[None, :, None]
+        self.cos = torch.cat((angle.cos(), angle.cos()), -1)
+        self.sin = torch.cat((-angle.sin(), angle.sin()), -1)
+        names = ("conv_qk_depthwise.weight", "conv_qk_depthwise.bias", "conv_qk_grouped.weight", "conv_qk_grouped.bias")
+        self.weights = [tensors[f"{module}.{name}"] for name in names]
+        self.weights.append(tensors["model.layers.1.self_attn.qk_norm.temp"])
+
+    def empty(self) -> list[Tensor]:
+        """Return the memories before the first token."""
+        k = self.k
+        rows = [torch.zeros(1, 12, k.kv_heads, k.width) for _ in range(2)]
+        return [*rows, torch.zeros(1, 1, k.packed), torch.zeros(1, 1, k.packed), torch.zeros(1, 1, k.half)]
+
+
+@pytest.fixture(scope="module")
+def twin() -> Twin:
+    return Twin()
+
+
+def test_token_by_token_it_is_a_twins_prefill(twin: Twin, tmp_path: Path) -> None:
+    made: Any = module(tmp_path, twin.k)
+    kept, one = twin.empty(), torch.tensor([1])
+    for t in range(12):
+        now = slice(t, t + 1)
+        q = made.cca(
+            twin.x[:, now].contiguous(),
+            *kept,
+            twin.cos[:, now],
+            twin.sin[:, now],
+            torch.tensor([t]),
+            one,
+            *twin.weights,
+        )
+        assert torch.allclose(q, twin.q[:, now], atol=1e-5)
+    assert torch.allclose(kept[0], twin.memory["k"], atol=1e-5)
+    assert torch.allclose(kept[1], twin.memory["v"], atol=1e-5)
