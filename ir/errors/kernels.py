@@ -1,0 +1,30 @@
+"""RG57x: kernels compiled ahead of time."""
+
+from regraft.ir.errors.base import RegraftError
+
+
+class TritonMissingError(RegraftError):
+    """Kernels were to be compiled, and Triton is not installed."""
+
+    code = "RG571"
+    exit_code = 3
+    message = "compiling kernels needs triton, which cannot be imported: {reason}"
+    hint = "pip install 'regraft[triton]'; it compiles for every target on a machine without a GPU too"
+
+
+class KernelCompileError(RegraftError):
+    """A kernel could not be compiled for a target."""
+
+    code = "RG572"
+    exit_code = 70
+    message = "{function} does not compile for {target} with {tile}: {reason}"
+    hint = "this is a mistake in a kernel's template or a tile that does not fit; another tile may do"
+
+
+class NoTileError(RegraftError):
+    """None of a kernel's tiles can run on a target."""
+
+    code = "RG573"
+    exit_code = 3
+    message = "{kernel}: none of its {count} tiles fits {target}"
+    hint = "the target takes the plain form; a smaller tile is added in the kernel's `tiles()`"
