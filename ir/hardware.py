@@ -26,6 +26,11 @@ class Device:
         usable_bandwidth_fraction: What share of that a plain streaming copy reaches.
         bf16_dense_flops: Sheet operations a second of bf16 matrix products, two for a multiply-add; none where the
             vendor gives no figure.
+        arch: What code for it is compiled for: ``sm_90``, ``gfx942``.
+        sm_count: Processors, each with registers and shared memory of its own.
+        registers_per_sm: Registers of 32 bits of one.
+        max_shared_memory_per_block_bytes: Shared memory that one program may have.
+        l2_bytes: The last cache before the memory.
     """
 
     key: str
@@ -34,6 +39,11 @@ class Device:
     bandwidth_bytes_per_s: int
     usable_bandwidth_fraction: float = 1.0
     bf16_dense_flops: int | None = None
+    arch: str = ""
+    sm_count: int | None = None
+    registers_per_sm: int | None = None
+    max_shared_memory_per_block_bytes: int | None = None
+    l2_bytes: int | None = None
 
 
 _REQUIRED = tuple(field.name for field in fields(Device) if field.default is MISSING and field.name != "key")

@@ -37,8 +37,16 @@ def main() -> None:
             try:
                 answer = _compiled(json.loads(line), Path(folder) / f"job_{number}.py")
             except Exception as error:  # whatever a compiler's front end raises is the answer
-                answer = {"failed": f"{type(error).__name__}: {error}"}
+                answer = {"failed": _reason(error)}
             print(json.dumps(answer), file=answers, flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what is wrong, in one line, and then the place, which Triton's errors know."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = getattr(error, "error_message", None)
+    return f"{said}\n{error}" if said else f"{type(error).__name__}: {error}"
 
 
 def _compiled(job: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -46,7 +54,7 @@ def _compiled(job: Mapping[str, Any], path: Path) -> dict[str, Any]:
     path.write_text(job["source"], encoding="utf-8")
     function = getattr(_loaded(path), job["function"])
     names: list[str] = function.arg_names
-    constants = {**job["constants"], **job["sizes"]}
+    constants = {**job["constants"], **{name: size for name, size in job["sizes"].items() if name in names}}
     types: dict[str, str] = job["arguments"]
     if set(names) != {*constants, *types}:
         missing, unknown = sorted({*names} - {*constants, *types}), sorted({*constants, *types} - {*names})

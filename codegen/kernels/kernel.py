@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, cast
 
 from regraft.codegen.render import render
 
@@ -103,6 +103,10 @@ class Kernel(ABC):
         table = {"default": self.tiles()[0], **(tiles or {})}
         return render(f"kernels/{self.template}", k=self, tiles={name: tile.launch() for name, tile in table.items()})
 
+    def called(self, name: str) -> Self:
+        """Return the same kernel under another name."""
+        return replace(cast("Any", self), name=name)
+
     @abstractmethod
     def tiles(self) -> Sequence[Tile]:
         """Return the tiles worth trying, the best guess first; all fit every target or are rejected when compiled."""
@@ -120,3 +124,11 @@ class Kernel(ABC):
             batch: Sequences.
             context: Tokens of each after the call.
         """
+
+    def programs(self, tile: Tile, batch: int) -> int | None:
+        """Return how many programs a call of ``batch`` sequences launches with a tile; none if it does not matter.
+
+        Tile search takes a kernel that does not say it to fill a device.
+        """
+        del tile, batch
+        return None
