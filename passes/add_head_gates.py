@@ -12,6 +12,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Activation, Gain, Linear, Unflatten
 from regraft.passes.base import Constraints, Measurements, Pass, Preserves, Report, choice, option, optional_option
+from regraft.passes.choosing import leave_out
 from regraft.passes.matching.growth import Start, free_module, input_of, module_of, scalable, scale_output
 from regraft.passes.matching.rewrite import Editor, Rule, drive
 from regraft.passes.matching.sites import Output, Refusal, attentions, output_of
@@ -48,7 +49,8 @@ class AddHeadGates(Pass):
         for layer in layers:
             site = _site(found[layer].attend)
             if isinstance(site, Refusal):
-                fix, where = "leave the layer out", self.place("layers")
+                fix = leave_out(layers, [at for at in found if not isinstance(_site(found[at].attend), Refusal)])
+                where = self.place("layers")
                 raise StructureError(owner=self.name, layer=layer, reason=site.reason, fix=fix, where=where)
         return replace(self, layers=Selection.of(layers))
 

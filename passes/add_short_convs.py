@@ -23,6 +23,7 @@ from regraft.passes.base import (
     option,
     optional_option,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.matching.growth import Start, free_module, module_of
 from regraft.passes.matching.heads import trace
 from regraft.passes.matching.rewrite import Editor, Rule, drive
@@ -62,7 +63,8 @@ class AddShortConvs(Pass):
         refused = {layer: site.reason for layer, site in sites.items() if isinstance(site, Refusal)}
         if refused and (selection.explicit or len(refused) == len(layers)):
             layer, reason = next(iter(refused.items()))
-            fix, where = "leave the layer out, or convolve something else", self.place("layers")
+            fix = leave_out(layers, [at for at in found if not isinstance(_site(found[at].attend, self.of), Refusal)])
+            fix, where = f"{fix}; or convolve something else", self.place("layers")
             raise StructureError(owner=self.name, layer=layer, reason=reason, fix=fix, where=where)
         return replace(self, layers=Selection.of(layer for layer in layers if layer not in refused))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 from regraft.ir.errors.base import nearest
-from regraft.ir.errors.recipe import ChoiceError, OptionRangeError, OptionTypeError, RecipeError
+from regraft.ir.errors.recipe import ChoiceError, OptionIdleError, OptionRangeError, OptionTypeError, RecipeError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import Attend
@@ -137,6 +137,12 @@ class Option:
     default: object
     doc: str
     required: bool
+    needs: str = ""
+
+    @property
+    def text(self) -> str:
+        """What it does, and what it needs."""
+        return f"{self.doc}; with {self.needs} alone" if self.needs else self.doc
 
     @property
     def default_text(self) -> str:
@@ -146,15 +152,23 @@ class Option:
         return "required" if self.required else spell(self.kind.spell(self.default))
 
 
-def option(kind: OptionKind[T], default: T, doc: str) -> T:
-    """Declare an option of a pass."""
-    return field(default=default, metadata={"kind": kind, "doc": doc})
+def option(kind: OptionKind[T], default: T, doc: str, *, needs: str = "") -> T:
+    """Declare an option of a pass.
+
+    Args:
+        kind: How it is read and spelled.
+        default: Its value where a recipe gives none.
+        doc: What it does.
+        needs: What it does nothing without: another option, as ``chosen``, or one of its values, as ``refit: true``. A
+            recipe that sets it without is refused.
+    """
+    return field(default=default, metadata={"kind": kind, "doc": doc, "needs": needs})
 
 
-def optional_option(kind: OptionKind[T], doc: str, *, required: bool = False) -> T | None:
+def optional_option(kind: OptionKind[T], doc: str, *, required: bool = False, needs: str = "") -> T | None:
     """Declare an option that is None until a recipe or a decision gives it."""
     nullable = OptionKind(kind.name, kind.read, lambda value: None if value is None else kind.spell(value))
-    return field(default=None, metadata={"kind": nullable, "doc": doc, "required": required})
+    return field(default=None, metadata={"kind": nullable, "doc": doc, "required": required, "needs": needs})
 
 
 def type_error(node: Node, owner: str, name: str, expected: str) -> OptionTypeError:
@@ -254,7 +268,14 @@ class Pass:
     def declared(cls) -> tuple[Option, ...]:
         """Return the options, in the order in which recipes print them."""
         return tuple(
-            Option(f.name, f.metadata["kind"], f.default, f.metadata["doc"], f.metadata.get("required", False))
+            Option(
+                f.name,
+                f.metadata["kind"],
+                f.default,
+                f.metadata["doc"],
+                f.metadata.get("required", False),
+                f.metadata.get("needs", ""),
+            )
             for f in fields(cls)
             if "kind" in f.metadata
         )
@@ -288,6 +309,24 @@ class Pass:
     def shortest_context(self) -> int:
         """How long the windows of calibration text have to be, in tokens, to show what the pass changes."""
         return 0
+
+    def check_needs(self) -> None:
+        """Refuse options that would change nothing, since what they need is not given.
+
+        Raises:
+            OptionIdleError: With the first of them, and what it needs.
+        """
+        from regraft.passes.located import spell
+
+        for each in self.declared():
+            value = getattr(self, each.name)
+            other, _, wanted = each.needs.partition(": ")
+            if not other or value == each.default:
+                continue
+            found = getattr(self, other)
+            if found is None if not wanted else spell(found) != wanted:
+                text, where = spell(each.kind.spell(value)), self.place(each.name)
+                raise OptionIdleError(owner=self.name, name=each.name, found=text, needs=each.needs, where=where)
 
     def decide(self, graph: Graph, measurements: Measurements | None, constraints: Constraints) -> Self:
         """Return the pass with a choice for each layer spelled out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -33,6 +33,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.counts import COUNT, HEADS, MOST_HEADS, Count, Heads, counts_by_layer
 from regraft.passes.fitting.head_choice import SCORES, Choice, Score, choose_heads
 from regraft.passes.fitting.head_cut import CutHeads, Keep, cut_refusal, largest_group
@@ -105,8 +106,10 @@ class BudgetHeads(Pass):
         "uneven groups: an explicit map of heads, or as many heads for each KV head, those that are missing of zeros",
     )
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    mlp: bool = option(BOOL, False, "within a refit, fit the last projection of the layer's MLP too")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
+    mlp: bool = option(BOOL, False, "fit the last projection of the layer's MLP too", needs="refit: true")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
     ridge: float = option(RIDGES, RIDGE, "of score and refit, in units of the mean second moment")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``keep`` is right in number only
 
@@ -151,8 +154,7 @@ class BudgetHeads(Pass):
             self._check(found[layer], count, parts)
         explicit = replace(self, heads=counts, layers=Selection.of(counts))
         cut = {layer: count for layer, count in counts.items() if count < found[layer].heads}
-        for layer in cut:
-            self._check_site(found[layer])
+        self._check_sites(cut, found)
         if self.keep is not None:
             for layer, heads in self.keep.items():
                 self._check_shares(found[layer], heads, parts)
@@ -251,12 +253,15 @@ class BudgetHeads(Pass):
             owner=self.name, layer=layer, problem=problem, parallel=parts, legal=legal, where=where
         )
 
-    def _check_site(self, attention: Attention) -> None:
-        refusal = cut_refusal(attention.attend, self._fit)
-        if refusal is not None:
-            fix = "leave the layer out" + (", or use refit: false" if "refit" in refusal.reason else "")
+    def _check_sites(self, cut: Iterable[int], found: Mapping[int, Attention]) -> None:
+        refusals = {layer: cut_refusal(each.attend, self._fit) for layer, each in found.items()}
+        for layer, refusal in ((layer, refusals[layer]) for layer in cut):
+            if refusal is None:
+                continue
+            fix = leave_out(cut, [at for at in found if refusals[at] is None])
+            fix += ", or use refit: false" if "refit" in refusal.reason else ""
             where = self.place("layers")
-            raise StructureError(owner=self.name, layer=attention.layer, reason=refusal.reason, fix=fix, where=where)
+            raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
 
     @property
     def _fit(self) -> tuple[str, float] | None:
@@ -318,12 +323,12 @@ class BudgetHeads(Pass):
         options: dict[int, list[int]] = {}
         selected = selection.resolve(found, layers, self.name, self.place("layers"))
         strict = selection.explicit or all(cut_refusal(found[layer].attend, self._fit) for layer in selected)
+        if strict:
+            self._check_sites(selected, found)
         for layer in selected:
             heads, least = found[layer].heads, found[layer].kv_heads if parts > 1 else 1
             self._check(found[layer], heads, parts)
             refused = cut_refusal(found[layer].attend, self._fit) is not None
-            if refused and strict:
-                self._check_site(found[layer])
             options[layer] = [heads] if refused else [n for n in range(heads, 0, -self.step) if n >= least]
         return options
 

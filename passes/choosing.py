@@ -1,11 +1,12 @@
-"""Choosing layers by measurement: those whose edit alone diverges least from the original on calibration text."""
+"""Choosing layers: those whose edit alone diverges least from the original, and what is said of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from regraft.ir.errors.recipe import OptionRangeError
 from regraft.ir.graph import Graph
+from regraft.ir.kinds import ranges
 from regraft.passes.base import Measurements, Pass
 
 
@@ -28,3 +29,24 @@ def least_damage(
     damage = measurements.damage(graph, [edit(layer).rewrite for layer in layers])
     order = sorted(range(len(layers)), key=lambda place: damage[place])
     return sorted(layers[place] for place in order[:count])
+
+
+def leave_out(asked: Iterable[int], able: Sequence[int]) -> str:
+    """Return what to do where a pass refuses layers.
+
+    Args:
+        asked: The layers that the recipe asks for.
+        able: Those of the whole model that the pass can change.
+    """
+    if not able:
+        return "leave the pass out, as no layer of this model fits it"
+    gone = [layer for layer in asked if layer not in able]
+    return f"leave layer{'s' * (len(gone) > 1)} {ranges(gone)} out (the pass fits {ranges(able)})"
+
+
+def never_outrun(graph: Graph, rows: int) -> str:
+    """Return a remark where a model was made for no more tokens than a query sees of them as they are, or nothing."""
+    context = graph.meta.get("context")
+    if not isinstance(context, int) or context > rows:
+        return ""
+    return f"; the model was made for {context} tokens, up to which nothing changes"

@@ -32,7 +32,7 @@ from regraft.passes.base import (
     option,
     optional_option,
 )
-from regraft.passes.choosing import check_choose, least_damage
+from regraft.passes.choosing import check_choose, least_damage, leave_out, never_outrun
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text
 from regraft.passes.matching.memories import Side, key_values
 from regraft.passes.matching.rewrite import Editor, Rule, drive
@@ -78,19 +78,25 @@ class CompressSeq(Pass):
     gates: bool = option(BOOL, False, "learned gates weigh a row's tokens, channel by channel; zero at the start")
     overlap: bool = option(BOOL, False, "a row is also made of the block before, at gates of its own")
     shut: float = option(
-        number(SHUT, 0.0), SHUT, "where these gates start: shut, or nearer to 0, where gradients reach them"
+        number(SHUT, 0.0),
+        SHUT,
+        "where these gates start: shut, or nearer to 0, where gradients reach them",
+        needs="overlap: true",
     )
     chosen: int | None = optional_option(integer(1, MOST_ROWS), "each query sees only so many pooled rows")
     index: str = option(
         choice("keys", "light"),
         "keys",
         "what chooses: the attention's own queries and pooled keys, or light heads with keys of their own, at random",
+        needs="chosen",
     )
-    index_heads: int = option(integer(1, 65536), 8, "heads of a light index")
-    index_width: int = option(integer(1, 65536), 32, "channels of a light index's key")
+    index_heads: int = option(integer(1, 65536), 8, "heads of the index", needs="index: light")
+    index_width: int = option(integer(1, 65536), 32, "channels of the index's key", needs="index: light")
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
-    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
+    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight", needs="refit: true")
 
     @property
     def needs_data(self) -> bool:
@@ -137,7 +143,10 @@ class CompressSeq(Pass):
         for layer in layers:
             site = self.site(found[layer].attend, graph)
             if isinstance(site, Refusal):
-                fix = "leave the layer out" + (", or use refit: false" if "output projection" in site.reason else "")
+                fix = leave_out(
+                    layers, [at for at in found if not isinstance(self.site(found[at].attend, graph), Refusal)]
+                )
+                fix += ", or use refit: false" if "output projection" in site.reason else ""
                 where = self.place("layers")
                 raise StructureError(owner=self.name, layer=layer, reason=site.reason, fix=fix, where=where)
         decided = replace(self, layers=Selection.of(layers), choose=check_choose(self, self.choose, layers))
@@ -161,11 +170,14 @@ class CompressSeq(Pass):
     def _selected(self, found: Mapping[int, Attention], graph: Graph) -> list[int]:
         """Return the layers that are named, or all that can be compressed, or all if none can."""
         if self.layers is None:
-            fit = [at for at, each in found.items() if not isinstance(self.site(each.attend, graph), Refusal)]
-            if fit:
-                return fit
+            able = self._able(found, graph)
+            if able:
+                return able
         selection = self.layers or Selection(predicate="all")
         return selection.resolve(found, graph.layer_count(), self.name, self.place("layers"))
+
+    def _able(self, found: Mapping[int, Attention], graph: Graph) -> list[int]:
+        return [at for at, each in found.items() if not isinstance(self.site(each.attend, graph), Refusal)]
 
     # -- match
 
@@ -237,6 +249,7 @@ class _Compress(Rule[Attend, Site]):
             done += f", and the first {options.sinks} as they are"
         if options.chosen is not None:
             done += f", of which an index chooses {options.chosen}"
+        done += never_outrun(edit.graph, options.reach + options.sinks)
         if site.output is not None:
             refit_output(edit, site.output, options.target, options.ridge)
             done += f", {refit_text(site.output, options.target, options.ridge)}"

@@ -13,6 +13,7 @@ from regraft.ir.errors.recipe import (
 )
 from regraft.ir.kinds import ranges
 from regraft.passes.base import OptionKind, read_integer, read_key, type_error
+from regraft.passes.choosing import leave_out
 from regraft.passes.located import Node, Plain
 from regraft.passes.matching.sites import Attention
 from regraft.passes.selection import MOST_LAYERS, Selection, describe_kinds
@@ -86,7 +87,8 @@ def counts_by_layer(
     for layer in wanted:
         if found[layer].split:
             reason = f"some heads attend in one way ({found[layer].described}) and others in another"
-            fix = "let this pass come before the one that parts them, or leave the layer out"
+            fix = "let this pass come before the one that parts them, or "
+            fix += leave_out(wanted, [at for at in found if not found[at].split])
             raise StructureError(owner=owner, layer=layer, reason=reason, fix=fix, where=where)
     return wanted
 

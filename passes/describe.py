@@ -18,7 +18,7 @@ def describe(cls: type[Pass]) -> dict[str, Any]:
         "text": text.partition("\n")[2].strip(),
         "source": cls.source,
         "options": [
-            {"name": each.name, "type": each.kind.name, "default": each.default_text, "text": each.doc}
+            {"name": each.name, "type": each.kind.name, "default": each.default_text, "text": each.text}
             for each in cls.declared()
         ],
     }

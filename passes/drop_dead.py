@@ -75,6 +75,7 @@ class DropDeadParts(Pass):
     heads: Numbers | None = optional_option(NUMBERS, "the query heads that go; by default as the weights say")
     experts: Numbers | None = optional_option(NUMBERS, "the experts that go; by default as the weights say")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # what goes is not known yet
+    proven: bool = field(default=False, compare=False, repr=False, kw_only=True)  # the weights are dead
 
     @property
     def needs_data(self) -> bool:
@@ -117,6 +118,7 @@ class DropDeadParts(Pass):
             experts=_some(idle, {layer: each.count for layer, each in mixtures.items() if isinstance(each, ExpertSite)})
             if self.experts is None
             else self.experts,
+            proven=True,
         )
 
     def assume(self, graph: Graph) -> DropDeadParts:
@@ -175,8 +177,9 @@ class DropDeadParts(Pass):
         found, edit, wanted = attentions(graph), Editor(graph), self._selected(graph)
         nothing = "{}, decided at apply, by the weights" if self.assumed else "no dead {}"
         heads = {found[layer].attend: gone for layer, gone in self.heads.items()}
-        notes = [*drive(graph, _DropHeads(heads, nothing.format("query heads"))).notes]
-        notes += drive(graph, _DropExperts(self.experts, nothing.format("experts"))).notes
+        unproven = "" if self.proven else ", if apply finds them dead"
+        notes = [*drive(graph, _DropHeads(heads, nothing.format("query heads"), unproven)).notes]
+        notes += drive(graph, _DropExperts(self.experts, nothing.format("experts"), unproven)).notes
         for layer, each in attentions(graph).items():
             if each.owner == layer and (wanted is None or layer in wanted):
                 done = drop_unread_kv_heads(graph, edit, each.memory)
@@ -228,6 +231,7 @@ class _DropHeads(Rule[Attend, tuple[QueryHeads, tuple[int, ...]]]):
     op: ClassVar[type[Op]] = Attend
     gone: Mapping[Attend, tuple[int, ...]]
     otherwise: str
+    unproven: str
 
     def match(self, op: Attend, graph: Graph) -> tuple[QueryHeads, tuple[int, ...]] | Refusal:
         gone = self.gone.get(op)
@@ -241,7 +245,7 @@ class _DropHeads(Rule[Attend, tuple[QueryHeads, tuple[int, ...]]]):
         groups = heads.attend.groups
         order = sorted(set(range(heads.heads)) - set(gone), key=lambda head: (groups[head], head))
         take_query_heads(edit, heads, order)
-        return f"dead query heads {ranges(gone)} of {len(groups)} dropped"
+        return f"dead query heads {ranges(gone)} of {len(groups)} dropped{self.unproven}"
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,7 @@ class _DropExperts(Rule[Experts, tuple[ExpertSite, tuple[int, ...]]]):
     op: ClassVar[type[Op]] = Experts
     gone: Numbers
     otherwise: str
+    unproven: str
 
     def match(self, op: Experts, graph: Graph) -> tuple[ExpertSite, tuple[int, ...]] | Refusal:
         layer = layer_of(op.out.name)
@@ -261,4 +266,5 @@ class _DropExperts(Rule[Experts, tuple[ExpertSite, tuple[int, ...]]]):
     def rewrite(self, site: tuple[ExpertSite, tuple[int, ...]], edit: Editor) -> str:
         experts, gone = site
         drop_experts(edit, experts, gone)
-        return f"weights of idle experts {ranges(gone)} of {experts.count} dropped; the router weighs them last"
+        told = f"weights of idle experts {ranges(gone)} of {experts.count} dropped"
+        return f"{told}; the router weighs them last{self.unproven}"

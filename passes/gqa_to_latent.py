@@ -10,6 +10,7 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op
 from regraft.ir.ops.attn import KV, Attend
 from regraft.passes.base import Constraints, Measurements, Pass, Preserves, Report, optional_option
+from regraft.passes.choosing import leave_out
 from regraft.passes.matching.memories import KeyValues, keep_whole_rows, key_values
 from regraft.passes.matching.rewrite import Editor, Rule, drive
 from regraft.passes.matching.sites import Attention, Refusal, attentions
@@ -65,7 +66,8 @@ def latent_sites(owner: Pass, graph: Graph, layers: Selection | None) -> dict[in
             sites[site.layer] = site
     if refused and (selection.explicit or not sites):
         layer, reason = next(iter(refused.items()))
-        fix = "leave the layer out" if sites else "this pass needs memories of keys and values by head"
+        fix = leave_out(refused, [at for at in found if not isinstance(_site(found[at], graph), Refusal)])
+        fix += ", a memory of keys and values by head" if not sites else ""
         raise StructureError(owner=owner.name, layer=layer, reason=reason, fix=fix, where=owner.place("layers"))
     return dict(sorted(sites.items()))
 

@@ -56,10 +56,12 @@ class LatentForm(Pass):
     when: str = option(
         choice("always", "faster"), "always", "faster: only in layers where it is, by the cost model, at these sizes"
     )
-    tokens: int = option(integer(1, MOST_TOKENS), 1, "with faster: query tokens of a call; 1 is a decode step")
-    context: int = option(integer(1, MOST_TOKENS), 4096, "with faster: tokens visible to the last of them")
+    tokens: int = option(integer(1, MOST_TOKENS), 1, "query tokens of a call; 1 is a decode step", needs="when: faster")
+    context: int = option(integer(1, MOST_TOKENS), 4096, "tokens visible to the last of them", needs="when: faster")
     device: str | None = optional_option(
-        TEXT, "with faster: a device or a file that describes one; without, the form with fewer operations"
+        TEXT,
+        "a device or a file that describes one; without, the form with fewer operations",
+        needs="when: faster",
     )
 
     def decide(self, graph: Graph, measurements: Measurements | None, constraints: Constraints) -> LatentForm:
@@ -74,7 +76,7 @@ class LatentForm(Pass):
         if self.when == "always":
             return replace(self, layers=Selection.of(layers))
         chosen = self._faster(graph, layers)
-        return replace(self, layers=Selection.of(chosen), when="always", device=None) if chosen else self
+        return type(self)(layers=Selection.of(chosen), places=self.places) if chosen else self
 
     def rewrite(self, graph: Graph) -> Report:
         """Change the form of the layers' attention."""

@@ -24,6 +24,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.fitting.stream import ancestors
 from regraft.passes.located import Node
 from regraft.passes.matching.query_heads import QueryHeads, query_heads, take_query_heads
@@ -75,6 +76,7 @@ class MergeDuplicateHeads(Pass):
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all")
     heads: Duplicates | None = optional_option(DUPLICATES, "the heads that are equal; by default as the weights say")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``heads`` is not known yet
+    proven: bool = field(default=False, compare=False, repr=False, kw_only=True)  # the weights are equal
 
     @property
     def needs_data(self) -> bool:
@@ -103,7 +105,8 @@ class MergeDuplicateHeads(Pass):
         refused = {layer: site for layer, site in sites.items() if isinstance(site, Refusal)}
         if refused and (selection.explicit or len(refused) == len(sites)) and self.heads is None:
             layer, refusal = next(iter(refused.items()))
-            raise self._refused(layer, refusal.reason, "leave the layer out", "layers")
+            fix = leave_out(refused, [at for at in found if not isinstance(_site(found[at].attend), Refusal)])
+            raise self._refused(layer, refusal.reason, fix, "layers")
         if measurements is None:
             return self
         equal = {
@@ -117,8 +120,8 @@ class MergeDuplicateHeads(Pass):
                     reason = f"heads {', '.join(map(str, heads))} are not equal"
                     raise self._refused(layer, reason, _listed(equal.get(layer, ())), "heads")
         if self.heads is not None:
-            return self
-        return replace(self, heads={layer: sets for layer, sets in equal.items() if sets}, layers=None)
+            return replace(self, proven=True)
+        return replace(self, heads={layer: sets for layer, sets in equal.items() if sets}, layers=None, proven=True)
 
     def assume(self, graph: Graph) -> MergeDuplicateHeads:
         """Return the pass without equal heads: usually there are none."""
@@ -129,7 +132,8 @@ class MergeDuplicateHeads(Pass):
         assert self.heads is not None, "decide comes first"
         found = attentions(graph)
         reason = "decided at apply, by equal weights" if self.assumed else "no equal heads"
-        return drive(graph, _Merge({found[layer].attend: sets for layer, sets in self.heads.items()}, reason))
+        unproven = "" if self.proven else ", if apply finds their weights equal"
+        return drive(graph, _Merge({found[at].attend: sets for at, sets in self.heads.items()}, reason, unproven))
 
     def _check(self, attention: Attention, sets: Sequence[Sequence[int]]) -> None:
         layer, groups, site = attention.layer, attention.attend.groups, _site(attention.attend)
@@ -190,6 +194,7 @@ class _Merge(Rule[Attend, tuple[QueryHeads, tuple[tuple[int, ...], ...]]]):
     op: ClassVar[type[Op]] = Attend
     duplicates: Mapping[Attend, tuple[tuple[int, ...], ...]]
     otherwise: str
+    unproven: str
 
     def match(self, op: Attend, graph: Graph) -> tuple[QueryHeads, tuple[tuple[int, ...], ...]] | Refusal:
         sets = self.duplicates.get(op)
@@ -221,4 +226,5 @@ class _Merge(Rule[Attend, tuple[QueryHeads, tuple[tuple[int, ...], ...]]]):
             return edit.add(ConcatWeight, f"{name}.merged", parts, axis=1, before=linear)
 
         take_query_heads(edit, heads, order, columns=columns)
-        return f"equal query heads merged: {', '.join(' and '.join(map(str, each)) for each in sets)}"
+        told = ", ".join(" and ".join(map(str, each)) for each in sets)
+        return f"equal query heads merged: {told}{self.unproven}"

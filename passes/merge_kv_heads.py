@@ -35,6 +35,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.counts import HEADS, MOST_HEADS, Heads, counts_by_layer
 from regraft.passes.fitting.grouping import Cost, Partition, adjacent, cluster, merge_cost
 from regraft.passes.fitting.merging import (
@@ -112,8 +113,10 @@ class MergeKVHeads(Pass):
     even: bool = option(BOOL, True, "make groups of as many heads each, as stock layouts need")
     groups: Groups | None = optional_option(GROUPS, "the heads that merge, layer by layer, instead of a count")
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
-    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
+    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight", needs="refit: true")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``groups`` is right in number only
 
     @property
@@ -155,7 +158,7 @@ class MergeKVHeads(Pass):
             self._check(found[layer], count, parts)
         explicit = replace(self, heads=counts, layers=Selection.of(counts))
         fewer = [layer for layer, count in counts.items() if count < found[layer].kv_heads]
-        sites = {layer: self._site(found[layer], graph) for layer in fewer}
+        sites = self._sites(fewer, found, graph)
         if self.groups is not None:
             for layer in fewer:
                 self._check_groups(found[layer], self.groups[layer], parts)
@@ -255,14 +258,22 @@ class MergeKVHeads(Pass):
             owner=self.name, layer=layer, problem=problem, parallel=parts, legal=legal, where=where
         )
 
-    def _site(self, attention: Attention, graph: Graph) -> Shared:
-        """Return a layer's memory and its readers, or refuse."""
-        found = self.match(attention.memory.op, graph)
-        if isinstance(found, Refusal):
-            fix = "leave the layer out" + (", or use refit: false" if "refit" in found.reason else "")
-            where = self.place("layers")
-            raise StructureError(owner=self.name, layer=attention.layer, reason=found.reason, fix=fix, where=where)
-        return found
+    def _sites(self, fewer: Sequence[int], found: Mapping[int, Attention], graph: Graph) -> dict[int, Shared]:
+        """Return the memories of some layers and their readers, or refuse."""
+
+        def site(layer: int) -> Shared | Refusal:
+            return self.match(found[layer].memory.op, graph)
+
+        sites: dict[int, Shared] = {}
+        for layer in fewer:
+            match = site(layer)
+            if isinstance(match, Refusal):
+                fix = leave_out(fewer, [at for at in found if not isinstance(site(at), Refusal)])
+                fix += ", or use refit: false" if "refit" in match.reason else ""
+                where = self.place("layers")
+                raise StructureError(owner=self.name, layer=layer, reason=match.reason, fix=fix, where=where)
+            sites[layer] = match
+        return sites
 
     def match(self, state: Op | None, graph: Graph) -> Shared | Refusal:
         """Return a memory whose heads can be merged with these options, or why they cannot."""

@@ -23,6 +23,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.located import Node
 from regraft.passes.matching.query_heads import QueryHeads, query_heads, take_query_heads
 from regraft.passes.matching.rewrite import Editor, Rule, drive
@@ -89,7 +90,8 @@ class PermuteHeads(Pass):
             if order == tuple(range(len(order))):
                 continue
             if isinstance(site, Refusal):
-                raise self._refused(layer, site.reason, "leave the layer out")
+                fix = leave_out(layers, [at for at in found if not isinstance(query_heads(found[at].attend), Refusal)])
+                raise self._refused(layer, site.reason, fix)
             orders[layer] = order
         return replace(self, order=orders, layers=None)
 

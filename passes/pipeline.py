@@ -165,6 +165,7 @@ def _step(
     place: str,
 ) -> tuple[Pass, Report]:
     """Run one pass on ``work``, tidy up and verify; return it with its choices, and what it did."""
+    step.check_needs()
     decided = step.decide(work, measure, constraints)
     if decided.needs_data and not assume:
         by, option = decided.open_choice

@@ -93,7 +93,9 @@ class ShareKV(Pass):
         COUNT, "with level latent, numbers a token; a share is of the donor's keys and values"
     )
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
     ridge: float = option(RIDGES, RIDGE, "how strongly fits are drawn to the old weights")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``donor`` is right in number only
 

@@ -28,11 +28,12 @@ from regraft.passes.base import (
     option,
     optional_option,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.counts import HEADS, Heads, counts_by_layer
 from regraft.passes.fitting.decoupled import Rotation, queries_of, rotation_of
 from regraft.passes.fitting.frequencies import KEPT, Kept
 from regraft.passes.fitting.latents import output_weight, spread_of
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text, undo_refit
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_text, refits_refusal, undo_refit
 from regraft.passes.gqa_to_latent import latent_sites
 from regraft.passes.matching.memories import KeyValues, key_values
 from regraft.passes.matching.rewrite import Editor, Rule, drive
@@ -61,8 +62,10 @@ class ToCCA(Pass):
     taps: int = option(integer(1, 256), 2, "tokens that the convolutions see; with 1 there are none")
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all that can")
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
-    ridge: float = option(RIDGES, RIDGE, "of the refit, in units of the mean second moment")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
+    ridge: float = option(RIDGES, RIDGE, "of the refit, in units of the mean second moment", needs="refit: true")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # ``kept`` is right in number only
 
     @property
@@ -90,7 +93,7 @@ class ToCCA(Pass):
         widths = self._widths(graph, sites)
         explicit = replace(self, width=widths, layers=Selection.of(widths))
         chosen = {layer: sites[layer] for layer in widths}
-        self._check_refits(chosen)
+        self._check_refits(chosen, graph)
         if self.kept is not None:
             for layer, channels in widths.items():
                 kept = self.kept.get(layer, ())
@@ -126,12 +129,14 @@ class ToCCA(Pass):
         legal = f"an even width from 2 to {channels}, of different frequencies from 0 to {channels // 2 - 1}"
         raise RankError(owner=self.name, what=what, wanted=wanted, legal=legal, where=self.place("width"))
 
-    def _check_refits(self, sites: Mapping[int, KeyValues]) -> None:
-        for layer, site in sites.items() if self.refit else ():
-            output = output_of(site.readers[0])
-            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
+    def _check_refits(self, sites: Mapping[int, KeyValues], graph: Graph) -> None:
+        refusals = {layer: refits_refusal(site.readers) for layer, site in sites.items() if self.refit}
+        for layer, refusal in refusals.items():
             if refusal is not None:
-                fix, where = "leave the layer out, or use refit: false", self.place("layers")
+                every = latent_sites(self, graph, None)
+                fix = leave_out(sites, [at for at in every if refits_refusal(every[at].readers) is None])
+                fix += ", or use refit: false"
+                where = self.place("layers")
                 raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
 
     def rewrite(self, graph: Graph) -> Report:
@@ -187,7 +192,12 @@ def _narrowable(owner: ToCCA, graph: Graph) -> dict[int, KeyValues]:
     named = owner.layers is not None and owner.layers.explicit
     if refused and (named or len(refused) == len(sites)):
         layer, refusal = next(iter(refused.items()))
-        fix, where = "leave the layer out; to-latent takes any keys and values", owner.place("layers")
+        every = latent_sites(owner, graph, None)
+        fix = (
+            leave_out(refused, [at for at in every if _refusal(every[at], graph) is None])
+            + "; to-latent takes any keys and values"
+        )
+        where = owner.place("layers")
         raise StructureError(owner=owner.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
     return {layer: site for layer, site in sites.items() if layer not in refused}
 

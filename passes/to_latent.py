@@ -32,6 +32,7 @@ from regraft.passes.base import (
     read_integer,
     type_error,
 )
+from regraft.passes.choosing import leave_out
 from regraft.passes.counts import HEADS, Heads, counts_by_layer
 from regraft.passes.fitting.decoupled import Rotation, decouple, decoupled_shape, rotation_of
 from regraft.passes.fitting.frequencies import KEPT, Kept, choose_frequencies, first_frequencies
@@ -45,7 +46,7 @@ from regraft.passes.fitting.latents import (
     shape_of,
     stored,
 )
-from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text
+from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_text, refits_refusal
 from regraft.passes.gqa_to_latent import latent_sites
 from regraft.passes.located import Node
 from regraft.passes.matching.latents import absorb, expanded_site
@@ -126,8 +127,10 @@ class ToLatent(Pass):
         choice("carried", "inside"), "carried", "normed keys: what the norm divides by beside the latent, or within"
     )
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
-    ridge: float = option(RIDGES, RIDGE, "of the refit, in units of the mean second moment")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
+    ridge: float = option(RIDGES, RIDGE, "of the refit, in units of the mean second moment", needs="refit: true")
     assumed: bool = field(default=False, compare=False, repr=False, kw_only=True)  # right in number only
 
     @property
@@ -175,21 +178,21 @@ class ToLatent(Pass):
         self._check_options()
         sites = latent_sites(self, graph, self.layers)
         for layer, site in sites.items():
-            self._check_site(layer, site)
+            self._check_site(layer, site, graph)
         shapes = {layer: self._shape(site) for layer, site in sites.items()}
         if self._kept_is_open and measurements is not None:
             kept = choose_frequencies(sites, graph, cast("int", self.rope) // 2, measurements, self.alike)
             return replace(self, kept=kept).decide(graph, measurements, constraints)
         if self.total is not None:
             self._check_total(shapes)
-            self._check_refits(sites if self.refit else {})
+            self._check_refits(sites if self.refit else {}, graph)
             if measurements is None:
                 return replace(self, layers=Selection.of(sites))
             ranks = self._dealt(graph, sites, shapes, measurements)
         else:
             ranks = self._ranks(graph, sites, shapes)
         changed = {layer: sites[layer] for layer in ranks if self.rope != "all" or ranks[layer] < shapes[layer].full}
-        self._check_refits(changed if self.refit else {})
+        self._check_refits(changed if self.refit else {}, graph)
         explicit = replace(self, rank=dict(sorted(ranks.items())), total=None, layers=Selection.of(ranks))
         if not explicit._balance_is_open:
             return explicit
@@ -232,25 +235,32 @@ class ToLatent(Pass):
             where = self.place(problem[0])
             raise OptionConflictError(owner=self.name, first=problem[0], second=problem[1], fix=fix, where=where)
 
-    def _check_site(self, layer: int, site: KeyValues) -> None:
-        refusal = latent_refusal(site, self.method)
-        fix = "leave the layer out, or use method: balanced-pca"
-        if self.rope != "all":
-            turn = rotation_of(site)
-            refusal, fix = (turn, "leave the layer out, or use rope: all") if isinstance(turn, Refusal) else (None, "")
-            if not isinstance(turn, Refusal):
-                self._check_rope(layer, site, turn)
+    def _refusal(self, site: KeyValues) -> Refusal | None:
+        if self.rope == "all":
+            return latent_refusal(site, self.method)
+        turn = rotation_of(site)
+        return turn if isinstance(turn, Refusal) else None
+
+    def _check_site(self, layer: int, site: KeyValues, graph: Graph) -> None:
+        refusal, turn = self._refusal(site), rotation_of(site) if self.rope != "all" else None
+        if isinstance(turn, Rotation):
+            self._check_rope(layer, site, turn)
         if refusal is not None:
+            every = latent_sites(self, graph, None)
+            fix = leave_out([layer], [at for at in every if self._refusal(every[at]) is None])
+            fix += ", or use " + ("method: balanced-pca" if self.rope == "all" else "rope: all")
             where = self.place("layers")
             raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
 
-    def _check_refits(self, sites: Mapping[int, KeyValues]) -> None:
+    def _check_refits(self, sites: Mapping[int, KeyValues], graph: Graph) -> None:
         """Refuse layers whose output projection cannot be refitted."""
-        for layer, attend in ((layer, attend) for layer, site in sites.items() for attend in site.readers):
-            output = output_of(attend)
-            refusal = output if isinstance(output, Refusal) else refit_refusal(output)
+        refusals = {layer: refits_refusal(site.readers) for layer, site in sites.items()}
+        for layer, refusal in refusals.items():
             if refusal is not None:
-                fix, where = "leave the layer out, or use refit: false", self.place("layers")
+                every = latent_sites(self, graph, None)
+                fix = leave_out(sites, [at for at in every if refits_refusal(every[at].readers) is None])
+                fix += ", or use refit: false"
+                where = self.place("layers")
                 raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
 
     def _check_rope(self, layer: int, site: KeyValues, turn: Rotation) -> None:

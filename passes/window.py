@@ -31,7 +31,7 @@ from regraft.passes.base import (
     read_key,
     type_error,
 )
-from regraft.passes.choosing import check_choose, least_damage
+from regraft.passes.choosing import check_choose, least_damage, leave_out, never_outrun
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_refusal, refit_text
 from regraft.passes.located import Node
 from regraft.passes.matching.heads import group_map
@@ -42,6 +42,7 @@ from regraft.passes.selection import LAYERS, MOST_LAYERS, Selection
 LocalHeads = Mapping[int, tuple[int, ...]]
 
 MOST_ROWS = 1 << 40
+SINKS = 4
 
 
 def _read_local(node: Node, owner: str, name: str) -> LocalHeads:
@@ -81,7 +82,9 @@ class Window(Pass):
 
     window: int | None = optional_option(integer(1, MOST_ROWS), "how many tokens back, its own included", required=True)
     layers: Selection | None = optional_option(LAYERS, "which layers; by default all that look further back")
-    sinks: int = option(integer(0, 65536), 4, "how many of the first tokens stay visible")
+    sinks: int | None = optional_option(
+        integer(0, 65536), "how many of the first tokens stay visible; by default 4", needs="sink: kept"
+    )
     sink: str = option(
         choice("kept", "fitted"),
         "kept",
@@ -93,8 +96,10 @@ class Window(Pass):
     )
     local: LocalHeads | None = optional_option(LOCAL, "the KV heads that get the window, layer by layer")
     refit: bool = option(BOOL, True, "fit the output projection in closed form")
-    target: str = option(TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too")
-    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight")
+    target: str = option(
+        TARGET, "drift", "what the refit aims at; drift makes up for earlier layers too", needs="refit: true"
+    )
+    ridge: float = option(RIDGES, RIDGE, "how strongly the refit is drawn to the old weight", needs="refit: true")
 
     @property
     def claim(self) -> Preserves:
@@ -122,7 +127,12 @@ class Window(Pass):
     def shortest_context(self) -> int:
         """Calibration text in windows as long as the attention's shows nothing of what is forgotten."""
         assert self.window is not None
-        return self.window + 1 + (self.sinks if self.sink == "kept" else 0)
+        return self.window + 1 + self.first
+
+    @property
+    def first(self) -> int:
+        """How many of the first tokens stay visible."""
+        return 0 if self.sink == "fitted" else SINKS if self.sinks is None else self.sinks
 
     # -- decide
 
@@ -133,14 +143,15 @@ class Window(Pass):
             IllegalPassError: A layer has no attention that can get the window.
         """
         found = attentions(graph)
-        decided = replace(self, layers=Selection.of(self._selected(found, graph.layer_count())))
-        assert decided.layers is not None
-        layers = decided.layers.resolve(found, graph.layer_count(), self.name, self.place("layers"))
+        layers = self._selected(found, graph.layer_count())
+        sinks = None if self.sink == "fitted" else self.first
+        decided = replace(self, layers=Selection.of(layers), sinks=sinks)
         split = self.full_heads is not None or self.local is not None
         for layer in layers:
             refusal = decided.refusal(found[layer], split)
             if refusal is not None:
-                fix = "leave the layer out" + (", or use refit: false" if "refit" in refusal.reason else "")
+                fix = leave_out(layers, [at for at in found if decided.refusal(found[at], split) is None])
+                fix += ", or use refit: false" if "refit" in refusal.reason else ""
                 where = self.place("layers")
                 raise StructureError(owner=self.name, layer=layer, reason=refusal.reason, fix=fix, where=where)
         decided = decided.checked(found, layers)
@@ -277,9 +288,10 @@ class _AddWindow(Rule[Attend, _Site]):
         if options.sink == "fitted":
             _fit_sink(edit, attend, options.window or 0)
             done += ", sinks fitted"
-        elif options.sinks:
-            done += f" and at the first {options.sinks}"
-        _narrow(edit, attend, options.window or 0, options.sinks if options.sink == "kept" else 0)
+        elif options.first:
+            done += f" and at the first {options.first}"
+        _narrow(edit, attend, options.window or 0, options.first)
+        done += never_outrun(edit.graph, (options.window or 0) + options.first)
         readers = (layer_of(op.results[0].name) for op in attend.memory.users if op is not attend)
         others = sorted({layer for layer in readers if layer is not None})
         if others and isinstance(attend.memory.op, KV):

@@ -153,6 +153,14 @@ class OptionConflictError(RecipeError):
     hint = "{fix}"
 
 
+class OptionIdleError(RecipeError):
+    """An option that changes nothing without another one."""
+
+    code = "RG128"
+    message = "{owner}: {name}: {found} does nothing without {needs}"
+    hint = "give {needs}, or leave {name} out"
+
+
 class HeadListError(IllegalPassError):
     """The number of entries in a list of head counts is not the number of layers."""
 

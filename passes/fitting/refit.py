@@ -13,12 +13,15 @@ Source: specs/passes_math.md, equation (2) and section 8.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from regraft.ir.op import Value
+from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.fits import Moment, Refit, width
 from regraft.ir.ops.weight import Combine
 from regraft.passes.base import OptionKind, choice, number
 from regraft.passes.matching.rewrite import Editor
-from regraft.passes.matching.sites import Output, Refusal
+from regraft.passes.matching.sites import Output, Refusal, output_of
 
 RIDGE = 1e-4
 TARGET: OptionKind[str] = choice("drift", "original")
@@ -29,6 +32,16 @@ def refit_refusal(output: Output) -> Refusal | None:
     """Return why an output projection cannot be refitted, or None where it can."""
     if output.linear.bias is not None:
         return Refusal(f"the output projection {output.linear.label} has a bias, which a refit does not fit")
+    return None
+
+
+def refits_refusal(attends: Iterable[Attend]) -> Refusal | None:
+    """Return why one of the output projections after some attentions cannot be refitted, or None where all can."""
+    for attend in attends:
+        output = output_of(attend)
+        refusal = output if isinstance(output, Refusal) else refit_refusal(output)
+        if refusal is not None:
+            return refusal
     return None
 
 

@@ -97,7 +97,7 @@ graph @without_output (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8
 }
 
 // ERROR: error[RG114]: to-latent: layer 0: %layers.0.ctx is read by 0 ops, so it has no single output projection
-// ERROR: = help: leave the layer out, or use method: balanced-pca
+// ERROR: = help: leave the pass out, as no layer of this model fits it, or use method: balanced-pca
 
 // -----  a number of rotary channels: one key that all heads share goes on turning, by frequencies spelled out
 // RUN: to-latent{rank=12, rope=4, kept={0: [0, 1]}, method=weight-svd, refit=false}
@@ -151,4 +151,4 @@ graph @still (%layers.0.q: f32[B, T, 4, 8], %layers.0.k: f32[B, T, 2, 8], %layer
 }
 
 // ERROR: error[RG114]: to-latent: layer 0: queries or keys of attn.attend %layers.0.ctx do not end in a rotation
-// ERROR: = help: leave the layer out, or use rope: all
+// ERROR: = help: leave the pass out, as no layer of this model fits it, or use rope: all

@@ -109,6 +109,13 @@ def test_without_weights_it_is_undecided() -> None:
     assert {note.text for note in planned.steps[0].report.refused} == {"query heads, decided at apply, by the weights"}
 
 
+def test_what_is_claimed_dead_is_checked_at_apply_and_the_plan_says_so() -> None:
+    for name, step in (("Llama-3.1-8B", "heads={0: [1]}, experts={}"), ("mixtral", "heads={}, experts={0: [1]}")):
+        planned = run_pipeline(twin(name)[0], parse_pipeline(f"drop-dead{{{step}}}"))
+        (note,) = planned.steps[0].report.applied
+        assert note.text.endswith(", if apply finds them dead")
+
+
 @pytest.mark.parametrize(
     ("name", "step", "error", "text"),
     [

@@ -80,6 +80,9 @@ def test_without_weights_it_is_undecided() -> None:
     planned = run_pipeline(graph, parse_pipeline("merge-duplicate-heads"), assume=True)
     assert planned.graph.equals(graph)
     assert {note.text for note in planned.steps[0].report.refused} == {"decided at apply, by equal weights"}
+    planned = run_pipeline(graph, parse_pipeline("merge-duplicate-heads{heads={0: [[0, 1]]}}"))
+    (note,) = planned.steps[0].report.applied
+    assert note.text == "equal query heads merged: 0 and 1, if apply finds their weights equal"
 
 
 @pytest.mark.parametrize(

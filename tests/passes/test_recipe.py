@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from regraft.ir.errors import RegraftError
 from regraft.ir.errors.files import InputMissingError
-from regraft.ir.errors.recipe import NoCalibrationError, RecipeError
+from regraft.ir.errors.recipe import NoCalibrationError, OptionIdleError, RecipeError
 from regraft.passes import all_passes
 from regraft.passes.base import Constraints
 from regraft.passes.budget_heads import BudgetHeads
@@ -399,6 +400,33 @@ def test_a_fitted_pass_without_text_is_refused() -> None:
     parse_pipeline("budget-heads{heads=2, score=weight-norm, refit=false}").check_calibration()
     with pytest.raises(NoCalibrationError):
         parse_pipeline("budget-heads{heads=2, refit=false}").check_calibration()
+
+
+@pytest.mark.parametrize(
+    ("step", "needs"),
+    [
+        ("compress-seq{rate=4, window=8, index=light}", "index: light does nothing without chosen"),
+        ("compress-seq{rate=4, window=8, chosen=2, index_width=8}", "index_width: 8 does nothing without index: light"),
+        ("compress-seq{rate=4, window=8, shut=-2}", "shut: -2.0 does nothing without overlap: true"),
+        ("window{window=8, sink=fitted, sinks=4}", "sinks: 4 does nothing without sink: kept"),
+        ("window{window=8, refit=false, ridge=0.1}", "ridge: 0.1 does nothing without refit: true"),
+        ("budget-heads{heads=1, refit=false, mlp=true}", "mlp: true does nothing without refit: true"),
+        ("absorb-mla{tokens=4}", "tokens: 4 does nothing without when: faster"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(step: str, needs: str) -> None:
+    (found,) = parse_pipeline(step).passes
+    with pytest.raises(OptionIdleError, match=re.escape(needs)):
+        found.check_needs()
+
+
+def test_what_an_option_needs_is_another_one() -> None:
+    for cls in all_passes():
+        options = {each.name: each for each in cls.declared()}
+        for each in options.values():
+            other, _, wanted = each.needs.partition(": ")
+            assert not other or (other in options and other != each.name), f"{cls.name}.{each.name}"
+            assert not wanted or wanted in options[other].kind.name, f"{cls.name}.{each.name}"
 
 
 def test_files(tmp_path: Path) -> None:

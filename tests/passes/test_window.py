@@ -98,11 +98,31 @@ def test_layers_and_heads_are_chosen_by_what_each_costs_alone(decoder: Any) -> N
     model.weight(0, "o_proj")[:, 8:].mul_(0.01)  # and of layer 0, the heads that read KV head 1
     measure = Measurements(model.graph, model.source, model.tokens)
     result = run_pipeline(model.graph, parse_pipeline("window{window=5, choose=1, refit=false}"), measure)
-    assert str(result.recipe.passes[0]) == "window{window=5, layers=1, refit=false}"
+    assert str(result.recipe.passes[0]) == "window{window=5, layers=1, sinks=4, refit=false}"
     again = run_pipeline(model.graph, parse_pipeline(result.recipe.to_pipeline(expanded=True)))
     assert again.graph.equals(result.graph)
     result = run_pipeline(model.graph, parse_pipeline("window{window=5, layers=0, full_heads=1, refit=false}"), measure)
     assert "local={0: [1]}" in str(result.recipe.passes[0])
+
+
+def test_a_window_that_the_model_never_outruns_is_remarked(decoder: Any) -> None:
+    model = decoder()
+    model.graph.meta["context"] = 64
+    for options, remarked in (("window=60", True), ("window=59", False), ("window=64, sinks=0", True)):
+        plan = run_pipeline(model.graph, parse_pipeline(f"window{{{options}, refit=false}}"))
+        told = [note.text for note in plan.steps[0].report.applied]
+        assert all(("made for 64 tokens, up to which nothing changes" in each) is remarked for each in told)
+
+
+def test_layers_that_cannot_are_named_with_those_that_can(decoder: Any) -> None:
+    model = decoder(layers=3)
+    narrow = rewritten(model, "window{window=4, layers=[1, 2], refit=false}")
+    with pytest.raises(StructureError) as caught:
+        run_pipeline(narrow, parse_pipeline("window{window=5, layers=all, refit=false}"))
+    assert "help: leave layers 1..2 out (the pass fits 0)" in str(caught.value)
+    with pytest.raises(StructureError) as caught:
+        run_pipeline(rewritten(model, "window{window=4, refit=false}"), parse_pipeline("window{window=5, layers=1}"))
+    assert "help: leave the pass out, as no layer of this model fits it" in str(caught.value)
 
 
 @pytest.mark.parametrize(
