@@ -22,6 +22,7 @@ from regraft.ir.hardware import Device, devices
 LATENCY = 1.4e-6  # seconds from a load's issue to its data in a loaded memory: 36 KB in flight per processor of an H100
 RESERVED = 1024  # bytes of shared memory that a resident program costs beside its own
 WARPS = {"nvidia": 64, "amd": 32}  # resident on a processor at most; AMD's have 64 lanes
+PROGRAMS = 32  # resident on a processor at most
 UNITS = {"wgmma": 1.0, "tcgen05.mma": 1.0, "mfma": 1.0, "mma.sync": 0.6}  # share of the sheet rate, sm_80's being 1
 ALU = 0.06  # the same for products without a matrix unit: 67 of 989 Tflop/s on an H100
 SAME = 1.05
@@ -58,6 +59,7 @@ def programs_resident(built: Built, tile: Tile, target: str) -> int:
     registers = -(-built.registers // 8) * 8 * lanes * tile.warps
     shared = device.max_shared_memory_per_block_bytes or 0
     return min(
+        PROGRAMS,
         (device.registers_per_sm or 0) // max(1, registers),
         (shared + RESERVED) // (built.shared + RESERVED) if nvidia else shared // max(1, built.shared),
         WARPS["nvidia" if nvidia else "amd"] // tile.warps,
