@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import pkgutil
 from collections.abc import Sequence
 
+import regraft.codegen.kernels
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.render import render
 
@@ -17,3 +20,13 @@ def kernel_file(kernels: Sequence[Kernel]) -> str:
     texts = list(dict.fromkeys(kernel.text() for kernel in kernels))
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
     return render("kernels/file.py.j2", space=f"regraft_{digest}", kernels=texts)
+
+
+def shelf() -> dict[str, list[Kernel]]:
+    """Return kernels at the sizes of real models: the ``examples()`` of each module of this folder, by module."""
+    found: dict[str, list[Kernel]] = {}
+    for module in pkgutil.iter_modules(regraft.codegen.kernels.__path__):
+        examples = getattr(importlib.import_module(f"regraft.codegen.kernels.{module.name}"), "examples", None)
+        if examples is not None:
+            found[module.name] = list(examples())
+    return found

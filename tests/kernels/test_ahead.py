@@ -8,11 +8,10 @@ import pytest
 
 from regraft.codegen.kernels import ahead
 from regraft.codegen.kernels.ahead import Built, Failed, Job, built, compile_ahead, device_source
-from regraft.codegen.kernels.alone import kernel_file
+from regraft.codegen.kernels.alone import kernel_file, shelf
 from regraft.codegen.kernels.kernel import TARGETS, Entry, Kernel, Tile
 from regraft.codegen.kernels.search import device_of
 from regraft.ir.errors.kernels import KernelCompileError, TritonMissingError
-from tests.kernels.shelf import shelf
 
 UNITS = {"sm_80": {"mma.sync"}, "sm_90": {"mma.sync", "wgmma"}, "sm_100": {"mma.sync", "tcgen05.mma"}}
 SHELF = [(f"{module}-{index}", kernel) for module, kernels in shelf().items() for index, kernel in enumerate(kernels)]
