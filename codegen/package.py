@@ -13,6 +13,7 @@ from regraft.codegen.names import comment
 from regraft.codegen.render import render
 from regraft.codegen.torch_forms import Forms
 from regraft.codegen.torch_target import Program, TorchTarget
+from regraft.codegen.triton_target import TritonTarget
 from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.base import RegraftError
 from regraft.ir.errors.codegen import UnknownTargetError
@@ -30,7 +31,8 @@ from regraft.ir.text import print_graph
 Progress = Callable[[int, int, str], None]
 
 SCHEMA = "regraft.package/1"
-TARGETS = ("torch",)
+CARD = "README.md"
+TARGETS = ("torch", "triton")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -79,14 +81,15 @@ def emit(
     graph = forms.graph
     recipe = read_object(lock) if lock is not None else {"regraft": 1, "pipeline": []}
     facts = _facts(graph, recipe)
-    program = TorchTarget(graph, _header(graph, facts), _title(graph, facts), forms.step).program()
+    program = _target(target, forms, facts).program()
     with OutputFolder(out, f"build {hashlib.sha256(program.model_py.encode()).hexdigest()}") as folder:
         try:
             digests = _weights(folder, program, source, shard_bytes, progress)
-            files = _texts(graph, program, facts, recipe) | _golden(graph, source, facts)
+            files = _texts(graph, program, {**facts, "target": target}, recipe) | _golden(graph, source, facts)
             for name, data in files.items():
                 folder.write(name, data)
-                digests[name] = _digest(data)
+                if name != CARD:  # evaluations add to it
+                    digests[name] = _digest(data)
             for name in TOKENIZER_FILES:
                 if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
                     digests[name] = _digest(folder.copy(tokenizer_folder / name, name).read_bytes())
@@ -97,6 +100,15 @@ def emit(
                 shutil.rmtree(folder.path, ignore_errors=True)  # there is nothing worth continuing
                 out.with_name(f"{out.name}.partial.journal").unlink(missing_ok=True)
             raise
+
+
+def _target(target: str, forms: Forms, facts: dict[str, Any]) -> TorchTarget:
+    """Return what writes the program."""
+    header, title = _header(forms.graph, facts), _title(forms.graph, facts)
+    if target == "torch":
+        return TorchTarget(forms.graph, header, title, forms.step)
+    assert forms.fused is not None, "target triton is given the fused step"
+    return TritonTarget(forms.graph, header, title, forms.fused)
 
 
 # -- text
@@ -178,7 +190,7 @@ def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mappin
     meta = graph.meta
     config = {
         "schema": SCHEMA,
-        "target": "torch",
+        "target": facts["target"],
         "name": graph.name,
         "model_type": "regraft",
         "family": meta.get("family"),
@@ -202,7 +214,7 @@ def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mappin
         "verify.py": render("verify.py.j2"),
         "config.json": _json(config),
         "graph.rg": str(facts["graph"]),
-        "README.md": card,
+        CARD: card,
     }
     return {name: text.encode() for name, text in texts.items()}
 

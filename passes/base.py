@@ -142,7 +142,7 @@ class Option:
     @property
     def text(self) -> str:
         """What it does, and what it needs."""
-        return f"{self.doc}; with {self.needs} alone" if self.needs else self.doc
+        return f"{self.doc}; only with {self.needs}" if self.needs else self.doc
 
     @property
     def default_text(self) -> str:

@@ -258,4 +258,8 @@ def test_eval_in_both_forms(printed: Printed, package: Path, tmp_path: Path) -> 
     assert found["kl"]["mean"] == pytest.approx(0, abs=1e-6)
     assert found["top1_agreement"] == 1
     assert found["perplexity"] == pytest.approx(found["base_perplexity"])
-    assert "perplexity" in printed("eval", package, *options)
+    card = package / "README.md"
+    held = card.read_text()
+    assert held.count("\n## Evaluated against pkg on 252 tokens of text.txt, windows of 64, seed 0\n") == 1
+    assert "perplexity" in printed("eval", package, *options, "--no-card")
+    assert card.read_text() == held
