@@ -66,7 +66,7 @@ class Streams(Kernel):
     def tiles(self) -> Sequence[Tile]:
         """Return channels of each stream for a program, and how many the last one reads at once."""
         if not self.maps:
-            return [Tile({"BLOCK": block}, 4) for block in (256, 512, 128)]
+            return [Tile({"BLOCK": 256 * warps}, warps) for warps in (1, 2, 4)]
         chunk = min(1 << (self.width - 1).bit_length(), 4096)
         shapes = ((32, 8), (64, 8), (64, 4), (32, 4), (128, 8))
         return [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]

@@ -1,0 +1,111 @@
+"""K10: memories of a row for every few tokens (specs/kernels.md; specs/deepseek_v4.md, section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
+
+
+def power_of_two(count: int) -> int:
+    """Return the least power of two that is not below a count."""
+    return 1 << (count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Pooled(Kernel):
+    """Constants of memories that are pooled alike, with the same start and at the same positions.
+
+    Attributes:
+        name: The custom op's.
+        widths: Channels of a row of each memory: one for attention, one more for what chooses its rows.
+        rate: Tokens of a window, which makes a row.
+        overlap: Whether a row is also made of the window before.
+        turning: Channels that turn, the last ones of a row, channel ``2 i`` with ``2 i + 1``.
+        eps: Added to a row's mean square.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    rate: int
+    overlap: bool
+    turning: int
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.rate < 2 or self.turning % 2 or self.turning > min(self.widths):
+            raise ValueError(f"windows of {self.rate} tokens, {self.turning} channels of {self.widths} that turn")
+
+    @property
+    def slots(self) -> int:
+        """Tokens of a window, up to a power of two."""
+        return power_of_two(self.rate)
+
+    @property
+    def halves(self) -> int:
+        """How many windows a token gives to."""
+        return 2 if self.overlap else 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the names of each memory's tensors end in."""
+        return ("",) if len(self.widths) == 1 else tuple(f"_{i}" for i in range(len(self.widths)))
+
+    def weights(self, width: int) -> int:
+        """Numbers that are trained: biases, and the norm's weight."""
+        return (self.rate * self.halves + 1) * width
+
+
+@dataclass(frozen=True)
+class Compress(Pooled):
+    """A step of one token: it moves up in the tails, and where it ends a window the row is pooled, normed and turned.
+
+    The tails are those of target ``torch``: in float32, values then gates of the ``rate - 1`` tokens before, and with
+    an overlap what the ``2 rate - 1`` tokens before give to the window after their own.
+    """
+
+    template: ClassVar[str] = "compress.py.j2"
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return channels of a program, few where windows are long: all their tokens are in registers at once."""
+        if self.rate > 16:
+            return [Tile({"BLOCK": block}, warps) for block, warps in ((16, 4), (32, 8), (16, 8), (8, 4))]
+        return [Tile({"BLOCK": block}, warps) for block, warps in ((64, 4), (32, 2), (128, 4), (32, 1))]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the one function."""
+        arguments: dict[str, str] = {}
+        for label in self.labels:
+            x = {"keys": f"*{dtype}", "tail": "*fp32"} | ({"before": "*fp32"} if self.overlap else {})
+            x |= dict.fromkeys(("values", "gates", "bias", "weight"), f"*{dtype}") | {"pooled": "*fp32"}
+            arguments |= {f"{name}{label}": type for name, type in x.items()}
+        turn = {"cos": f"*{dtype}", "sin": f"*{dtype}"} if self.turning else {}
+        rest = {"start": "*i64", "count": "*i64", "arrived": "*i32", "rows": "i32"}
+        return [Entry(f"{self.name}_kernel", {**arguments, **turn, **rest})]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what a call moves that all sequences stand in alike; one in ``rate`` calls makes rows."""
+        total, wide = sum(self.widths), 2 * 4  # values and gates
+        ends = context % self.rate == 0
+        kept = (self.rate - 1) + (2 * self.rate - 1) * self.overlap
+        tails = kept * wide * total * batch
+        new = 2 * self.halves * total * width * batch
+        made = total * width * batch if ends else 0
+        trained = sum(map(self.weights, self.widths)) * width if ends else 0
+        least = new + trained + made + wide * self.halves * total * batch + (tails if ends else 0)
+        at = 2 * 8 * batch
+        if not ends:
+            return Moved(new + tails + at, tails, least)
+        passed = (4 * total + 4 * len(self.widths)) * batch  # pooled rows, and counters
+        turn = self.turning * width * batch
+        return Moved(new + tails + at + trained + turn + passed, tails + made + passed, least + turn)
+
+
+def examples() -> list[Kernel]:
+    """Return the memories of the models that have some: DeepSeek V4 Flash and Pro, which are alike here."""
+    return [
+        Compress("every_4", (512, 128), 4, overlap=True, turning=64),
+        Compress("every_128", (512,), 128, overlap=False, turning=64),
+    ]
