@@ -1,0 +1,391 @@
+"""The step of an attention layer: from projections to mixed values, with the cache between (K3 and K7 of the spec).
+
+One launch norms and turns the heads of the current token, adds its row to the memory, attends to the rows seen with the
+work divided over them, and merges the parts: the last program of a group to arrive merges the group, the last group
+all of them. Which rows there are is read on the device; the grid depends on shapes only.
+Source: Dao et al. 2023, "Flash-Decoding for long-context inference"; specs/kernels.md, K3 and K7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from regraft.codegen.kernels.kernel import Constant, Entry, Kernel, Moved, Tile
+
+PROGRAMS = 264  # two for each of the 132 processors of an H100
+FAN = 16  # parts that one program merges, and groups of them: 256 splits at most
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """Root mean square norm of each head, as `core.norm` without clamp.
+
+    Attributes:
+        eps: Added to the mean square.
+        weighted: Whether it has a weight.
+        offset: Added to the weight.
+        width: The first channels, which alone are normed; all if None.
+    """
+
+    eps: float
+    weighted: bool = True
+    offset: float = 0.0
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rotation of some channels of queries and keys, by cosine and sine as the model computes them once a step.
+
+    In ``halves`` both are ``[B, 1, 1, channels]``, the sine signed: ``x * cos + roll(x, channels / 2) * sin``. In
+    ``interleaved`` both are ``[B, 1, 1, channels / 2]``.
+
+    Attributes:
+        channels: How many turn.
+        start: The first of them.
+        layout: Whether channel i is paired with i + channels / 2, or 2i with 2i + 1.
+        pairs: Pairs that turn at all; the others have angle 0. All if None.
+    """
+
+    channels: int
+    start: int = 0
+    layout: Literal["halves", "interleaved"] = "halves"
+    pairs: int | None = None
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The channels that turn at all, as ranges."""
+        half = self.channels // 2
+        pairs = half if self.pairs is None else self.pairs
+        if self.layout == "interleaved" or pairs == half:
+            return ((self.start, self.start + 2 * pairs),)
+        return ((self.start, self.start + pairs), (self.start + half, self.start + half + pairs))
+
+
+def _padded(count: int, least: int = 16) -> int:
+    """Return the next power of two; matrix products need 16 of anything."""
+    return max(least, 1 << (count - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class AttendStep(Kernel):
+    """Attention of one token to a memory, and what stands between the projections and it.
+
+    Attributes:
+        name: The custom op's.
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        width: Channels of a query or key.
+        value_width: Channels of a value.
+        slots: Rows that the memory holds.
+        scale: What products are multiplied by.
+        rows: What a row of the memory is. ``apart``: keys and values are two tensors. ``shared``: one tensor of keys,
+            whose first ``value_width`` channels are the values (latents). ``values``: one tensor of values and, behind
+            them, the turned channels of keys; the other channels of keys are values times the weight of the key's norm.
+        ring: Whether rows go round: position modulo slots. Else each has the slot of its position.
+        kept: The first rows of a ring that keep their own slots.
+        window: The last rows, which alone are seen; all if None.
+        first: The first rows, which are seen beside a window.
+        head_map: The key/value head of each query head; evenly dealt if None.
+        q_apart: Whether the channels of queries after ``value_width`` come in a tensor of their own (latents).
+        q_norm: Norm of each query.
+        k_norm: Norm of each key; with ``values`` over the same numbers as the norm of values.
+        v_norm: Norm of each value.
+        turn: Rotation of queries and new keys.
+        temper: Whether each key head is multiplied by a number of its own.
+        softcap: Scores are squashed to this times tanh(score / this).
+        sink: Whether each query head has a further score, which takes no value.
+        gate: What each head's result is multiplied by: this function of a number of its own, or of each channel's.
+        gate_wide: Whether there is a gate for each channel.
+        writes: Whether the token's row is added; a layer that reads another's memory finds it there.
+    """
+
+    template: ClassVar[str] = "attend.py.j2"
+    name: str
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+    slots: int
+    scale: float
+    rows: Literal["apart", "shared", "values"] = "apart"
+    ring: bool = False
+    kept: int = 0
+    window: int | None = None
+    first: int = 0
+    head_map: tuple[int, ...] | None = None
+    q_apart: bool = False
+    q_norm: HeadNorm | None = None
+    k_norm: HeadNorm | None = None
+    v_norm: HeadNorm | None = None
+    turn: Turn | None = None
+    temper: bool = False
+    softcap: float | None = None
+    sink: bool = False
+    gate: Literal["sigmoid", "softplus"] | None = None
+    gate_wide: bool = False
+    writes: bool = True
+
+    @property
+    def near(self) -> int:
+        """Channels of the part of keys that is multiplied first: a power of two, or those that are values too."""
+        if self.rows != "apart":
+            return self.value_width
+        return self.width if self.width < 32 else 1 << (self.width.bit_length() - 1)
+
+    @property
+    def far(self) -> int:
+        """Channels of the other part of keys."""
+        if self.rows == "values":
+            return 0 if self.turn is None else sum(stop - start for start, stop in self.turn.spans)
+        return self.width - self.near
+
+    @property
+    def row_width(self) -> int:
+        """Channels of a head in the memory's first tensor."""
+        return self.near + self.far
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The query heads of each key/value head."""
+        each = self.head_map or tuple(head // (self.heads // self.kv_heads) for head in range(self.heads))
+        return tuple(tuple(head for head in range(self.heads) if each[head] == kv) for kv in range(self.kv_heads))
+
+    @property
+    def group(self) -> int:
+        """The most query heads of a key/value head."""
+        return max(len(group) for group in self.groups)
+
+    @property
+    def head_table(self) -> list[list[int]]:
+        """The query heads of each key/value head, -1 where it has fewer than others."""
+        return [[*group, *(-1 for _ in range(self.group - len(group)))] for group in self.groups]
+
+    @property
+    def seen(self) -> int:
+        """Rows that a query sees at most."""
+        return self.slots if self.window is None else min(self.slots, self.window + self.first)
+
+    @property
+    def padded(self) -> dict[str, int]:
+        """Lengths of the vectors that hold a row's parts."""
+        return {"near": _padded(self.near), "far": _padded(self.far), "value": _padded(self.value_width)}
+
+    @property
+    def fan(self) -> int:
+        """Parts that one program merges."""
+        return FAN
+
+    @property
+    def turning_slots(self) -> int:
+        """Slots of a ring that its later rows go round in."""
+        return max(self.slots - self.kept, 1)
+
+    @property
+    def mutated(self) -> str:
+        """The names of tensors that the op writes to, as items of a tuple."""
+        if not self.writes:
+            return ""
+        return '"keys", "values"' if self.rows == "apart" else '"keys",'
+
+    @property
+    def stride_of(self) -> dict[str, tuple[str, int]]:
+        """The tensor and the axis of each of `strides`."""
+        tensors = {"Q": "q", "TURNED": "q_turned", "K": "k", "V": "v", "GATE": "gate"}
+        axes = {"BATCH": 0, "HEAD": 2}
+        split = {name: name.split("_") for name in self.strides}
+        return {name: (tensors[tensor], axes[axis]) for name, (tensor, axis) in split.items()}
+
+    def pad(self, count: int) -> int:
+        """Return the length of a vector of so many channels."""
+        return _padded(count)
+
+    def far_channel(self, at: str) -> str:
+        """Return code for the channel of a key that number `at` of its other part is."""
+        if self.rows != "values" or self.turn is None:
+            return f"{self.near} + {at}"
+        (start, stop), *more = self.turn.spans
+        one = f"{start} + {at}" if start else at
+        if not more:
+            return one
+        pairs = stop - start
+        return f"tl.where({at} < {pairs}, {one}, {more[0][0] - pairs} + {at})"
+
+    def inside_turn(self, at: str) -> str:
+        """Return code for whether a channel turns."""
+        spans = () if self.turn is None else self.turn.spans
+        parts = [f"({at} < {stop})" if start == 0 else f"({at} >= {start}) & ({at} < {stop})" for start, stop in spans]
+        return parts[0] if len(parts) == 1 else " | ".join(f"({part})" if "&" in part else part for part in parts)
+
+    def turned_slices(self, keys: str) -> str:
+        """Return code for the channels of keys that turn, one slice for each range of them."""
+        spans = () if self.turn is None else self.turn.spans
+        return ", ".join(f"{keys}[..., {start}:{stop}]" for start, stop in spans)
+
+    def woven(self, plain: str, turned: str) -> str:
+        """Return code for keys of which some channels are made of values and others, that turn, were kept."""
+        parts, taken, at = list[str](), 0, 0
+        for start, stop in () if self.turn is None else self.turn.spans:
+            parts += [f"{plain}[..., {at}:{start}]"] if at < start else []
+            parts.append(f"{turned}[..., {taken}:{taken + stop - start}]")
+            taken, at = taken + stop - start, stop
+        parts += [f"{plain}[..., {at}:]"] if at < self.width else []
+        return f"torch.cat(({', '.join(parts)}), -1)"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The op's tensors in order, those left out that this kernel has no use for.
+
+        ``q [B, 1, Hq, D]``, ``q_turned [B, 1, Hq, D - Dv]``, ``k [B, 1, Hkv, D]``, ``v [B, 1, Hkv, Dv]``, ``cos`` and
+        ``sin``, ``q_norm [D]``, ``k_norm [D]``, ``temper [Hkv]``, ``sink [Hq]``, ``gate [B, 1, Hq]`` or
+        ``[B, 1, Hq, Dv]``, ``keys [B, N, Hkv, D]``, ``values [B, N, Hkv, Dv]``, ``start [B]``. With ``shared`` and
+        ``values`` rows there is no ``v`` and ``keys`` are all that is kept; with ``values`` ``k`` is what both norms
+        are over. The last axis is contiguous; heads of queries and gates may stand apart.
+        """
+        needed = {
+            "q": True,
+            "q_turned": self.q_apart,
+            "k": self.writes,
+            "v": self.writes and self.rows == "apart",
+            "cos": self.turn is not None,
+            "sin": self.turn is not None,
+            "q_norm": self.q_norm is not None and self.q_norm.weighted,
+            "k_norm": self.k_weighted,
+            "temper": self.temper and (self.writes or self.rows == "values"),
+            "sink": self.sink,
+            "gate": self.gate is not None,
+            "keys": True,
+            "values": self.rows == "apart",
+            "start": True,
+        }
+        return tuple(name for name, there in needed.items() if there)
+
+    @property
+    def k_weighted(self) -> bool:
+        """Whether the weight of the key's norm is needed: for new keys, or for queries of values."""
+        return self.k_norm is not None and self.k_norm.weighted and (self.writes or self.rows == "values")
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Elements from one sequence to the next, and from head to head, where all is contiguous."""
+        values = {"Q_BATCH": self.heads * self.width, "Q_HEAD": self.width}
+        if self.q_apart:
+            values = {"Q_BATCH": self.heads * self.value_width, "Q_HEAD": self.value_width}
+            values |= {"TURNED_BATCH": self.heads * self.far, "TURNED_HEAD": self.far}
+        if self.writes:
+            values["K_BATCH"] = self.kv_heads * self.width
+        if self.writes and self.rows == "apart":
+            values["V_BATCH"] = self.kv_heads * self.value_width
+        if self.gate is not None:
+            each = self.value_width if self.gate_wide else 1
+            values |= {"GATE_BATCH": self.heads * each, "GATE_HEAD": each}
+        return values
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return tiles as the spec suggests them; wide ones hold few rows, so that they fit every target."""
+        total = self.near + self.far + (self.value_width if self.rows == "apart" else 0)
+        heads = min(64 if total <= 512 else 32, _padded(self.group))  # more of wide ones would spill
+        if total <= 256:
+            cuts = [(128, 4, 3), (64, 4, 3), (64, 4, 2), (32, 4, 2)]
+        elif total <= 512:
+            cuts = [(64, 4, 3), (64, 4, 2), (32, 4, 3), (32, 4, 2)]
+        else:
+            cuts = [(32, 8, 2), (64, 8, 2), (32, 8, 3), (16, 8, 1), (16, 4, 1)]
+        least = 256 if self.seen > 1024 else 128  # rows of a split: its result is small beside what it reads
+        blocks = self.kv_heads * -(-self.group // heads)
+        splits = max(1, min(-(-PROGRAMS // blocks), self.seen // least, FAN * FAN))
+        sizes = {"HEADS": heads, "SPLITS": splits, "LEAST": least}
+        return [Tile({**sizes, "ROWS": rows}, warps, stages) for rows, warps, stages in cuts]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the one function."""
+        types = {name: f"*{dtype}" for name in self.arguments if name != "start"} | {"start": "*i64"}
+        more = {"heads": "*i32"} if self.head_map is not None else {}
+        more |= {"out": f"*{dtype}", "parts": "*fp32", "weights": "*fp32", "counters": "*i32"}
+        constants: dict[str, Constant] = {**self.strides}
+        return (Entry(f"{self.name}_kernel", {**types, **more}, constants),)
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what one call moves: the rows seen once, the new ones, and the parts out and back in."""
+        seen = context
+        if self.window is not None and context > self.window:
+            seen = self.window + min(self.first, context - self.window)
+        found = seen - 1 if self.writes else seen
+        row = self.kv_heads * (self.row_width + (self.value_width if self.rows == "apart" else 0)) * width
+        own, shared = self._input_bytes(width)
+        merged = self._merged_bytes(found, batch)
+        added = row if self.writes else 0
+        return Moved(
+            read=batch * (found * row + own + merged) + shared,
+            written=batch * (self.heads * self.value_width * width + added + merged),
+            least=batch * (found * row + added) + shared,
+            flops=batch * 2 * self.heads * (self.near + self.far + self.value_width) * found,
+        )
+
+    def _input_bytes(self, width: int) -> tuple[int, int]:
+        """Return the bytes of what each sequence brings, and of what all share."""
+        turn = self.turn
+        turning = 0 if turn is None else 2 * (turn.channels if turn.layout == "halves" else turn.channels // 2)
+        q = self.heads * (self.value_width + self.far if self.q_apart else self.width)
+        k = self.kv_heads * self.width if self.writes else 0
+        v = self.kv_heads * self.value_width if "v" in self.arguments else 0
+        gates = self.heads * (self.value_width if self.gate_wide else 1) if self.gate is not None else 0
+        k_normed = self.width if self.k_norm is None or self.k_norm.width is None else self.k_norm.width
+        sizes = {"q_norm": self.width, "k_norm": k_normed, "temper": self.kv_heads, "sink": self.heads}
+        shared = sum(size for name, size in sizes.items() if name in self.arguments) * width
+        table = 4 * self.kv_heads * self.group if self.head_map is not None else 0
+        return (q + k + v + gates + turning) * width + 8, shared + table
+
+    def _merged_bytes(self, found: int, batch: int) -> int:
+        """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
+        sizes = self.tiles()[0].sizes
+        splits, rows = max(1, sizes["SPLITS"] // batch), sizes["ROWS"]
+        even = math.ceil(found / splits)
+        each = max(sizes["LEAST"], math.ceil(even / rows) * rows)
+        active = math.ceil(found / each)
+        if active <= 1:
+            return 0
+        groups = math.ceil(active / FAN)
+        parts = active + (groups if groups > 1 else 0)
+        counters = groups + (1 if groups > 1 else 0)
+        blocks = self.kv_heads * -(-self.group // sizes["HEADS"])
+        return 4 * (parts * (self.heads * self.value_width + blocks * sizes["HEADS"]) + blocks * counters)
+
+
+def examples() -> list[Kernel]:
+    """Return the attention of known models at a context of 128K: widths 64 to 576, rings, sinks, readers, latents."""
+    weighted, bare = HeadNorm(1e-6), HeadNorm(1e-6, weighted=False)
+    window: dict[str, Any] = {"ring": True, "slots": 512, "window": 512}
+    llama = AttendStep("llama", 32, 8, 128, 128, 131072, 128**-0.5, turn=Turn(128))
+    qwen = replace(llama, name="qwen", q_norm=weighted, k_norm=weighted)
+    laguna = replace(qwen, name="laguna", heads=48, turn=Turn(64), gate="softplus")
+    near = replace(laguna, name="laguna_near", heads=64, turn=Turn(128), slots=512, window=512, ring=True)
+    normed: dict[str, Any] = {"q_norm": weighted, "k_norm": weighted, "v_norm": bare}
+    e2b = AttendStep("e2b", 8, 1, 512, 512, 131072, 1.0, turn=Turn(512, pairs=64), **normed)
+    sliding = AttendStep("e2b_near", 8, 1, 256, 256, scale=1.0, turn=Turn(256), **normed, **window)
+    large = replace(e2b, name="large", heads=32, kv_heads=4, rows="values")
+    oss = AttendStep("oss", 64, 8, 64, 64, 128, 0.125, ring=True, window=128, turn=Turn(64), sink=True)
+    zaya = AttendStep("zaya", 8, 2, 128, 128, 131072, 128**-0.5, writes=False)
+    latent = AttendStep(
+        "latent",
+        heads=128,
+        kv_heads=1,
+        width=576,
+        value_width=512,
+        slots=131072,
+        scale=192**-0.5,
+        rows="shared",
+        q_apart=True,
+        k_norm=HeadNorm(1e-6, width=512),
+        turn=Turn(64, start=512, layout="interleaved"),
+    )
+    apart = {"k_norm": None, "v_norm": None, "writes": False}
+    readers = [replace(each, name=f"{each.name}_reader", **apart) for each in (e2b, sliding)]
+    small = replace(latent, name="latent_lite", heads=16)
+    uneven = (0,) * 8 + (1,) * 4 + (2,) * 8 + (3, 4, 5, 6) * 4 + (7,) * 4
+    budget = replace(near, name="budget", heads=40, head_map=uneven)
+    next_ = AttendStep("next", 16, 2, 256, 256, 131072, 0.0625, turn=Turn(64), gate="sigmoid", gate_wide=True)
+    return [llama, qwen, laguna, near, e2b, sliding, *readers, large, oss, zaya, latent, small, budget, next_]
