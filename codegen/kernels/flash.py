@@ -1,0 +1,137 @@
+"""K12: attention of a call of many tokens, computed block by block without its scores ever being stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
+
+LIBRARY_WIDTH = 256  # channels of a head up to which torch's scaled_dot_product_attention has fused kernels
+
+
+def _power(number: int) -> int:
+    """Return the least power of two that is at least a number, and 16, the least side of a matrix unit's tile."""
+    return max(16, 1 << (number - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Flash(Kernel):
+    """Attention of T tokens to rows of earlier calls and their own, Dao et al. 2022, "FlashAttention".
+
+    Attributes:
+        name: The custom op's.
+        heads: Query heads.
+        kv_heads: Key heads.
+        width: Channels of a query or key.
+        value_width: Channels of a value.
+        scale: Factor of products; above 0.
+        window: Tokens that a query sees, its own the last; all if None.
+        first: Tokens at the start of the sequence that it sees beside a window.
+        kept: Tokens at the start of the sequence that a windowed memory keeps in slots of their own.
+        rate: A window starts with a block of so many tokens.
+        softcap: Scores s become ``softcap * tanh(s / softcap)``.
+        sink: Whether each head has a learned score that takes a share of the softmax, without a value.
+        head_map: The key head that each head reads; as many heads for each in order if None.
+        shared: Whether the first ``value_width`` channels of keys are the values.
+    """
+
+    template = "flash.py.j2"
+
+    name: str
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+    scale: float
+    window: int | None = None
+    first: int = 0
+    kept: int = 0
+    rate: int = 1
+    softcap: float | None = None
+    sink: bool = False
+    head_map: tuple[int, ...] | None = None
+    shared: bool = False
+
+    log2e = math.log2(math.e)
+
+    @property
+    def group(self) -> int:
+        """Heads of a program that read one key head; their queries are rows of one product."""
+        return 1 if self.head_map is not None else self.heads // self.kv_heads
+
+    @property
+    def pairs(self) -> int:
+        """Programs for each block of tokens of a sequence."""
+        return self.heads // self.group
+
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """The heads from which on another key head is read, and which."""
+        heads = self.head_map or ()
+        return [(at, heads[at]) for at in range(1, len(heads)) if heads[at] != heads[at - 1]]
+
+    @property
+    def main(self) -> int:
+        """Channels of the first of a score's two products, a power of two; what a width has beyond it is `rest`."""
+        below = max(16, 1 << (self.width.bit_length() - 1))
+        whole = below + _power(self.width - below) >= _power(self.width) if self.width > below else True
+        return _power(self.width) if whole or (self.shared and self.value_width > below) else below
+
+    @property
+    def rest(self) -> int:
+        """Channels of a score's second product, padded to a power of two; 0 if there is none."""
+        return _power(self.width - self.main) if self.width > self.main else 0
+
+    @property
+    def value_block(self) -> int:
+        """Channels of values, padded to a power of two."""
+        return self.main if self.shared else _power(self.value_width)
+
+    @property
+    def in_library(self) -> bool:
+        """Whether torch's own attention computes this for a call without earlier rows."""
+        plain = self.window is None and self.softcap is None and not self.sink
+        like = not self.shared and self.head_map is None and (self.width == self.value_width or self.group == 1)
+        return plain and like and max(self.width, self.value_width) <= LIBRARY_WIDTH
+
+    def tiles(self) -> Sequence[Tile]:
+        if self.value_block > 256 or self.main > 256:
+            cuts = [(64, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1)]
+        elif self.value_block > 128 or self.main + self.rest > 128:
+            cuts = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)]
+        else:
+            cuts = [(128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 2)]
+        return [Tile({"BM": rows, "BN": keys}, warps, stages) for rows, keys, warps, stages in cuts]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        tensors = ["q", "k", *([] if self.shared else ["v"]), *(["sink"] if self.sink else [])]
+        pointers = {f"{tensor}_ptr": f"*{dtype}" for tensor in tensors}
+        pointers |= {"start_ptr": "*i64", "count_ptr": "*i64", "out_ptr": f"*{dtype}", "lse_ptr": "*fp32"}
+        sizes = {"batch": "i32", "length": "i32", "held": "i32"}
+        return [Entry(f"{self.name}_kernel", pointers | sizes, {"FAR": False})]
+
+    def seen(self, context: int) -> int:
+        """Return how many pairs of a query and a key there are in a sequence of `context` tokens."""
+        if self.window is None:
+            return context * (context + 1) // 2
+        oldest = (max(at - self.window + 1, 0) for at in range(context))
+        starts = (-(-position // self.rate) * self.rate for position in oldest)
+        return sum(max(at + 1 - start, 0) + min(self.first, start, at + 1) for at, start in enumerate(starts))
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what a call of `context` tokens moves that no others come before."""
+        rows = self.kv_heads * (self.width + (0 if self.shared else self.value_width)) * width
+        read = context * (self.heads * self.width * width + rows) + 16
+        written = context * self.heads * self.value_width * width
+        log = context * self.heads * 4
+        sink = self.heads * width if self.sink else 0
+        flops = 2 * self.heads * (self.width + self.value_width) * self.seen(context)
+        least = batch * (read + written) + sink
+        return Moved(batch * read + sink, batch * (written + log), least, flops=batch * flops)
+
+
+def examples() -> list[Kernel]:
+    """Return the kernel for layers of real models."""
+    return [Flash("llama_flash", 32, 8, 128, 128, 128**-0.5)]
