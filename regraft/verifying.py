@@ -21,6 +21,7 @@ from regraft.machine import machine
 from regraft.model import Model, lift
 from regraft.programs import is_package, load_program
 from regraft.quality import Runnable
+from regraft.retracing import retrace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +95,10 @@ def verify(
 
     Logits may differ by 1e-5, relative to a quarter of the largest. Where they differ by more, the subject is computed
     in float64 too: fits can make a model whose float32 results are off by more than that in any order of sums.
+
+    What an exact recipe of ``apply`` made of the other in half precision differs by the rounding of the weights that
+    its passes made. Then the recipe is carried out again: it must give the other's logits before that rounding, and
+    the subject's after it.
 
     A quantised checkpoint must also give what it gives dequantised, lifted from a folder of its own; transformers is
     given that one, since its kernels for quantised weights need a GPU.
@@ -224,7 +229,34 @@ def _against(
             raise IncomparableError(first=subject.name, second=second.name, reason=reason)
         name = second.name
         other, detail = _fed(second.run, rows), ""
+        checks = _equal(name, subject.run, other, rows, base, bound, detail)
+        if second.model is not None and not all(check.passed for check in checks):
+            checks = _retraced(subject, second.model, name, other, rows, base, bound) or checks
+        return name, checks
     return name, _equal(name, subject.run, other, rows, base, bound, detail)
+
+
+def _retraced(
+    subject: _Subject,
+    original: Model,
+    name: str,
+    other: Callable[[list[int]], Tensor],
+    rows: Tensor,
+    base: Tensor,
+    bound: float,
+) -> list[Check]:
+    """Compare the recipe that made the subject with the original before rounding; nothing, if it is another recipe."""
+    found = retrace(subject.folder, original)
+    if found is None:
+        return []
+    checks = _equal(f"its recipe on {name}, rounded", subject.run, _fed(found.rounded(), rows), rows, base, bound)
+    if not all(check.passed for check in checks):
+        return []
+    run = found.unrounded()
+    logits = run(rows)
+    moved, dtypes = (base - logits).abs().max().item(), " and ".join(found.dtypes)
+    detail = f"weights that exact passes made are stored as {dtypes}, which moves logits by up to {moved:.2g}"
+    return checks + _equal(f"{name}, before rounding", run, other, rows, logits, bound, detail)
 
 
 def _equal(

@@ -20,7 +20,8 @@ def verify_report(found: Payload) -> list[Block]:
         for check in found["checks"]
     ]
     title = f"{found['subject']}{against}: largest difference of logits"
-    return [Heading(title, 1), table(("", "check", "found", "allowed"), rows, numbers=False)]
+    details = dict.fromkeys(check["detail"] for check in found["checks"] if check["detail"])
+    return [Heading(title, 1), table(("", "check", "found", "allowed"), rows, numbers=False), *details]
 
 
 def eval_report(found: Payload) -> list[Block]:

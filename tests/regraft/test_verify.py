@@ -16,6 +16,7 @@ from regraft.ir.errors.calibration import TextError
 from regraft.ir.errors.config import RewrittenTwinError
 from regraft.ir.errors.files import InputMissingError
 from regraft.ir.errors.program import IncomparableError, NotAPackageError
+from regraft.passes.merge_kv_heads import MergeKVHeads
 from regraft.programs import is_package, load_program
 from regraft.verifying import verify
 
@@ -55,6 +56,36 @@ def test_what_a_window_forgets_is_seen(tiny: Path, tmp_path: Path) -> None:
     report = verify(tmp_path / "out", against=tiny)
     assert [check.name for check in report.checks if not check.passed] == [f"{way} = {tiny.name}" for way in WAYS]
     assert verify(tmp_path / "out", against=tiny, tokens=48).passed
+
+
+def test_an_exact_recipe_is_held_to_its_original_before_its_weights_are_rounded(tiny: Path, tmp_path: Path) -> None:
+    folder = apply(tiny, "fold-norms", tmp_path / "out").out
+    report = verify(folder, against=tiny)
+    assert report.passed
+    names = [check.name for check in report.checks[4:]]
+    assert names == [
+        f"{way} = {other}"
+        for other in (f"its recipe on {tiny.name}, rounded", f"{tiny.name}, before rounding")
+        for way in WAYS
+    ]
+    assert "stored as bf16, which moves logits by up to 0.01" in report.checks[-1].detail
+    assert verify(build(folder, tmp_path / "pkg"), against=tiny).passed
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "down_proj" in name)
+    weights[name] *= 1.01
+    save_file(weights, folder / "model.safetensors")
+    failed = [check.name for check in verify(folder, against=tiny).checks if not check.passed]
+    assert failed == [f"{way} = {tiny.name}" for way in WAYS]
+
+
+def test_a_recipe_that_only_claims_to_be_exact_fails(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny.parent / "tiny-llama"
+    apply(tiny, "merge-kv-heads{heads=2, method=mean, grouping=adjacent, refit=false}", tmp_path / "out")
+    monkeypatch.setattr(MergeKVHeads, "claim", property(lambda _: "exact"))
+    failed = [check.name for check in verify(tmp_path / "out", against=tiny).checks if not check.passed]
+    assert failed == [f"{way} = {tiny.name}, before rounding" for way in WAYS]
 
 
 def test_rounding_is_told_from_differences(
