@@ -1,0 +1,189 @@
+"""A router in one launch: the norm before it, its logits, the choice of experts and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
+
+
+@dataclass(frozen=True)
+class Route(Kernel):
+    """The kernel of ``moe.route``, with the product and the norm before it (specs/kernels.md, K2 a).
+
+    ``NAME(x, [norm_weight], weight, [weight_bias], [bias], [gain], [tokens, table])`` gives the shares, [..., chosen]
+    in the weight's dtype, and the experts' numbers, int64. With ``given_logits`` it is ``NAME(logits, [bias], ...)``.
+    Of experts with equal ranks the first are chosen. Logits stay in float32, where the unfused form rounds them.
+
+    Attributes:
+        name: The emitted op's name.
+        width: Channels of x.
+        experts: Experts that are scored, a skipping one among them.
+        chosen: Experts chosen for a token.
+        score: ``softmax``, ``sigmoid`` or ``sqrt_softplus``.
+        normalize: Whether shares are divided by their sum plus `eps`.
+        eps: Added to the sum of shares.
+        scale: Multiplies the shares.
+        groups: Groups that the experts are dealt to, in order.
+        kept: Groups that stay, those with the highest sum of their `best` highest ranks.
+        best: Experts of a group that stand for it.
+        bias: Whether a bias is added to the scores for the choice.
+        gain: Whether a share is multiplied by its expert's gain.
+        table: Whether the experts are looked up by token instead of chosen.
+        given_logits: Whether logits come ready-made.
+        weight_bias: Whether a bias is added to the logits.
+        norm: The epsilon of an RMS norm before the product, if there is one.
+        norm_weight: Whether this norm has a weight.
+        norm_offset: Added to that weight.
+        factor: Multiplies the normalised x.
+    """
+
+    template: ClassVar[str] = "route.py.j2"
+
+    name: str
+    width: int
+    experts: int
+    chosen: int
+    score: str = "softmax"
+    normalize: bool = False
+    eps: float = 0.0
+    scale: float = 1.0
+    groups: int = 1
+    kept: int = 1
+    best: int = 1
+    bias: bool = False
+    gain: bool = False
+    table: bool = False
+    given_logits: bool = False
+    weight_bias: bool = False
+    norm: float | None = None
+    norm_weight: bool = False
+    norm_offset: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def grouped(self) -> bool:
+        """Whether some groups do not stay."""
+        return self.kept < self.groups and not self.table
+
+    @staticmethod
+    def power(count: int) -> int:
+        """Return the least power of two that is not below a count."""
+        return 1 << (count - 1).bit_length()
+
+    def tiles(self) -> Sequence[Tile]:
+        if self.given_logits:
+            return [Tile(warps=1)]
+        return [
+            Tile({"BLOCK_E": 2, "BLOCK_M": 1024}, warps=4),
+            Tile({"BLOCK_E": 4, "BLOCK_M": 512}, warps=4),
+            Tile({"BLOCK_E": 4, "BLOCK_M": 1024}, warps=4),
+            Tile({"BLOCK_E": 2, "BLOCK_M": 512}, warps=4),
+            Tile({"BLOCK_E": 8, "BLOCK_M": 512}, warps=8),
+        ]
+
+    def arguments(self) -> list[str]:
+        """Return the emitted op's arguments after the first, in order."""
+        own = [] if self.given_logits else ["weight"]
+        if not self.given_logits and self.norm is not None and self.norm_weight:
+            own.insert(0, "norm_weight")
+        own += ["weight_bias"] if self.weight_bias else []
+        own += ["bias"] if self.bias and not self.table else []
+        own += ["gain"] if self.gain else []
+        return own + (["tokens", "table"] if self.table else [])
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        whole = {"tokens": "*i64", "table": "*i64"}
+        arguments = {"logits" if self.given_logits else "x": f"*{dtype}"}
+        arguments |= {name: whole.get(name, f"*{dtype}") for name in self.arguments()}
+        if not self.given_logits:
+            arguments |= {"logits": "*fp32", "arrived": "*i32"}
+        return [Entry(f"{self.name}_kernel", arguments | {"shares": f"*{dtype}", "experts": "*i64"})]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        of_experts = self.experts * (self.weight_bias + (self.bias and not self.table) + self.gain)
+        chosen = batch * self.chosen
+        read = of_experts * width + (batch * 8 + chosen * 8) * self.table
+        written = chosen * (width + 8)
+        if self.given_logits:
+            read += batch * self.experts * width
+            return Moved(read, written, read + written)
+        normed = self.width * (self.norm is not None and self.norm_weight)
+        read += (self.experts * self.width + normed + batch * self.width) * width
+        own = batch * (self.experts * 4 + 4)  # logits and counters, written and read again
+        flops = 2 * batch * self.experts * self.width
+        return Moved(read + own, written + own, read + written, flops=flops)
+
+
+def examples() -> list[Kernel]:
+    """Return the routers of models at their real sizes."""
+    return [
+        Route("route", 2048, 128, 8, normalize=True, norm=1e-6, norm_weight=True),
+        Route("route", 2048, 512, 10, normalize=True, norm=1e-6, norm_weight=True, norm_offset=1.0),
+        Route(
+            "route",
+            7168,
+            256,
+            8,
+            score="sigmoid",
+            normalize=True,
+            eps=1e-20,
+            scale=2.5,
+            groups=8,
+            kept=4,
+            best=2,
+            bias=True,
+            norm=1e-6,
+            norm_weight=True,
+        ),
+        Route(
+            "route",
+            4096,
+            256,
+            6,
+            score="sqrt_softplus",
+            normalize=True,
+            eps=1e-20,
+            scale=1.5,
+            bias=True,
+            norm=1e-6,
+            norm_weight=True,
+        ),
+        Route(
+            "route",
+            4096,
+            256,
+            6,
+            score="sqrt_softplus",
+            normalize=True,
+            eps=1e-20,
+            scale=1.5,
+            table=True,
+            norm=1e-6,
+            norm_weight=True,
+        ),
+        Route(
+            "route",
+            7168,
+            384,
+            6,
+            score="sqrt_softplus",
+            normalize=True,
+            eps=1e-20,
+            scale=2.5,
+            bias=True,
+            norm=1e-6,
+            norm_weight=True,
+        ),
+        Route(
+            "route", 2048, 256, 8, score="sigmoid", normalize=True, scale=2.5, bias=True, norm=1e-6, norm_weight=True
+        ),
+        Route(
+            "route", 2816, 128, 8, normalize=True, gain=True, norm=1e-6, norm_weight=True, factor=0.018844459036110227
+        ),
+        Route("route", 2880, 32, 4, normalize=True, weight_bias=True, norm=1e-5, norm_weight=True),
+        Route("route", 256, 17, 1, bias=True),
+        Route("route", 2048, 64, 6, norm=1e-6, norm_weight=True),
+    ]
