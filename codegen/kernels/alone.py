@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import regraft.codegen.kernels
-from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.kernels.kernel import Kernel, Tile
 from regraft.codegen.render import render
 
 
-def kernel_file(kernels: Sequence[Kernel]) -> str:
+def kernel_file(kernels: Sequence[Kernel], tiles: Mapping[str, Mapping[str, Tile]] | None = None) -> str:
     """Return the text of a Python file that holds kernels, each once, and what they share.
 
     Its custom ops stand in a namespace of the text's own, so that files with other constants can be loaded beside it.
+
+    Args:
+        kernels: The kernels.
+        tiles: For each kernel's name, the tiles of targets that have one of their own, as `search.search` returns them.
     """
-    texts = list(dict.fromkeys(kernel.text() for kernel in kernels))
+    tables = tiles or {}
+    texts = list(dict.fromkeys(kernel.text(tables.get(kernel.name)) for kernel in kernels))
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
     return render("kernels/file.py.j2", space=f"regraft_{digest}", kernels=texts)
 

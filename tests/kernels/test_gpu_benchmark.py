@@ -1,0 +1,104 @@
+"""What of the GPU's benchmark can be tested without one: its arguments, its errors, its file, its refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu_kernels import Program, contexts, errors, load
+from benchmarks.gpu_results import Results, write_table
+from benchmarks.kernel_inputs import Call, inputs
+from regraft.codegen.kernels.alone import shelf
+from regraft.codegen.kernels.kernel import Kernel
+
+
+def shapes(found: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    tensors = [found] if isinstance(found, torch.Tensor) else list(found or ())
+    return [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+
+
+@pytest.mark.parametrize("kernels", shelf().values(), ids=list(shelf()))
+def test_every_kernel_gets_arguments_of_its_real_sizes(kernels: list[Kernel], tmp_path: Path) -> None:
+    seen: set[tuple[str, ...]] = set()
+    for kernel in kernels:
+        program = load(kernel, tmp_path)
+        if tuple(program.arguments) in seen:
+            continue
+        seen.add(tuple(program.arguments))
+        call = Call(1, contexts(kernel)[0], torch.bfloat16, "meta")
+        given = inputs(kernel, program.arguments, call)
+        assert shapes(program.plain(**given)) == shapes(program.op(**given))
+
+
+def test_errors_are_of_results_and_of_what_is_written() -> None:
+    def plain(x: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        memory += x
+        return x / 3, x.argsort()
+
+    def op(x: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        memory += x + 0.5
+        return x / 3, x.argsort() + 1
+
+    program = Program(op, plain, {"x": False, "memory": True})
+    found = errors(program, {"x": torch.ones(4), "memory": torch.ones(4)})
+    assert found["error"] == pytest.approx(0.25)
+    assert (found["plain_error"], found["different"], found["plain_different"]) == (0, 4, 0)
+
+
+def entry(**more: Any) -> dict[str, Any]:
+    return {"kernel": "rows", "status": "measured", "digest": "1", "versions": "v", **more}
+
+
+def test_what_is_measured_is_kept_by_device_and_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    one, other = Results(path, "one"), Results(path, "other")
+    one.put("kernels/rows/0@4096", entry())
+    other.put("limits", entry())
+    assert one.known("kernels/rows/0@4096", {"digest": "1", "versions": "v"})
+    assert not one.known("kernels/rows/0@4096", {"digest": "2", "versions": "v"})
+    assert not other.known("kernels/rows/0@4096", {})
+    one.put("kernels/rows/1@4096", entry(status="running"))
+    assert not one.known("kernels/rows/1@4096", {"digest": "1"})
+    assert one.interrupted("it crashed") == ["kernels/rows/1@4096"]
+    assert one.entries()["kernels/rows/1@4096"]["reason"] == "it crashed"
+    one.put("kernels/rows/2@4096", entry(status="running"))
+    assert one.interrupted(None) == ["kernels/rows/2@4096"]
+    one.drop("kernels/rows/1")
+    assert list(one.entries()) == ["kernels/rows/0@4096"]
+    assert list(json.loads(path.read_bytes())["devices"]) == ["one", "other"]
+
+
+def test_the_table_stands_in_its_place(tmp_path: Path) -> None:
+    path, document = tmp_path / "gpu.json", tmp_path / "performance.md"
+    write_table(path, document)
+    assert "No GPU has been measured yet" in document.read_text()
+    document.write_text(document.read_text() + "\n## After\n")
+    results = Results(path, "H200")
+    rates = {"copy_bytes_per_s": 4.3e12, "matmul_flops": 7.9e14, "date": "2026-01-01"}
+    results.put("limits", entry(**rates))
+    numbers = {"us": 10.0, "share": 0.9, "of": "bandwidth", "error": 1e-3, "plain_error": 2e-3}
+    results.put("kernels/rows/0@4096", entry(**numbers, beside={"cuBLAS": 12.5, "SDPA": "no such mask"}))
+    results.put("kernels/rows/1@4096", entry(status="failed", reason="took more than 235 s"))
+    for _ in range(2):
+        write_table(path, document)
+    lines = document.read_text().splitlines()
+    assert "| rows/0 `rows` | 4096 | 10.0 | 90 % of bandwidth | 1.0e-03 | 2.0e-03 | cuBLAS 12.5, SDPA – |" in lines
+    assert "| rows/1 `rows` | 4096 | failed: took more than 235 s | | | | |" in lines
+    assert lines.count("## H200") == 1
+    assert lines[0] == "# Performance"
+    assert lines[-1] == "## After"
+
+
+def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        return
+    assert gpu.main(["kernels"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit):
+        gpu.main(["kernels.nothing"])
+    assert "there is no part kernels.nothing" in capsys.readouterr().err
