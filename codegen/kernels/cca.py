@@ -89,6 +89,10 @@ class CCA(Latent):
         """Return one size, a head, and several numbers of warps: the head's weights are all in flight at once."""
         return [Tile(warps=8), Tile(warps=16), Tile(warps=4)]
 
+    def programs(self, tile: Tile, batch: int) -> int:
+        """Return one for each head and sequence."""
+        return (self.heads + self.kv_heads) * batch
+
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""
         arguments = self.pointers(dtype, ("x", "keys", "values"), ("q",))

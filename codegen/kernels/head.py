@@ -1,0 +1,114 @@
+"""K5: the last norm, the map to the vocabulary and the choice of a token, in one launch (specs/kernels.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.codegen.kernels.kernel import Constant, Entry, Kernel, Moved, Tile
+
+_PROGRAMS = 512  # of them four run at once on a processor of an H100, so that all run at once
+_STREAMS = 16  # the fewest rows of a matrix unit: more than one stream make as many
+
+
+@dataclass(frozen=True)
+class Head(Kernel):
+    """Constants of an output head.
+
+    Its template holds three ops: ``name`` gives the likeliest token, ``name_sample`` draws one among the 64 likeliest
+    at most, ``name_logits`` gives logits.
+
+    Attributes:
+        name: The first op's.
+        width: Channels of the stream.
+        vocab: Rows of the map.
+        eps: Added to the mean square.
+        offset: Added to the norm's weight.
+        scale: Multiplies logits; above 0.
+        cap: Bounds logits, after that: ``cap tanh(logit / cap)``.
+    """
+
+    template: ClassVar[str] = "head.py.j2"
+    name: str
+    width: int
+    vocab: int
+    eps: float
+    offset: float = 0.0
+    scale: float = 1.0
+    cap: float | None = None
+
+    @property
+    def spread(self) -> int:
+        """Programs of a launch, a power of two: each has some rows of the map."""
+        return min(_PROGRAMS, 1 << max(self.vocab // 16, 1).bit_length() - 1)
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return tiles by what one stream needs; several go through a matrix unit, in chunks that fit registers."""
+        whole = max(1 << (self.width - 1).bit_length(), 16)
+        shapes = ((16, 256, 4, 1), (8, 512, 4, 1), (16, 512, 8, 1), (16, 256, 4, 3), (8, 256, 4, 4), (32, 256, 8, 1))
+        return [
+            Tile(
+                {
+                    "ROWS_1": rows,
+                    "CHUNK_1": min(chunk, whole),
+                    "ROWS_16": 8 * warps,
+                    "CHUNK_16": min(64, whole),
+                    "PROGRAMS": self.spread,
+                    "STAGES": stages,
+                },
+                warps,
+                stages,
+            )
+            for rows, chunk, warps, stages in shapes
+        ]
+
+    def programs(self, tile: Tile, batch: int) -> int:
+        """Return the programs of one launch: each streams its rows of the map for up to 16 sequences."""
+        return tile.sizes["PROGRAMS"] * -(-batch // _STREAMS)
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the three functions, each for one stream and for several."""
+        given = {"x": f"*{dtype}", "gain": f"*{dtype}", "weight": f"*{dtype}"}
+        merged = {"keys": "*i64", "seen": "*i32", "tokens": "*i64", "batch": "i32"}
+        drawn = {"noise": "*fp32", "temperature": "fp32", "top_k": "i32", "top_p": "fp32"}
+        of: list[Entry] = []
+        for streams in (1, _STREAMS):
+            constants: dict[str, Constant] = {"STREAMS": streams}
+            of.append(Entry(f"{self.name}_kernel", {**given, **merged}, constants))
+            of.append(Entry(f"{self.name}_logits_kernel", {**given, "logits": f"*{dtype}", "batch": "i32"}, constants))
+            arguments = {**given, **drawn, "logits": "*fp32", **merged}
+            of.append(Entry(f"{self.name}_sample_kernel", arguments, {**constants, "LIKELIEST": 64}))
+        return of
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what the choice of the likeliest token moves."""
+        programs = self.tiles()[0].sizes["PROGRAMS"]
+        keys = 8 * programs * batch
+        rows = self.vocab * self.width * width
+        groups = -(-batch // _STREAMS)
+        return Moved(
+            read=rows + (1 + batch) * self.width * width + keys + 4 * groups,
+            written=keys + 8 * batch + 4 * groups,
+            least=rows + self.width * width,
+            flops=2 * self.vocab * self.width * batch,
+        )
+
+    def moved_logits(self, width: int, batch: int) -> Moved:
+        """Return what it moves to write logits."""
+        rows, out = self.vocab * self.width * width, self.vocab * width * batch
+        read = rows + (1 + batch) * self.width * width
+        return Moved(read, out, rows + self.width * width + out, flops=2 * self.vocab * self.width * batch)
+
+
+def examples() -> list[Kernel]:
+    """Return the heads of known models."""
+    return [
+        Head("head", width=1536, vocab=262144, eps=1e-6, cap=30.0),  # Gemma 4 E2B
+        Head("head", width=5376, vocab=262144, eps=1e-6, cap=30.0),  # Gemma 4 31B
+        Head("head", width=2048, vocab=262272, eps=1e-5),  # ZAYA1-8B
+        Head("head", width=2048, vocab=100352, eps=1e-6),  # Laguna XS.2
+        Head("head", width=4096, vocab=128256, eps=1e-5),  # Llama-3.1-8B
+        Head("head", width=4096, vocab=151936, eps=1e-6),  # Qwen3-8B
+        Head("head", width=4096, vocab=129280, eps=1e-6),  # DeepSeek-V4-Flash
+    ]
