@@ -134,13 +134,14 @@ def test_an_evaluation_alone() -> None:
 
 def test_a_verification_marks_what_failed() -> None:
     checks = [
-        {"name": "chunks = prefill", "passed": True, "error": 1e-6, "bound": 1e-5},
-        {"name": "prefill = transformers", "passed": False, "error": 2.0, "bound": 1e-5},
+        {"name": "chunks = prefill", "passed": True, "error": 1e-6, "bound": 1e-5, "detail": ""},
+        {"name": "prefill = transformers", "passed": False, "error": 2.0, "bound": 1e-5, "detail": "4 buffers"},
     ]
     text = plain(verify_report({"subject": "tiny", "against": "transformers", "checks": checks}))
     assert text.startswith("tiny against transformers: ")
     assert "  ok      chunks = prefill" in text
     assert "  FAILED  prefill = transformers" in text
+    assert text.endswith("\n  4 buffers\n")
 
 
 def test_a_bench_without_a_graph_has_dashes() -> None:
