@@ -221,7 +221,7 @@ class Body:
                 return
         results = [v for v in op.results if v.users or v in kept or not isinstance(v.type, MemoryType)] or op.results
         names = [self.names.give(v, *suffixes(self.local(v.name))) for v in results]
-        told = ", ".join(map(self._told, results))
+        told = ", ".join(map(self.told, results))
         self.assign(", ".join(names), code.text, told)
 
     def _one_user_absorbs(self, op: Op) -> bool:
@@ -242,7 +242,7 @@ class Body:
             return
         self.lines.append(line + remark if len(line) + len(remark) + 12 <= self.width else line)
 
-    def _told(self, value: Value) -> str:
+    def told(self, value: Value) -> str:
         """Return a value's name and shape, for a comment; E are the pooled rows that a call may finish."""
         name = self.local(value.name)
         if isinstance(value.type, MemoryType):

@@ -17,11 +17,13 @@ from regraft.ir.op import Value
 class Forms:
     """A graph, and the same with other ops in its layers for calls of one token, such as latent attention absorbed.
 
-    Parameters and memories of ``step`` are those of ``graph``, by name.
+    Parameters and memories of ``step`` and ``fused`` are those of ``graph``, by name. ``fused`` is for calls of one token
+    too, made of kernels, for target ``triton``.
     """
 
     graph: Graph
     step: Graph | None = None
+    fused: Graph | None = None
 
 
 class StepForm:

@@ -5,7 +5,7 @@ Every choice is made here; the templates hold the code that does not depend on t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
@@ -56,7 +56,7 @@ class Class:
 
 
 @dataclass
-class _Written:
+class Written:
     """A block's body and the arguments that its calls pass."""
 
     body: Body
@@ -96,6 +96,8 @@ class TorchTarget:
         WiringError: The layers are fed in ways that one loop cannot spell.
     """
 
+    called = "layer"  # how the model calls a layer
+
     def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str, step: Graph | None = None) -> None:
         self.graph, self.header, self.title = graph, header, title
         self.wiring = Wiring(graph)
@@ -107,8 +109,7 @@ class TorchTarget:
 
     def program(self) -> Program:
         """Return the program's text and tables."""
-        self._write()
-        model = self._write()  # once more: now no variable is called as a view or a rotation is
+        model = self.written()
         table = [
             {"kind": self.classes[self.wiring.kind_of[layer.number].name], "reads": self._reads(layer)}
             for layer in self.wiring.layers
@@ -116,14 +117,24 @@ class TorchTarget:
         tensors = {place.state_name: value for value, place in self.wiring.places.items()}
         return Program(self._render(model), table, tensors)
 
-    def _write(self) -> Body:
+    def written(self) -> Body:
         """Write all bodies, and return that of the model."""
+        self._write()
+        return self._write()  # once more: now no variable is called as a view or a rotation is
+
+    def _write(self) -> Body:
         self.blocks = {kind.name: self._block(kind) for kind in self.wiring.kinds}
         return self._model()
 
+    def new_body(
+        self, places: dict[Value, Place], owner: int | None, local: Callable[[str], str], names: Namespace, width: int
+    ) -> Body:
+        """Return an empty body of a layer, or of the model if ``owner`` is None."""
+        return Body(self.shared, places, owner, local, names, width)
+
     # -- blocks
 
-    def _block(self, kind: Kind) -> _Written:
+    def _block(self, kind: Kind) -> Written:
         layer = kind.layers[0]
         feeds = [f for f in self.wiring.feeds[kind.name] if not self._only_turns(layer, f.value)]
         results = self.wiring.results(kind)
@@ -143,7 +154,7 @@ class TorchTarget:
             self._give_back(step, kind, self.step.layers[layer.number], results, first)
             forms = 1 if step.lines == body.lines else 2
             body.lines = either(f"{first}.shape[1] == 1", step.lines, body.lines)
-        return _Written(body, arguments, feeds, results, forms)
+        return Written(body, arguments, feeds, results, forms)
 
     def _body(
         self, layer: Layer, feeds: list[Feed], given: list[Value], results: list[str], places: dict[Value, Place]
@@ -152,7 +163,7 @@ class TorchTarget:
         names = Namespace(self.shared.reserved())
         arguments = [self._argument(value, feed, names) for feed, value in zip(feeds, given, strict=True)]
         width = WIDTH if self.step is None else WIDTH - 4
-        body = Body(self.shared, places, self.wiring.index[layer.number], layer.local, names, width)
+        body = self.new_body(places, self.wiring.index[layer.number], layer.local, names, width)
         kept = {local_value(layer, name): name for name in results}
         for value, name in kept.items():
             names.give(value, *suffixes(name))
@@ -275,7 +286,7 @@ class TorchTarget:
     def _model(self) -> Body:
         """Return the body of ``Model.run``."""
         names = Namespace([*self.shared.reserved(), *RUN_LOCALS])
-        body = Body(self.shared, self.wiring.places, None, lambda name: name, names)
+        body = self.new_body(self.wiring.places, None, lambda name: name, names, WIDTH)
         self.stream_names = self._stream_names(names)
         self.kept_names = {name: names.give(("kept", name), f"kept {name}") for name in self.wiring.kept}
         for value in self.graph.inputs:
@@ -421,21 +432,26 @@ class TorchTarget:
         if written.body.pasts:
             passed.append("*pasts[i]")
         values = {name: local_value(kind.layers[0], name) for name in written.results}
-        targets = sorted((self._target(name, value) for name, value in values.items()), key=lambda t: t[0] == "*")
-        call = f"layer({', '.join(passed)})"
+        found = [self._target(name, value) for name, value in values.items()]
+        targets = sorted((target for target in found if target), key=lambda t: t[0] == "*")
+        call = f"{self.called}({', '.join(passed)})"
         lines = [f"{', '.join(targets)} = {call}" if targets else call]
         for name, value in values.items():
             if name not in self.kept_names:
                 continue
             if isinstance(value.type, MemoryType):
-                states = self.wiring.memories(kind)
-                cached = f" or pasts[i][{states.index(value.op)}]" if value.op in states else ""
-                lines.append(f"{self.kept_names[name]}[i] = tuple(memory){cached}")
+                lines.append(f"{self.kept_names[name]}[i] = {self._kept_memory(kind, value)}")
             else:
                 lines.append(f"{self.kept_names[name]}[i] = {self._target(name, value)}")
         return [part for line in lines for part in fold(line, WIDTH - 16)]
 
+    def _kept_memory(self, kind: Kind, value: Value) -> str:
+        """Return the memory that a layer leaves for later ones."""
+        states = self.wiring.memories(kind)
+        return "tuple(memory)" + (f" or pasts[i][{states.index(value.op)}]" if value.op in states else "")
+
     def _target(self, name: str, value: Value) -> str:
+        """Return the variable that takes a layer's result; none where the cache has it."""
         if isinstance(value.type, MemoryType):
             return "*memory"
         return self.stream_names.get(name) or f"{self.kept_names[name]}_here"
@@ -459,6 +475,10 @@ class TorchTarget:
     # -- the file
 
     def _render(self, model: Body) -> str:
+        return self.rendered(model)
+
+    def rendered(self, model: Body, **more: object) -> str:
+        """Return the file's text, given the model's body and what the template needs beyond this target."""
         from regraft import __version__
         from regraft.codegen.render import render
 
@@ -469,6 +489,7 @@ class TorchTarget:
             version=__version__,
             header=[(key, comment(text)) for key, text in self.header],
             title=comment(self.title),
+            **{"fused": None, **more},
             helpers={name: sorted(flags) for name, flags in self.shared.helpers.items()},
             scalings={key[3] for key in self.shared.ropes},
             turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),

@@ -13,6 +13,7 @@ from regraft.ir.errors.graph import (
     DuplicateValueError,
     GraphError,
     InUseError,
+    OpRuleError,
     OrderError,
     TimeError,
     UseListError,
@@ -92,6 +93,9 @@ class Graph:
             GraphError: The operands or attributes do not fit, or a name is taken; the graph is as before.
         """
         inferred = _typed(op, names[0]) if types is None else types
+        if len(names) != len(inferred):
+            problem, fix = f"{len(inferred)} results called by {len(names)} names", "a name for each result"
+            raise OpRuleError(op=op.label, problem=problem, fix=fix)
         results = tuple(Value(name, type, op) for name, type in zip(names, inferred, strict=True))
         for i, value in enumerate(results):
             self._check_name(value.name)

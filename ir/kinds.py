@@ -38,7 +38,7 @@ class Layer:
         if not isinstance(value, str) or not ("*" in value or "layers." in value):
             return value
         value = value.replace("*", "**")
-        return relative(value) if layer_of(value) == self.number else value
+        return re.sub(rf"(?<![\w\-])layers\.{self.number}(?=\.)", "layers.*", value)
 
     def local_type(self, type: Type) -> Type:
         """Return a type with ``*`` for the layer's number in the memory, if it is this layer's, whose rows it has."""

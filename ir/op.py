@@ -331,6 +331,7 @@ class Op:
     reads_memory: ClassVar[bool] = False
     is_state: ClassVar[bool] = False
     on_rows: ClassVar[bool] = False  # its operands run along the rows of a memory
+    many_results: ClassVar[bool] = False  # as many as its attributes say
     on_last: ClassVar[bool] = False  # it may read a memory from the last tokens of a call alone
 
     def __init__(self, slots: Mapping[str, Sequence[Value]], attributes: Mapping[str, object]) -> None:

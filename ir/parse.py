@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -82,6 +82,17 @@ def parse_graph(text: str, file: str = "graph.rg") -> Graph:
         GraphError: The text does not parse, or the graph breaks a rule; with file, line and column.
     """
     return _Parser(text, file).graph()
+
+
+def parse_lines(graph: Graph, lines: Sequence[str]) -> None:
+    """Add the ops that ``lines`` spell, one each, to a graph that has what they read.
+
+    Raises:
+        GraphError: A line does not parse, or its op breaks a rule; with line and column.
+    """
+    parser = _Parser("\n".join(lines), "body")
+    while parser.next.kind != "end":
+        parser.make(graph, parser.line(), None, lambda token: parser.value(graph, token))
 
 
 class _Parser:
@@ -362,7 +373,7 @@ class _Parser:
             slots[order[0].name].append(find(token))
             if not order[0].variadic:
                 order.pop(0)
-        if len(line.results) != len(cls.spec.results):
+        if not cls.many_results and len(line.results) != len(cls.spec.results):
             expected = f"{len(cls.spec.results)} results of {cls.opname}"
             raise self.wrong(expected, str(len(line.results)), line.token)
         return slots

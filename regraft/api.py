@@ -140,7 +140,7 @@ def build(
     Args:
         model: As in `lift`; the package of a folder that `apply` wrote carries its recipe and its measured quality.
         out: The folder to write; it must not exist.
-        target: ``torch``.
+        target: ``torch``, or ``triton`` for fused kernels.
         progress: Called with what is done, what there is to do, and what it is.
 
     Raises:
@@ -149,12 +149,15 @@ def build(
     """
     from regraft.codegen.package import emit
     from regraft.codegen.torch_forms import Forms
+    from regraft.passes.fusion import fuse_decode
     from regraft.passes.latent_forms import decoding_form
 
     subject = lift(model)
     lock = subject.files / "regraft.lock.json" if subject.files is not None else None
+    step = decoding_form(subject.graph)
+    fused = fuse_decode(subject.graph if step is None else step) if target == "triton" else None
     return emit(
-        Forms(subject.graph, decoding_form(subject.graph)),
+        Forms(subject.graph, step, fused),
         subject.require_source(),
         Path(out),
         target=target,

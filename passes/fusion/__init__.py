@@ -1,1 +1,20 @@
 """Fusion: ops of a graph become ``kernel.*`` ops, each of which a program computes in one launch or few."""
+
+from __future__ import annotations
+
+from regraft.ir.graph import Graph
+from regraft.passes.fusion.groups import Grouping
+from regraft.passes.fusion.rows import group_rows
+
+DECODE = (group_rows,)
+
+
+def fuse_decode(graph: Graph) -> Graph:
+    """Return the graph of a call of one token for each sequence, its ops fused; ``graph`` stays as it is.
+
+    What has no kernel stays as it is too. Memories, parameters and results keep their names.
+    """
+    grouping = Grouping(graph)
+    for rule in DECODE:
+        rule(grouping)
+    return grouping.fused()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from regraft.ir.dims import B, T, parse_dim
-from regraft.ir.op import Value
+from regraft.ir.op import REGISTRY, Value, op_class
 from regraft.ir.ops.core import ACTIVATIONS
+from regraft.ir.ops.kernels import Kernel
 from regraft.ir.types import ITEM_BITS
-from tests.ir.making import FLOAT_TYPES, NUMBERS, POSITIVE, RULES, SMALL, Making, Rule, rule
+from tests.ir.making import FLOAT_TYPES, NAMES, NUMBERS, POSITIVE, RULES, SMALL, Making, Rule, rule
 
 
 def _channels(m: Making, *last: int) -> tuple[str, Value]:
@@ -385,3 +386,22 @@ def compressed(m: Making) -> Sequence[Value]:
 @rule("seq.last")
 def last(m: Making) -> Sequence[Value]:
     return m.add("seq.last", m.input(m.draw(FLOAT_TYPES), B, T, *m.draw(st.sampled_from([(), (3,), (2, 3)]))))
+
+
+def _kernel(opname: str) -> None:
+    @rule(opname)
+    def kernel(m: Making) -> Sequence[Value]:
+        width, out = m.size(), m.size()
+        dtype = m.draw(FLOAT_TYPES)
+        values = [m.input(dtype, *m.leading(), width), m.weight(dtype, out, width)]
+        x, y = values[0].tensor, values[0].tensor.with_shape(*values[0].tensor.shape[:-1], out)
+        factor = float(m.draw(NUMBERS))
+        body = [f"%h = core.scale %x {{factor = {factor!r}}} : {x}", f"%y = core.linear %h, %w : {y}"]
+        gives = m.draw(st.sampled_from([["y"], ["h", "y"]]))
+        op = op_class(opname)({"inputs": values}, {"takes": ["x", "w"], "gives": gives, "body": body})
+        names = [m.name(m.draw(NAMES)) for _ in gives]
+        return m.graph.add(op, [name + "x" * place for place, name in enumerate(names)])
+
+
+for each in [name for name, cls in REGISTRY.items() if issubclass(cls, Kernel)]:
+    _kernel(each)

@@ -1,0 +1,69 @@
+"""Target ``triton``: the call of each kernel op, one entry in `KERNELS` for each class that the target can write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from regraft.codegen.kernels.rows import RowsWriter
+from regraft.codegen.names import Namespace, suffixes
+from regraft.codegen.torch_body import GLOBALS, Body
+from regraft.codegen.torch_code import Code
+from regraft.ir.errors.codegen import MissingEmitterError
+from regraft.ir.forms.rows import rows_form
+from regraft.ir.op import Value
+from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.ops.kernels import Rows
+
+if TYPE_CHECKING:
+    from regraft.codegen.triton_target import StepBody
+
+
+def argument_names(op: KernelOp, taken: list[str]) -> tuple[dict[Value, str], Namespace]:
+    """Return what a kernel's function calls its operands, and the scope with these names."""
+    names = Namespace([*GLOBALS, *taken])
+    inner = op.inner
+    given = {inner[name]: names.give(inner[name], *_stems(name)) for name in op.takes}
+    return given, names
+
+
+def _stems(name: str) -> list[str]:
+    return suffixes(name.removesuffix(".weight")) if name.endswith(".weight") else suffixes(name)
+
+
+def _rows(op: KernelOp, at: StepBody) -> Code:
+    form = rows_form(op.stands_for)
+    if form is None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    given, scope = argument_names(op, ["row", "block", "options", "results", "rows", "blocks", "batch", "wide"])
+    gives = list(op.inner.outputs)
+    plain = Body(at.shared, {}, None, lambda name: name, scope)
+    for each in op.stands_for:
+        plain.write(each, set(gives))
+    returned = ", ".join(plain.of(value).text for value in gives)
+    plain.assign("", f"return {returned}")
+    names = {**given, **{value: f"{scope.give(value, *suffixes(value.name))}_out" for value in gives}}
+    stem = "_".join(dict.fromkeys(_stem_of(v.name) for v in (each.weight for each in form.linears)))
+    like = next(name for value, name in given.items() if not value.is_weight)
+    writer = RowsWriter(form, gives, names)
+    name = at.shared.kernel(stem, lambda name: writer.kernel(name, like, plain.lines))
+    return Code(f"{name}({', '.join(map(at.passed, op.inputs))})")
+
+
+def _stem_of(weight: str) -> str:
+    return suffixes(weight.removesuffix(".weight"))[0].removesuffix("_proj")
+
+
+KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {Rows: _rows}
+
+
+def emit_kernel(op: KernelOp, at: StepBody) -> Code:
+    """Return the call of a kernel.
+
+    Raises:
+        MissingEmitterError: The target has none of that kind.
+    """
+    emitter = KERNELS.get(type(op))
+    if emitter is None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    return emitter(op, at)

@@ -1,0 +1,221 @@
+"""Target ``triton``: the file of target ``torch``, with kernels and a step that is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.names import Namespace, suffixes
+from regraft.codegen.torch_body import GLOBALS, Body, Shared, kept
+from regraft.codegen.torch_code import ATOM
+from regraft.codegen.torch_target import TorchTarget
+from regraft.codegen.torch_text import signature
+from regraft.codegen.triton_ops import emit_kernel
+from regraft.codegen.wiring import Place, local_value
+from regraft.ir.errors.codegen import WiringError
+from regraft.ir.graph import Graph
+from regraft.ir.kinds import Kind, Layer, ranges
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.types import MemoryType, TensorType
+
+_KERNEL_GLOBALS = """
+    functools os triton tl SPACE INTERPRETED on_kernels target tile arrivals sigmoid_of tanh_of softplus_of activated
+"""
+
+
+class SharedKernels(Shared):
+    """What the blocks of one program share, kernels among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: dict[Kernel, str] = {}  # without its name, and that
+        self._kernel_names = Namespace([*GLOBALS, *_KERNEL_GLOBALS.split()])
+
+    def kernel(self, stem: str, make: Callable[[str], Kernel]) -> str:
+        """Return the name of a kernel's function; kernels of equal constants are one."""
+        bare = make("")
+        if bare not in self.kernels:
+            self.kernels[bare] = self._kernel_names.give(bare, stem)
+        return self.kernels[bare]
+
+    def reserved(self) -> list[str]:
+        """Return the names that no variable may have."""
+        return [*super().reserved(), *_KERNEL_GLOBALS.split(), *self.kernels.values()]
+
+    def texts(self) -> list[str]:
+        """Return each kernel's part of the file."""
+        return [kernel.called(name).text() for kernel, name in self.kernels.items()]
+
+
+class StepBody(Body):
+    """The statements of a step: calls of kernels, and what has none as target ``torch`` writes it."""
+
+    shared: SharedKernels
+
+    def write(self, op: Op, kept: set[Value]) -> None:
+        """Add an op; a memory that it makes is where it is kept."""
+        if not isinstance(op, KernelOp):
+            super().write(op, kept)
+            return
+        code = emit_kernel(op, self)
+        tensors = [v for v in op.results if isinstance(v.type, TensorType)]
+        names = [self.names.give(v, *suffixes(self.local(v.name))) for v in tensors]
+        self.assign(", ".join(names), code.text, ", ".join(map(self.told, tensors)))
+
+    def past(self, op: Op) -> str:
+        """Return the variable that holds a memory's rows of earlier calls, by the memory's name."""
+        return self.past_of(kept(op))
+
+    def past_of(self, memory: Value) -> str:
+        """Return the variable that holds the rows of a memory of this layer."""
+        name = self.local(memory.name)
+        for op, past in self.pasts.items():
+            if self.local(kept(op).name) == name:
+                return past
+        raise AssertionError(memory)
+
+    def keep(self, op: Op) -> None:
+        """Declare a memory, in the order in which the module keeps them."""
+        super().past(op)
+
+    def passed(self, value: Value) -> str:
+        """Return the code of an operand of a kernel, which takes contiguous tensors."""
+        code = self.of(value)
+        op = value.op
+        if value.is_weight or op is None or isinstance(op, KernelOp) or isinstance(value.type, MemoryType):
+            return code.text
+        return f"{code.within(ATOM)}.contiguous()"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A class's ``step``: its signature and lines."""
+
+    signature: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What the template needs of a step.
+
+    Attributes:
+        steps: Each class's, by name.
+        lines: The model's.
+        pasts: Variables of the model's own memories.
+        used: Rotations and views that the layers are given.
+        kernels: Their texts.
+        space: Where custom ops are registered.
+    """
+
+    steps: dict[str, Step]
+    lines: tuple[str, ...]
+    pasts: tuple[str, ...]
+    used: frozenset[str]
+    kernels: list[str]
+    space: str
+
+
+class StepTarget(TorchTarget):
+    """Writes the step of one token: the fused graph, with parameters and classes of the plain one.
+
+    Args:
+        fused: The graph of a call of one token, kernels among its ops.
+        plain: The target that writes the file.
+    """
+
+    called = "layer.step"
+
+    def __init__(self, fused: Graph, plain: TorchTarget) -> None:
+        super().__init__(fused, [], "")
+        self.plain = plain
+        self.shared = plain.shared
+        self.wiring.places = {
+            fused[value.name]: place for value, place in plain.wiring.places.items() if value.name in fused
+        }
+        classes = {kind.numbers: plain.classes[kind.name] for kind in plain.wiring.kinds}
+        for kind in self.wiring.kinds:
+            if kind.numbers not in classes:
+                raise WiringError(kind=kind.name, layers=ranges(kind.numbers), name="a step of another kind")
+            self.classes[kind.name] = classes[kind.numbers]
+
+    def steps(self) -> tuple[dict[str, Step], Body]:
+        """Return each class's step, by the class's name, and the body of the model's."""
+        model = self.written()
+        steps = {self.classes[kind.name]: self._step(kind) for kind in self.wiring.kinds}
+        return steps, model
+
+    def _step(self, kind: Kind) -> Step:
+        written = self.blocks[kind.name]
+        values = [local_value(kind.layers[0], name) for name in written.results]
+        count = sum(isinstance(v.type, TensorType) for v in values)
+        gives = ("None", "Tensor")[count] if count < 2 else f"tuple[{', '.join(['Tensor'] * count)}]"
+        arguments = [f"{name}: {type}" for name, type in written.arguments]
+        return Step(signature("step", arguments, gives), tuple(written.body.lines))
+
+    # -- what differs from a call of many tokens
+
+    def new_body(
+        self, places: dict[Value, Place], owner: int | None, local: Callable[[str], str], names: Namespace, width: int
+    ) -> Body:
+        """Return an empty body; its memories are all at hand, in the order in which they are kept."""
+        body = StepBody(self.shared, places, owner, local, names, width)
+        for op in self._states(owner):
+            body.keep(op)
+        return body
+
+    def _states(self, owner: int | None) -> list[Op]:
+        """Return the plain graph's state ops of a module, in the order in which it keeps their memories."""
+        if owner is None:
+            return [op for op in self.plain.wiring.items if isinstance(op, Op) and op.is_state]
+        layer = self.plain.wiring.layers[owner]
+        return [op for op in layer.ops if op.is_state]
+
+    def _give_back(self, body: Body, kind: Kind, layer: Layer, results: list[str], first: str) -> None:
+        """Return the tensors alone: memories are in the cache."""
+        values = [local_value(layer, name) for name in results]
+        tensors = [body.names[v] for v in values if isinstance(v.type, TensorType)]
+        body.assign("", f"return {', '.join(tensors)}" if tensors else "return None")
+
+    def _target(self, name: str, value: Value) -> str:
+        return "" if isinstance(value.type, MemoryType) else super()._target(name, value)
+
+    def _kept_memory(self, kind: Kind, value: Value) -> str:
+        layer = kind.layers[0]
+        names = [layer.local(kept(op).name) for op in self._states(self.wiring.index[layer.number])]
+        return f"pasts[i][{names.index(layer.local(value.name))}]"
+
+    def _last_rows(self, body: Body, before: Sequence[object], after: Sequence[object]) -> None:
+        """Leave all rows: there is one."""
+
+
+class TritonTarget(TorchTarget):
+    """Writes one graph and its step.
+
+    Args:
+        graph: A verified graph, for calls of many tokens.
+        header: Lines for the top of ``model.py``: each a key and a text.
+        title: The first line of its docstring.
+        fused: The graph of a call of one token, fused; its parameters and memories are those of ``graph``, by name.
+
+    Raises:
+        MissingEmitterError: The target lacks an op.
+        WiringError: The layers are fed in ways that one loop cannot spell.
+    """
+
+    def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str, fused: Graph) -> None:
+        super().__init__(graph, header, title)
+        self.shared: SharedKernels = SharedKernels()
+        self.fused = fused
+
+    def _render(self, model: Body) -> str:
+        target = StepTarget(self.fused, self)
+        steps, body = target.steps()
+        texts = self.shared.texts()
+        digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+        used = {name for written in target.blocks.values() for name in written.body.used} | set(body.used)
+        fused = Fused(steps, tuple(body.lines), tuple(body.pasts.values()), frozenset(used), texts, f"regraft_{digest}")
+        return self.rendered(model, fused=fused)

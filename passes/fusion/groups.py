@@ -1,0 +1,143 @@
+"""Groups of ops that become one kernel, and the graph that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from regraft.ir.graph import Graph, layer_of
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.kernels import Kernel, memories_made, stand_in
+from regraft.ir.types import MemoryType
+
+
+@dataclass
+class Group:
+    """Ops of one layer, or of none, that one kernel shall compute."""
+
+    kind: type[Kernel]
+    ops: dict[Op, None] = field(default_factory=dict[Op, None])
+
+
+class Grouping:
+    """A graph's ops, dealt to groups by one rule after another.
+
+    Args:
+        graph: A verified graph, which stays as it is.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.place = {op: number for number, op in enumerate(graph.ops)}
+        self.of: dict[Op, Group] = {}
+        self.layers: dict[int | None, list[Op]] = {}
+        for op in graph.run_time():
+            self.layers.setdefault(layer_of(op.results[0].name), []).append(op)
+
+    def free(self, op: Op | None) -> bool:
+        """Return whether an op runs for every call and is in no group yet."""
+        return op is not None and not op.weight_time and op not in self.of and op in self.place
+
+    def take(self, kind: type[Kernel], ops: Iterable[Op]) -> bool:
+        """Make a group of ``ops`` if none is in one and nothing outside stands between them; return whether."""
+        found = set(ops)
+        if not found or not all(map(self.free, found)):
+            return False
+        wanted = dict.fromkeys(sorted(found, key=self.place.__getitem__))
+        if not self.convex(wanted):
+            return False
+        self.of.update(dict.fromkeys(wanted, Group(kind, wanted)))
+        return True
+
+    def extend(self, group: Group, op: Op) -> bool:
+        """Add a free op to a group if nothing outside stands between them; return whether."""
+        wanted = dict.fromkeys(sorted([*group.ops, op], key=self.place.__getitem__))
+        if not self.convex(wanted):
+            return False
+        group.ops = wanted
+        self.of[op] = group
+        return True
+
+    def convex(self, ops: dict[Op, None]) -> bool:
+        """Return whether nothing that depends on some of ``ops`` feeds others, with the groups so far in one piece."""
+        layer = layer_of(next(iter(ops)).results[0].name)
+        seen: set[Op] = set()
+        stack = [user for op in ops for user in self._after(op, ops) if user not in ops]
+        while stack:
+            op = stack.pop()
+            if op in ops:
+                return False
+            if op in seen or layer_of(op.results[0].name) != layer:  # groups stay within their layer
+                continue
+            seen.add(op)
+            stack.extend(self._after(op, ops))
+        return True
+
+    def _after(self, op: Op, ops: dict[Op, None]) -> list[Op]:
+        """Return the ops that wait for an op; all of a group wait for each of its members."""
+        users = [user for value in op.results for user in value.users if not user.weight_time]
+        groups = {id(self.of[user]): self.of[user] for user in users if user in self.of and user not in ops}
+        return [*users, *(member for group in groups.values() for member in group.ops)]
+
+    def fused(self) -> Graph:
+        """Return the graph in which each group is one op; values that others read keep their names and types."""
+        graph = Graph(self.graph.name, self.graph.meta)
+        new = {value: graph.add_input(value.name, value.type) for value in self.graph.inputs}
+
+        def copy(op: Op) -> None:
+            names, types = [v.name for v in op.results], [v.type for v in op.results]
+            new.update(zip(op.results, graph.add(op.rebuilt(new.__getitem__), names, types), strict=True))
+
+        for op in self._order():
+            if isinstance(op, Op):
+                copy(op)
+                continue
+            ops = list(op.ops)
+            gives = self._gives(ops)
+            kernel = stand_in(op.kind, ops, gives, _called_in(layer_of(ops[0].results[0].name)))
+            kernel = kernel.rebuilt(new.__getitem__)
+            results = graph.add(kernel, [v.name for v in gives], [v.type for v in gives])
+            new.update(zip(gives, results, strict=True))
+        graph.set_outputs([new[value] for value in self.graph.outputs])
+        return graph
+
+    def _gives(self, ops: list[Op]) -> list[Value]:
+        """Return the results of a group that others read, and its memories."""
+        inside, kept = set(ops), memories_made(ops)
+        wanted = {
+            v
+            for op in ops
+            for v in op.results
+            if v in self.graph.outputs or not inside.issuperset(v.users) or v in kept
+        }
+        return [v for op in ops for v in op.results if v in wanted]
+
+    def _order(self) -> list[Op | Group]:
+        """Return the ops and groups in an order in which operands come first, otherwise as they are."""
+        import networkx
+
+        node = {op: id(self.of[op]) if op in self.of else id(op) for op in self.graph.ops}
+        item: dict[int, Op | Group] = {node[op]: self.of.get(op, op) for op in self.graph.ops}
+        place = {node[op]: number for op, number in self.place.items()}
+        edges: networkx.DiGraph[int] = networkx.DiGraph()
+        edges.add_nodes_from(item)
+        edges.add_edges_from(
+            (node[v.op], node[op])
+            for op in self.graph.ops
+            for v in op.operands
+            if v.op is not None and node[v.op] != node[op]
+        )
+        return [item[each] for each in networkx.lexicographical_topological_sort(edges, key=place.__getitem__)]
+
+
+def _called_in(layer: int | None) -> Callable[[Value], str]:
+    """Return how a kernel's body calls what it is given: the same in every layer of a kind."""
+
+    def name(value: Value) -> str:
+        if layer is None or layer_of(value.name) == layer or value.op is None:
+            return value.name
+        if value.is_weight and layer_of(value.name) is None:
+            return value.name
+        return "memory" if isinstance(value.type, MemoryType) else "x"
+
+    return name

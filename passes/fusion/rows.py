@@ -1,0 +1,69 @@
+"""Fusion into ``kernel.rows``: maps of one vector, each with the norms before it and the sums behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.ir.forms.elements import ROW_LOCAL, elementwise, reduced
+from regraft.ir.forms.rows import maps, rows_form
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.core import Linear
+from regraft.ir.ops.kernels import Rows
+from regraft.passes.fusion.groups import Grouping
+
+
+def group_rows(grouping: Grouping) -> None:
+    """Deal the maps that are in no group yet, and what can go with them, to groups."""
+    for ops in grouping.layers.values():
+        here = set(ops)
+        free = [op for op in ops if grouping.free(op)]
+        anchors: dict[Value, list[Linear]] = {}
+        for op in free:
+            if isinstance(op, Linear) and maps(op):
+                anchors.setdefault(op.x, []).append(op)
+        for x, linears in anchors.items():
+            before = _before(grouping, x, here)
+            group: dict[Op, None] = dict.fromkeys([*before, *linears])
+            _grow(grouping, group, ops)
+            if not grouping.take(Rows, group) and not grouping.take(Rows, [*before, *linears]):
+                grouping.take(Rows, linears)
+        _add_last(grouping, ops)
+
+
+def _before(grouping: Grouping, x: Value, here: set[Op]) -> list[Op]:
+    """Return the free ops that lead to ``x`` element by element, or by norms."""
+    found: dict[Op, None] = {}
+    stack = [x]
+    while stack:
+        op = stack.pop().op
+        if op is None or op in found or op not in here or not grouping.free(op):
+            continue
+        if elementwise(op) or reduced(op):
+            found[op] = None
+            stack.extend(v for v in op.operands if not v.is_weight)
+    return list(found)
+
+
+def _grow(grouping: Grouping, group: dict[Op, None], ops: Sequence[Op]) -> None:
+    """Add what follows element by element, where nothing else is waited for."""
+    first = min(map(grouping.place.__getitem__, group))
+    for op in ops:
+        if op in group or not grouping.free(op) or not isinstance(op, ROW_LOCAL) or not elementwise(op):
+            continue
+        makers = [v.op for v in op.operands if not v.is_weight]
+        waited = [maker for maker in makers if maker is not None and maker not in group]
+        late = [maker for maker in waited if grouping.free(maker) and grouping.place[maker] > first]
+        if any(maker in group for maker in makers) and not late:
+            group[op] = None
+
+
+def _add_last(grouping: Grouping, ops: Sequence[Op]) -> None:
+    """Add what is left to the group that makes the last of what it reads."""
+    for op in ops:
+        if not grouping.free(op) or not (elementwise(op) or reduced(op)):
+            continue
+        groups = [grouping.of.get(v.op) for v in op.operands if v.op is not None]
+        rows = [group for group in groups if group is not None and group.kind is Rows]
+        for group in sorted(rows, key=lambda group: -grouping.place[next(reversed(group.ops))]):
+            if rows_form([*group.ops, op]) is not None and grouping.extend(group, op):
+                break
