@@ -289,7 +289,7 @@ class AttendStep(Kernel):
         total = self.near + self.far + (self.value_width if self.rows == "apart" else 0)
         heads = min(64 if total <= 512 else 32, _padded(self.group))  # more of wide ones would spill
         if total <= 256:
-            cuts = [(128, 4, 3), (64, 4, 3), (64, 4, 2), (32, 4, 2)]
+            cuts = [(64, 4, 3), (128, 4, 3), (128, 4, 2), (64, 4, 2), (32, 4, 2)]
         elif total <= 512:
             cuts = [(64, 4, 3), (64, 4, 2), (32, 4, 3), (32, 4, 2)]
         else:
@@ -328,7 +328,8 @@ class AttendStep(Kernel):
     def _input_bytes(self, width: int) -> tuple[int, int]:
         """Return the bytes of what each sequence brings, and of what all share."""
         turn = self.turn
-        turning = 0 if turn is None else 2 * (turn.channels if turn.layout == "halves" else turn.channels // 2)
+        turning = 0 if turn is None else self.far if self.rows == "values" else turn.channels
+        turning *= 2 if turn is not None and turn.layout == "halves" else 1  # cosines and sines
         q = self.heads * (self.value_width + self.far if self.q_apart else self.width)
         k = self.kv_heads * self.width if self.writes else 0
         v = self.kv_heads * self.value_width if "v" in self.arguments else 0

@@ -13,14 +13,21 @@ from torch import Tensor
 
 from regraft.codegen.kernels.attend import AttendStep, HeadNorm, Turn
 from regraft.codegen.kernels.kernel import Tile
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Interpreter
+from regraft.ir.ops.pos import Rope, rotate
+from regraft.ir.parse import parse_graph
+from regraft.ir.source import TensorSource
+from tests.ir.models import random_weights
 from tests.kernels.harness import module
+from tests.kernels.touched import touched
 
 
 @dataclass(frozen=True)
 class Cut(AttendStep):
     """A kernel whose rows are divided as a test wants it: over several splits of few rows."""
 
-    splits: int = 4
+    splits: int = 12  # of all sequences of a batch together
     tile_rows: int = 16
     least: int = 16
     tile_heads: int = 16
@@ -78,11 +85,11 @@ KINDS: Mapping[str, Cut] = {
     "reader": replace(NORMED, k_norm=None, writes=False, window=40),
     "key_from_value": KEY_FROM_VALUE,
     "key_from_value_all": replace(KEY_FROM_VALUE, turn=Turn(8, layout="interleaved"), temper=True),
-    "key_from_value_reader": replace(KEY_FROM_VALUE, writes=False),
+    "key_from_value_reader": replace(KEY_FROM_VALUE, writes=False, turn=Turn(32, pairs=8)),
     "latent": LATENT,
     "latent_blocks": replace(LATENT, heads=37, slots=50, ring=True, window=50),
     "one_row": replace(PLAIN, rows="shared", kv_heads=1, k_norm=HeadNorm(1e-6), turn=Turn(4, start=12)),
-    "groups": replace(NORMED, splits=40, least=2, tile_rows=2 * 8, sink=True, slots=800),
+    "groups": replace(NORMED, splits=60, sink=True, slots=300),
 }
 
 
@@ -152,4 +159,194 @@ def test_it_computes_what_its_plain_form_does(kind: str, tmp_path: Path) -> None
     k = KINDS[kind]
     program = module(tmp_path, k)
     mine, wide = both(program, inputs(k, torch.float32, starts_of(k)))
-    assert error(mine, wide) < 5e-6  # sums of up to 800 float32 numbers of size 1, and exponentials to 2 in 10^7
+    assert error(mine, wide) < 5e-6  # sums of up to 300 float32 numbers of size 1, and exponentials to 2 in 10^7
+
+
+@pytest.mark.parametrize("kind", ["capped", "key_from_value", "latent_blocks"])
+def test_half_precision(kind: str, tmp_path: Path) -> None:
+    """The kernel rounds less often than its plain form, which rounds where the graph's ops do."""
+    k = KINDS[kind]
+    program = module(tmp_path, k)
+    given = inputs(k, torch.float16, starts_of(k))
+    plain = copied(given)
+    plain["out"] = program.attend_plain(*plain.values())
+    mine, wide = both(program, given)
+    assert error(mine, wide) <= max(2 * error(plain, wide), 2.0**-9)
+
+
+def test_ends_of_tiles_and_splits(tmp_path: Path) -> None:
+    """Splits of 16 rows: none beside the token's own, one less than full, full, one more, and splits left over."""
+    starts = [0, 1, 15, 16, 17, 31, 32, 33, 64, 95]
+    k = replace(PLAIN, splits=4 * len(starts))
+    program = module(tmp_path, k)
+    mine, wide = both(program, inputs(k, torch.float32, starts))
+    assert error(mine, wide) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["capped", "anchored", "key_from_value"])
+def test_how_rows_are_divided_changes_nothing(kind: str, tmp_path: Path) -> None:
+    results: list[Tensor] = []
+    for splits, rows, least in ((1, 32, 16), (6, 16, 16), (40, 16, 2)):
+        k = replace(KINDS[kind], splits=splits, tile_rows=rows, least=least)
+        given = inputs(k, torch.float32, [90, 40])
+        results.append(module(tmp_path, k).attend(*given.values()))
+    most = results[0].abs().max().item()
+    assert max((each - results[0]).abs().max().item() for each in results) < 1e-6 * most
+
+
+@pytest.mark.parametrize("position", [1, 4095, 131071])
+def test_far_positions_are_turned_as_the_graph_turns_them(position: int, tmp_path: Path) -> None:
+    k = replace(NORMED, q_norm=None, k_norm=None, slots=8, ring=True, window=8)
+    program = module(tmp_path, k)
+    given = inputs(k, torch.float32, [position])
+    rope = rope_of(MEANINGS["normed"].graph(), "kr")
+    given["cos"], given["sin"] = turns(rope, torch.tensor([position]), torch.float32)
+    angle = position * rope.frequencies()
+    key = rotate(given["k"], angle.cos(), angle.sin(), 16, "halves")
+    mine, wide = both(program, given)
+    assert error(mine, wide) < 2e-6
+    assert torch.allclose(mine["keys"][:, position % 8], key[:, 0], rtol=0, atol=1e-6)
+
+
+MOVED = ("values_normed", "pairs", "odd_widths", "anchored_narrow", "first_seen", "capped", "gated", "uneven", "reader")
+
+
+@pytest.mark.parametrize("kind", [*MOVED, "key_from_value_all", "key_from_value_reader", "latent"])
+def test_it_moves_what_it_says(kind: str, tmp_path: Path) -> None:
+    k = KINDS[kind]
+    program = module(tmp_path, k)
+    with touched() as run:
+        program.attend(*inputs(k, torch.float32, [70]).values())
+    moved = k.moved(4, 1, 71)
+    assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
+
+
+def test_groups_of_splits_move_what_they_say(tmp_path: Path) -> None:
+    k = KINDS["groups"]
+    program = module(tmp_path, k)
+    with touched() as run:
+        program.attend(*inputs(k, torch.float32, [290]).values())
+        program.attend(*inputs(k, torch.float32, [290]).values())  # counters stand at zero again
+    moved = k.moved(4, 1, 291)
+    assert (run.read, run.written) == (2 * moved.read, 2 * moved.written)
+
+
+@pytest.mark.parametrize("kind", ["capped", "uneven", "reader", "latent"])
+def test_the_op_is_registered_as_torch_wants(kind: str, tmp_path: Path) -> None:
+    k = KINDS[kind]
+    given = inputs(k, torch.float32, [5])
+    for name in {"keys", "values"} & given.keys():
+        given[name] = given[name].nan_to_num()
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(module(tmp_path, k).attend, tuple(given.values()), test_utils=checks)
+
+
+def turns(rope: Rope, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine [B, 1, 1, ...] of positions [B], as a model computes them once a step."""
+    angle = pos[:, None, None, None].to(dtype) * rope.frequencies().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    if rope.layout == "halves":
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return cos, sin
+
+
+def rope_of(graph: Graph, name: str) -> Rope:
+    """Return the op that makes a value."""
+    op = graph[name].op
+    assert isinstance(op, Rope)
+    return op
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A kernel, and the ops that it stands for."""
+
+    k: Cut
+    rope: str = "base = 100.0, channels = 16"
+    norm: str = "eps = 1e-06"
+    v: str = "%vh = core.unflatten %v {parts = 2}"
+    sight: str = ""
+    attend: str = ""
+    sink: bool = False
+
+    def graph(self) -> Graph:
+        """Return the graph of a layer's attention, of which tokens are rows of tables."""
+        k = self.k
+        return parse_graph(f"""
+        graph @g (%tokens: i64[B, T], %pos: i64[B, T], %valid: bool[B, T]) {{
+          %wq = weight.load : f32[32, {k.heads * k.width}]
+          %wk = weight.load : f32[32, {k.kv_heads * k.width}]
+          %wv = weight.load : f32[32, {k.kv_heads * k.value_width}]
+          %q_norm = weight.load : f32[{k.width}]
+          %k_norm = weight.load : f32[{k.width}]
+          %temper = weight.load : f32[{k.kv_heads}]
+          %sink = weight.load : f32[{k.heads}]
+          %q = core.embed %tokens, %wq
+          %k = core.embed %tokens, %wk
+          %v = core.embed %tokens, %wv
+          %qh = core.unflatten %q {{parts = {k.heads}}}
+          %kh = core.unflatten %k {{parts = {k.kv_heads}}}
+          {self.v}
+          %qn = core.norm %qh, weight=%q_norm {{{self.norm}}}
+          %kn = core.norm %kh, weight=%k_norm {{{self.norm}}}
+          %kt = {"attn.temper %kn, %temper" if k.temper else "core.scale %kn {factor = 1.0}"}
+          %qr = pos.rope %qn, %pos {{{self.rope}}}
+          %kr = pos.rope %kt, %pos {{{self.rope}}}
+          %m = state.kv %kr, %vh {{{self.sight}}}
+          %c = attn.attend %qr, %m{", sink=%sink" if self.sink else ""} {{scale = {k.scale}{self.attend}}}
+          return %c
+        }}""")
+
+
+MEANINGS: Mapping[str, Meaning] = {
+    "normed": Meaning(replace(NORMED, slots=26)),
+    "anchored": Meaning(
+        replace(NORMED, slots=11, ring=True, kept=3, window=8, first=3),
+        sight="window = 8, first = 3",
+        attend=", window = 8, first = 3",
+    ),
+    "narrow_ring": Meaning(
+        replace(NORMED, slots=9, ring=True, window=5), sight="window = 9", attend=", window = 5", norm="eps = 1e-06"
+    ),
+    "capped": Meaning(
+        replace(KINDS["offset"], slots=26, softcap=0.7, sink=True, q_norm=HeadNorm(1e-5, offset=1.0), temper=True),
+        norm='eps = 1e-05, offset = 1.0, cast = "after"',
+        attend=", softcap = 0.7",
+        sink=True,
+    ),
+    "uneven": Meaning(
+        replace(NORMED, slots=26, heads=5, head_map=(1, 0, 0, 1, 0), turn=Turn(12, layout="interleaved")),
+        rope='base = 100.0, channels = 12, layout = "interleaved"',
+        attend=", head_map = [1, 0, 0, 1, 0]",
+    ),
+    "key_from_value": Meaning(
+        replace(KEY_FROM_VALUE, slots=26),
+        rope="base = 100.0, channels = 32, pairs = 4",
+        v="%vh = core.norm %kh {eps = 1e-06}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_step_by_step_it_is_what_the_graphs_ops_say(name: str, tmp_path: Path) -> None:
+    meaning = MEANINGS[name]
+    k, graph = meaning.k, meaning.graph()
+    weights = random_weights(graph)
+    tokens = torch.arange(52).view(2, 26) * 7 % 32
+    run = Interpreter(graph, TensorSource(weights), "f64").run(tokens, edges=["qh", "kh", "v", "c"])
+    program, kept = module(tmp_path, k), inputs(k, torch.float64, [0, 0])
+    for t in range(26):
+        pos = torch.tensor([t, t])
+        cos, sin = turns(rope_of(graph, "qr"), pos, torch.float64)
+        v = run["v"].unflatten(-1, (k.kv_heads, -1))[:, t : t + 1]
+        step = {
+            "q": run["qh"][:, t : t + 1],
+            "k": run["kh"][:, t : t + 1],
+            "v": v,
+            "cos": cos,
+            "sin": sin,
+            "start": pos,
+        }
+        given = {name: {**kept, **weights, **step}[name] for name in k.arguments}
+        out = program.attend_plain(*given.values())
+        assert (out - run["c"][:, t : t + 1]).abs().max() < 1e-12
