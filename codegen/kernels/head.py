@@ -107,8 +107,5 @@ def examples() -> list[Kernel]:
         Head("head", width=1536, vocab=262144, eps=1e-6, cap=30.0),  # Gemma 4 E2B
         Head("head", width=5376, vocab=262144, eps=1e-6, cap=30.0),  # Gemma 4 31B
         Head("head", width=2048, vocab=262272, eps=1e-5),  # ZAYA1-8B
-        Head("head", width=2048, vocab=100352, eps=1e-6),  # Laguna XS.2
         Head("head", width=4096, vocab=128256, eps=1e-5),  # Llama-3.1-8B
-        Head("head", width=4096, vocab=151936, eps=1e-6),  # Qwen3-8B
-        Head("head", width=4096, vocab=129280, eps=1e-6),  # DeepSeek-V4-Flash
     ]
