@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from regraft.passes.fitting.measure import Measurements
 from regraft.passes.matching.sites import attentions
 from regraft.passes.pipeline import run_pipeline
 from regraft.passes.recipe import parse_pipeline
-from tests.passes.exactness import TOKENS, check_blocks, check_program, close, run, twin
+from tests.passes.exactness import TOKENS, check_blocks, check_program, close, distance, run, twin
 
 TWINS = [
     *("Llama-3.1-8B", "Qwen3-0.6B", "qwen2", "gemma-4-E2B", "gpt-oss-20b", "laguna-XS.2"),
@@ -71,6 +72,27 @@ def test_near_copies_stay_apart() -> None:
     assert [note.layer for note in result.steps[0].report.refused] == [0]
     with pytest.raises(StructureError, match="layer 0: heads 0, 1 are not equal"):
         run(graph, "merge-duplicate-heads{heads={0: [[0, 1]]}}", measured(graph, TensorSource(tensors)))
+
+
+def test_near_copies_merge_within_a_tolerance(decoder: Any) -> None:
+    model = decoder()
+    rows = model.weight(1, "q_proj").unflatten(0, (4, -1))
+    rows[1] = rows[0] * 1.01
+    measure = Measurements(model.graph, model.source, model.tokens)
+    assert not run(model.graph, "merge-duplicate-heads", measure).steps[0].report.applied
+    assert not run(model.graph, "merge-duplicate-heads{tolerance=0.009, refit=false}", measure).steps[0].report.applied
+    lost: list[float] = []
+    for fit in ("false", "true"):
+        result = run(model.graph, f"merge-duplicate-heads{{tolerance=0.011, refit={fit}}}", measure)
+        assert result.recipe.passes[0].options()["heads"] == {1: [[0, 1]]}
+        assert result.steps[0].preserves == ("structural" if fit == "false" else "refit")
+        again = run_pipeline(model.graph, result.recipe)
+        assert again.graph.equals(result.graph)
+        lost.append(distance(model.logits(result.graph), model.logits(model.graph)))
+    assert 0 < lost[1] < lost[0] < 0.01  # one of the eight heads has scores that are off by a hundredth
+    rows[1] = rows[0]
+    result = run(model.graph, "merge-duplicate-heads{tolerance=0.011}", measure)
+    assert distance(model.logits(result.graph), model.logits(model.graph)) < 1e-12  # there is nothing to make up for
 
 
 def test_without_weights_it_is_undecided() -> None:
