@@ -101,7 +101,7 @@ class Index(Kernel):
     def moved(self, width: int, batch: int, context: int) -> Moved:
         rows = self.rows(context)
         keys = rows * self.width * width
-        given = self.heads * (self.width + 1) * width + 2 * self._angles * width + 8
+        given = self.heads * (self.width + 1) * width + 2 * self._angles * width + 8 if rows else 8
         chosen = 8 * self.chosen
         read, written = given + keys + 8, 4 * rows + chosen
         if rows > self.chosen:  # a histogram, which is cleared again, and lists of what may be chosen

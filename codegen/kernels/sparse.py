@@ -1,0 +1,202 @@
+"""K8: attention to chosen or pooled rows beside a window of tokens, keys being values too (specs/kernels.md).
+
+All heads share one row of each token. A step norms and turns the token's queries and its row, adds that to the memory,
+gathers what was chosen, attends with the work divided over rows, and merges the parts, in one launch.
+Source: specs/deepseek_v4.md, sections 6 to 9; specs/mla.md, section 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from regraft.codegen.kernels.kernel import Constant, Entry, Kernel, Moved, Tile
+
+
+@dataclass(frozen=True)
+class Sparse(Kernel):
+    """Constants of attention to gathered rows (`attn.attend` with ``chosen``, ``entries`` or both).
+
+    Attributes:
+        name: The custom op's; that of many tokens ends in ``_prefill``.
+        heads: Query heads.
+        width: Channels of a query and of a row.
+        value_width: The first channels of a row, which are the values.
+        scale: What products are multiplied by.
+        window: The last tokens, whose rows are seen beside entries; None if rows are chosen of a memory of all tokens.
+        rate: Tokens that an entry is made of: it is seen once all of them are there.
+        chosen: Rows or entries that are chosen for a query; None if it sees all entries.
+        sink: Whether each head has a further score, which takes no value.
+        q_apart: Whether the channels of queries after ``value_width`` come in a tensor of their own.
+        q_eps: Added to the mean square that each query is normed by; None if queries come normed.
+        k_eps: The same of the new row, whose norm has a weight.
+        k_normed: The first channels of the new row, which alone are normed; all if None.
+        turned: The last channels, which turn by the token's position; 0 if queries and the new row come turned.
+        layout: Which of them turn together: ``"halves"`` or ``"interleaved"``.
+        back: Whether the last channels of the result turn back.
+        writes: Whether the new row comes with the call, and is added to the memory.
+    """
+
+    template: ClassVar[str] = "sparse.py.j2"
+    name: str
+    heads: int
+    width: int
+    value_width: int
+    scale: float
+    window: int | None = None
+    rate: int = 1
+    chosen: int | None = None
+    sink: bool = False
+    q_apart: bool = False
+    q_eps: float | None = None
+    k_eps: float | None = None
+    k_normed: int | None = None
+    turned: int = 0
+    layout: Literal["halves", "interleaved"] = "interleaved"
+    back: bool = False
+    writes: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.window is not None or (self.chosen is not None and self.rate == 1)
+        assert self.k_normed in (None, self.value_width, self.width)
+        assert not self.back or (self.layout == "interleaved" and self.turned and self.value_width == self.width)
+
+    @property
+    def tail(self) -> int:
+        """Channels of keys that are no values."""
+        return self.width - self.value_width
+
+    @property
+    def block(self) -> int:
+        """Channels of a tile of values: the power of two from 16 on."""
+        return max(16, 1 << (self.value_width - 1).bit_length())
+
+    @property
+    def tail_block(self) -> int:
+        """Channels of a tile of the rest."""
+        return max(16, 1 << (self.tail - 1).bit_length())
+
+    @property
+    def angles(self) -> int:
+        """Cosines of a token: halves have one for each channel, interleaved ones for each pair."""
+        return self.turned if self.layout == "halves" else self.turned // 2
+
+    @property
+    def normed(self) -> int:
+        """Channels of the new row that are normed."""
+        return self.width if self.k_normed is None else self.k_normed
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The step's tensors in order, those left out that this kernel has no use for.
+
+        ``q [B, 1, H, D]``, or ``q [B, 1, H, Dv]`` and ``q_turned [B, 1, H, D - Dv]``; ``k [B, 1, 1, D]``, ``cos`` and
+        ``sin [B, 1, 1, channels]``, or one number for each pair of interleaved channels, ``k_norm [D]``, ``sink [H]``,
+        ``chosen [B, 1, K]``, ``keys [B, N, 1, D]``, a ring if there is a window, ``entries [B, E, 1, D]``, of which
+        those that this token completes are there, ``start [B]``. All are contiguous.
+        """
+        needed = {
+            "q": True,
+            "q_turned": self.q_apart,
+            "k": self.writes,
+            "cos": self.turned > 0,
+            "sin": self.turned > 0,
+            "k_norm": self.writes and self.k_eps is not None,
+            "sink": self.sink,
+            "chosen": self.chosen is not None,
+            "keys": True,
+            "entries": self.window is not None,
+            "start": True,
+        }
+        return tuple(name for name, there in needed.items() if there)
+
+    @property
+    def prefill_arguments(self) -> tuple[str, ...]:
+        """The tensors of many tokens: queries and new rows come normed and turned, results are turned back outside.
+
+        ``q [B, T, H, D]``, ``k [B, T, 1, D]`` where there is a window, beside the ring before this call; ``chosen
+        [B, T, K]``; the others as those of a step.
+        """
+        needed = {"q": True, "k": self.window is not None, "sink": self.sink, "chosen": self.chosen is not None}
+        needed |= {"keys": True, "entries": self.window is not None, "start": True}
+        return tuple(name for name, there in needed.items() if there)
+
+    def tiles(self) -> Sequence[Tile]:
+        cuts = [(16, 32, 8, 2), (16, 32, 4, 2), (16, 64, 8, 2), (32, 32, 8, 2), (64, 32, 8, 2), (16, 16, 4, 1)]
+        sizes = {"SPLITS": 16, "LEAST": 128}  # a split's result is as large as many rows
+        return [Tile({"HEADS": heads, "ROWS": rows, **sizes}, warps, stages) for heads, rows, warps, stages in cuts]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        types = dict.fromkeys(self.arguments, f"*{dtype}") | {"start": "*i64"}
+        types |= {"chosen": "*i64"} if self.chosen is not None else {}
+        sizes = {"N": "i32"} | ({"E": "i32"} if self.window is not None else {})
+        scratch = {"out": f"*{dtype}", "parts": "*fp32", "weights": "*fp32", "counters": "*i32"}
+        nothing: dict[str, Constant] = {}
+        return [
+            Entry(f"{self.name}_kernel", {**types, **scratch, **sizes}, nothing),
+        ]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        far = context // self.rate
+        far = far if self.chosen is None else min(far, self.chosen)
+        own = 1 if self.writes else 0
+        near = 0 if self.window is None else min(self.window, context) - own
+        held = far - (own if self.window is None else 0) + near  # rows that are read; the new one need not be
+        row = self.width * width
+        numbers = 8 * (self.chosen or 0)
+        q = (self.heads * self.width + 2 * self.angles) * width
+        shared = (self.normed if "k_norm" in self.arguments else 0) * width + (self.heads * width if self.sink else 0)
+        merged = self._merged(near, context, batch)
+        out = self.heads * self.value_width * width
+        return Moved(
+            read=batch * (q + (held + own) * row + numbers + 8 + merged) + shared,
+            written=batch * (out + own * row + merged),
+            least=batch * ((held + own) * row + numbers) + shared,
+            flops=batch * 2 * self.heads * (self.width + self.value_width) * (far + near),
+        )
+
+    def _merged(self, near: int, context: int, batch: int) -> int:
+        """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
+        sizes = self.tiles()[0].sizes
+        count = (context // self.rate if self.chosen is None else self.chosen) + near
+        splits = max(1, sizes["SPLITS"] // (1 << (batch - 1).bit_length()))
+        each = max(sizes["LEAST"], math.ceil(math.ceil(count / splits) / sizes["ROWS"]) * sizes["ROWS"])
+        active = max(1, math.ceil(count / each))
+        blocks = math.ceil(self.heads / sizes["HEADS"])
+        return 4 * (active * self.heads * self.value_width + active * blocks * sizes["HEADS"] + blocks)
+
+
+def examples() -> list[Kernel]:
+    """Return the layers of DeepSeek V4 Flash and Pro, chosen and all entries, and V3.2's."""
+    chosen = Sparse(
+        "sparse_flash",
+        heads=64,
+        width=512,
+        value_width=512,
+        scale=512**-0.5,
+        window=128,
+        rate=4,
+        chosen=512,
+        sink=True,
+        q_eps=1e-6,
+        k_eps=1e-6,
+        turned=64,
+        back=True,
+    )
+    pooled = replace(chosen, name="sparse_pooled", rate=128, chosen=None)
+    latent = Sparse(
+        "sparse_latent",
+        heads=128,
+        width=576,
+        value_width=512,
+        scale=0.1352337788,
+        chosen=2048,
+        q_apart=True,
+        k_eps=1e-6,
+        k_normed=512,
+        turned=64,
+    )
+    pro = replace(chosen, name="sparse_pro", heads=128, chosen=1024)
+    return [chosen, pooled, pro, replace(pooled, name="sparse_pooled_pro", heads=128), latent]
