@@ -141,17 +141,26 @@ def times(kernel: Kernel, program: Program, call: Call) -> dict[str, Any]:
     return {"us": taken * 1e6, "beside": beside}
 
 
-def measured(kernel: Kernel, context: int, rates: Mapping[str, float], folder: Path) -> dict[str, Any]:
-    """Return all that is said of a kernel at a context."""
-    major, minor = torch.cuda.get_device_capability()
-    target = f"sm_{major}{minor}"
+def measured(
+    kernel: Kernel, context: int, rates: Mapping[str, float], folder: Path, target: str, device: str = "cuda"
+) -> dict[str, Any]:
+    """Return all that is said of a kernel at a context, with the tile that a build takes for a target.
+
+    Args:
+        kernel: The kernel.
+        context: Tokens of the sequence.
+        rates: What the device can do, as `gpu_timing.limits` returns it.
+        folder: Where the program is written.
+        target: What the device's code is compiled for; if there is no search for it, the first tile is taken.
+        device: Where it runs.
+    """
     tiles = search([kernel], [target]) if target in TARGETS else {}
     program = load(kernel, folder, tiles)
-    checked = Call(1, min(context, CHECKED) if isinstance(kernel, Flash) else context, torch.bfloat16, "cuda")
+    checked = Call(1, min(context, CHECKED) if isinstance(kernel, Flash) else context, torch.bfloat16, device)
     with torch.no_grad():
         found = errors(program, inputs(kernel, program.arguments, checked))
         torch.cuda.empty_cache()
-        found |= times(kernel, program, Call(1, context, torch.bfloat16, "cuda"))
+        found |= times(kernel, program, Call(1, context, torch.bfloat16, device))
     moved = kernel.moved(2, 1, context)
     moving, multiplying = moved.least / rates["copy_bytes_per_s"], moved.flops / rates["matmul_flops"]
     of = "bandwidth" if moving >= multiplying else "matrix rate"
@@ -163,6 +172,7 @@ def measured(kernel: Kernel, context: int, rates: Mapping[str, float], folder: P
 def run(module: str, results: Results, until: float) -> int:
     """Measure what is not known yet; return the exit code."""
     rates = results.entries()["limits"]
+    target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     with tempfile.TemporaryDirectory() as folder:
         for index, kernel in enumerate(shelf()[module]):
             digest = hashlib.sha256(kernel_file([kernel]).encode()).hexdigest()[:16]
@@ -175,7 +185,7 @@ def run(module: str, results: Results, until: float) -> int:
                     return MORE
                 entry = {"kernel": kernel.name, "constants": repr(kernel), "date": _today(), **like}
                 results.put(key, entry | {"status": "running"})
-                found = measured(kernel, context, rates, Path(folder))
+                found = measured(kernel, context, rates, Path(folder), target)
                 results.put(key, entry | {"status": "measured"} | found)
                 torch.cuda.empty_cache()
     return 0

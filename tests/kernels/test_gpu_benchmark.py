@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.gpu_kernels import Program, contexts, errors, load
+from benchmarks import gpu, gpu_kernels
+from benchmarks.gpu_kernels import Program, contexts, errors, load, measured
 from benchmarks.gpu_results import Results, write_table
 from benchmarks.kernel_inputs import Call, inputs
+from benchmarks.kernel_rivals import rivals
 from regraft.codegen.kernels.alone import shelf
+from regraft.codegen.kernels.attend import AttendStep
+from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.kernels.route import Route
 
 
 def shapes(found: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -48,6 +53,65 @@ def test_errors_are_of_results_and_of_what_is_written() -> None:
     found = errors(program, {"x": torch.ones(4), "memory": torch.ones(4)})
     assert found["error"] == pytest.approx(0.25)
     assert (found["plain_error"], found["different"], found["plain_different"]) == (0, 4, 0)
+
+
+def test_a_kernel_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def seconds(of: list[Any]) -> float:
+        calls.append(len(of))
+        assert all(call() is not None for call in of)
+        return 1e-5
+
+    def beside(kernel: Kernel, plain: Any, call: Call) -> dict[str, Any]:
+        def cannot(**given: Any) -> None:
+            raise ValueError("no such mask")
+
+        return {"the same": plain, "other": cannot}
+
+    for name, stub in (("seconds", seconds), ("rivals", beside), ("cache_bytes", lambda: 1_000)):
+        monkeypatch.setattr(gpu_kernels, name, stub)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    rates = {"copy_bytes_per_s": 1e12, "matmul_flops": 1e15}
+    kernel = Route("route", 32, 8, 2)
+    moved = kernel.moved(2, 1, 4096)
+    found = measured(kernel, 4096, rates, tmp_path, "none", "cpu")
+    copies = -(-4 * 1_000 // moved.total)
+    assert calls == [copies, copies, copies]
+    assert found["us"] == pytest.approx(10)
+    assert found["beside"] == {"the same": pytest.approx(10), "other": "ValueError: no such mask"}
+    assert found["of"] == "bandwidth"
+    assert found["share"] == pytest.approx(moved.least / 1e12 / 1e-5)
+
+
+SEEN = AttendStep("seen", 4, 2, 16, 16, 32, 0.25, writes=False)
+BESIDE = {
+    "attention": SEEN,
+    "latents": replace(SEEN, kv_heads=1, width=48, value_width=32, rows="shared", q_apart=True),
+    "many tokens": Flash("flash", 4, 2, 16, 16, 0.25),
+    "a window and a softcap": Flash("flash", 4, 4, 16, 16, 0.25, window=7, first=2, softcap=3.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_stands_beside_computes_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_it_is(form: Any, **options: Any) -> Any:
+        return form
+
+    monkeypatch.setattr(torch, "compile", as_it_is)
+    kernel = BESIDE[case]
+    program, call = load(kernel, tmp_path), Call(2, 20, torch.float32, "cpu")
+    given = inputs(kernel, program.arguments, call)
+    wanted = program.plain(**given)
+    wanted = wanted if isinstance(wanted, torch.Tensor) else wanted[0]
+    others = rivals(kernel, program.plain, call)
+    assert len(others) >= 2
+    for other in others.values():
+        made = other(**given)
+        made = made if isinstance(made, torch.Tensor) else made[0]
+        made = made if made.shape == wanted.shape else made.transpose(1, 2)
+        torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
 
 
 def entry(**more: Any) -> dict[str, Any]:
