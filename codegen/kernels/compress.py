@@ -35,7 +35,8 @@ class Pooled(Kernel):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.rate < 2 or self.turning % 2 or self.turning > min(self.widths):
+        odd = any(width % 2 for width in self.widths) if self.turning else False
+        if self.rate < 2 or odd or self.turning % 2 or self.turning > min(self.widths):
             raise ValueError(f"windows of {self.rate} tokens, {self.turning} channels of {self.widths} that turn")
 
     @property
@@ -103,9 +104,71 @@ class Compress(Pooled):
         return Moved(new + tails + at + trained + turn + passed, tails + made + passed, least + turn)
 
 
+@dataclass(frozen=True)
+class CompressPrefill(Pooled):
+    """The rows of all windows that a call ends, a program each; the last one to read the tails brings them up to date.
+
+    Attributes:
+        kept: Whether there are tails, of which windows that the call continues are made.
+    """
+
+    kept: bool = True
+
+    template: ClassVar[str] = "compress_prefill.py.j2"
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return tokens that a program takes at once."""
+        chunk = min(self.slots, 8)
+        return [Tile({"CHUNK": chunk}, 4), Tile({"CHUNK": chunk}, 8), Tile({"CHUNK": max(chunk // 2, 1)}, 4)]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the one function."""
+        arguments: dict[str, str] = {}
+        tails = ("tail", "before")[: self.halves] if self.kept else ()
+        for label in self.labels:
+            x = dict.fromkeys(tails, "*fp32")
+            x |= dict.fromkeys(("values", "gates", "bias", "weight", "rows"), f"*{dtype}")
+            arguments |= {f"{name}{label}": type for name, type in x.items()}
+        turn = {"cos": f"*{dtype}", "sin": f"*{dtype}"} if self.turning else {}
+        rest = {"start": "*i64", "count": "*i64"} | ({"arrived": "*i32"} if self.kept else {})
+        return [Entry(f"{self.name}_kernel", {**arguments, **turn, **rest, "length": "i32", "made": "i32"})]
+
+    @property
+    def tails(self) -> tuple[int, ...]:
+        """Tokens in each tail."""
+        return (self.rate - 1, 2 * self.rate - 1)[: self.halves] if self.kept else ()
+
+    @property
+    def changed(self) -> list[str]:
+        """The arguments that a call changes."""
+        names = ("tail", "before")[: len(self.tails)]
+        return [f"{name}{label}" for label in self.labels for name in names]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what a call for whole sequences moves, from their start on."""
+        total, ended, made = sum(self.widths), context // self.rate, -(-context // self.rate)
+        shared = self.overlap and ended > 1  # a window has one before it
+        used = ended + (ended - 1 if shared else 0)
+        # tails keep what no window takes: of those that have not ended, and what the last one gives to the next
+        late = [min(self.rate - 1, context - ended * self.rate)]
+        late += [min(2 * self.rate - 1, context - max(ended - 1, 0) * self.rate)]
+        taken = 2 * (used * self.rate + sum(late[: len(self.tails)])) * total * width * batch
+        trained = (self.rate * (2 if shared else 1) + 1) * total * width if ended else 0
+        turn, rows = self.turning * ended * width * batch, made * total * width * batch
+        line = 2 * 4 * total * batch  # a token in a tail
+        old = line * sum(max(rows - context, 0) for rows in self.tails)
+        arrived = 4 * len(self.widths) * batch if self.kept else 0
+        least = taken + trained + turn + rows + line * sum(min(rows, context) for rows in self.tails)
+        at = 2 * 8 * batch
+        return Moved(taken + trained + turn + at + arrived + old, rows + line * sum(self.tails) + arrived, least)
+
+
 def examples() -> list[Kernel]:
     """Return the memories of the models that have some: DeepSeek V4 Flash and Pro, which are alike here."""
     return [
         Compress("every_4", (512, 128), 4, overlap=True, turning=64),
         Compress("every_128", (512,), 128, overlap=False, turning=64),
+        CompressPrefill("every_4_prefill", (512, 128), 4, overlap=True, turning=64),
+        CompressPrefill("every_128_prefill", (512,), 128, overlap=False, turning=64),
+        CompressPrefill("every_4_alone", (512,), 4, overlap=True, turning=64, kept=False),
     ]

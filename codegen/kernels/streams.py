@@ -71,8 +71,8 @@ class Streams(Kernel):
         shapes = ((32, 8), (64, 8), (64, 4), (32, 4), (128, 8))
         return [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]
 
-    def entries(self, dtype: str) -> Sequence[Entry]:
-        """Return the one function; maps are in float32 whatever the streams are in."""
+    def pointers(self, dtype: str) -> dict[str, str]:
+        """Return the types of a function's arguments; maps are in float32 whatever the streams are in."""
         x, weight, wide = f"*{dtype}", f"*{self.weights or dtype}", "*fp32"
         arguments = {"rows" if self.comes == "spread" else "streams": x}
         if self.comes == "written":
@@ -85,28 +85,72 @@ class Streams(Kernel):
             arguments["read"] = x
         if self.gives == "maps":
             arguments |= {"new_post": wide, "new_comb": wide}
-        if self.maps:
-            arguments |= {"partial": wide, "arrived": "*i32"}
-        return [Entry(f"{self.name}_kernel", arguments)]
+        return arguments
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the one function."""
+        more = {"partial": "*fp32", "arrived": "*i32"} if self.maps else {}
+        return [Entry(f"{self.name}_kernel", self.pointers(dtype) | more)]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
         """Return what one call moves: each program leaves sums behind, and the last one reads the streams again."""
-        n, m, wide = self.streams, self.width, 4
-        whole, maps = n * m * width, (n + n * n) * wide
-        taken = {"whole": whole, "written": whole + m * width + maps, "spread": m * width}[self.comes] * batch
-        stored = 0 if self.comes == "whole" else whole * batch
-        if self.gives == "none":
-            return Moved(taken, stored, taken + stored)
+        stored, given, least = self.needed(width, batch)
+        if not self.maps:
+            return Moved(least - stored, stored, least)
+        parts = batch * -(-self.width // self.tiles()[0].sizes["BLOCK"])
+        read = least - given + parts * (self.maps + 1) * 4 + batch * 4
+        written = stored + given + parts * self.sums * 4 + batch * 4
+        return Moved(read, written, least, flops=self.products(batch))
+
+    def needed(self, width: int, tokens: int) -> tuple[int, int, int]:
+        """Return bytes: of the streams that are stored, of what is given beside them, and of all that must be moved."""
+        n, m = self.streams, self.width
+        whole, maps = n * m * width, (n + n * n) * 4
+        taken = {"whole": whole, "written": whole + m * width + maps, "spread": m * width}[self.comes] * tokens
+        stored = 0 if self.comes == "whole" else whole * tokens
+        if not self.maps:
+            return stored, 0, taken + stored
         item = width if self.weights is None else {"fp32": 4, "bf16": 2, "fp16": 2}[self.weights]
         scales = 3 if self.gives == "maps" else 1
-        fn = (self.maps * (n * m + 1) + scales) * item
-        given = (m * width + (maps if self.gives == "maps" else 0)) * batch
-        least = taken + fn + stored + given
-        parts = batch * -(-m // self.tiles()[0].sizes["BLOCK"])
-        arrived = batch * 4
-        read = taken + fn + stored + parts * (self.maps + 1) * wide + arrived
-        written = stored + given + parts * self.sums * wide + arrived
-        return Moved(read, written, least, flops=2 * batch * self.maps * n * m)
+        given = (m * width + (maps if self.gives == "maps" else 0)) * tokens
+        return stored, given, taken + (self.maps * (n * m + 1) + scales) * item + stored + given
+
+    def products(self, tokens: int) -> int:
+        """Return the operations of maps."""
+        return 2 * tokens * self.maps * self.streams * self.width
+
+
+@dataclass(frozen=True)
+class StreamsPrefill(Streams):
+    """The same for many tokens, some of which a program takes through all channels; maps are matrix products."""
+
+    template: ClassVar[str] = "streams_prefill.py.j2"
+
+    @property
+    def dotted(self) -> int:
+        """Columns of the product, as many as matrix units take."""
+        return max(16, 1 << (self.maps - 1).bit_length())
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return tokens of a program, and channels of each stream that it takes at once."""
+        shapes = ((16, 16, 4, 2), (32, 16, 8, 2), (16, 32, 8, 2), (32, 16, 8, 1), (16, 16, 4, 1))
+        if not self.maps:
+            shapes = ((4, 128, 4, 1), (8, 128, 4, 1), (4, 256, 4, 1))
+        return [Tile({"ROWS": rows, "BLOCK": block}, warps, stages) for rows, block, warps, stages in shapes]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the one function."""
+        more = {"sums": "*fp32"} if self.maps else {}
+        return [Entry(f"{self.name}_kernel", self.pointers(dtype) | more | {"tokens": "i32"})]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what a call for whole sequences moves: each program reads its streams again."""
+        tokens = batch * context
+        stored, given, least = self.needed(width, tokens)
+        if not self.maps:
+            return Moved(least - stored, stored, least)
+        read = least - given + tokens * self.maps * 4
+        return Moved(read, stored + given + tokens * self.dotted * 4, least, flops=self.products(tokens))
 
 
 def examples() -> list[Streams]:
@@ -115,6 +159,11 @@ def examples() -> list[Streams]:
         Streams("hyper_read", 4, 4096, comes="whole", weights="fp32"),
         Streams("hyper_write", 4, 4096, gives="none"),
         Streams("hyper_first_pro", 4, 7168, comes="spread", weights="fp32"),
+        StreamsPrefill("hyper_first_prefill", 4, 4096, comes="spread", weights="fp32"),
+        StreamsPrefill("hyper_prefill", 4, 4096, weights="fp32"),
+        StreamsPrefill("hyper_prefill_narrow", 4, 4096),
+        StreamsPrefill("hyper_prefill_last", 4, 7168, gives="collapsed", weights="fp32"),
+        StreamsPrefill("hyper_prefill_write", 4, 7168, gives="none"),
     ]
     for label, width in (("flash", 4096), ("pro", 7168)):
         found.append(Streams(f"hyper_{label}", 4, width, weights="fp32"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regraft.codegen.kernels.compress import Compress, Pooled
+from regraft.codegen.kernels.compress import Compress, CompressPrefill, Pooled
 from regraft.codegen.kernels.kernel import Tile
 from regraft.codegen.package import emit
 from regraft.frontends.family import read_config
@@ -181,6 +181,79 @@ def test_what_the_torch_target_keeps_is_continued(rate: int, program: Any, tmp_p
     for row, rows_there in enumerate((first // rate).tolist()):
         wanted = given.rows(0)[row, :rows_there]
         torch.testing.assert_close(memory[0][row, :rows_there].double(), wanted, atol=2e-6, rtol=0)
+
+
+def many(k: Compress, kept: bool = True) -> CompressPrefill:
+    """Return the kernel that takes many tokens."""
+    return CompressPrefill(**asdict(k), kept=kept)
+
+
+def call(of: Any, given: Given, tails: list[list[Tensor]], start: list[int], count: list[int]) -> list[Tensor]:
+    """Take some tokens of each sequence at once; the calls are as long as the longest."""
+    k, length = given.k, max(count)
+    at = (torch.tensor(start)[:, None] + torch.arange(length)).clamp(max=given.tokens - 1)
+    arguments: list[Tensor] = []
+    for i in range(len(k.widths)):
+        new = [torch.take_along_dim(x[i], at[..., None], 1) for x in (given.values, given.gates)]
+        arguments += [*(tails[i] if tails else []), *new, given.biases[i], given.weights[i]]
+    first = (torch.tensor(start)[:, None] // k.rate + torch.arange(-(-length // k.rate))) * k.rate
+    first = first.clamp(max=given.tokens - 1)
+    turn = [x[first][:, :, None].contiguous() for x in (given.cos, given.sin)] if k.turning else []
+    made = of(*arguments, *turn, torch.tensor(start), torch.tensor(count))
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_calls_of_any_length_make_the_same_rows(case: str, tmp_path: Path) -> None:
+    """Sequences that stand at different places of their windows, idle ones among them; tails are exactly the same."""
+    k, dtype = many(CASES[case]), torch.float32
+    made, given = module(tmp_path, k), Given(k, dtype, 3, 3 * k.rate + 1)
+    fused, plain = ([memory[1:] for memory in given.memories()] for _ in range(2))
+    stands = [0, 0, 0]
+    for counts in ([2, k.rate, k.rate + 1], [1, 0, 2 * k.rate - 1], [2 * k.rate - 1, 1, 1]):
+        got = call(made.pooled, given, fused, stands, counts)
+        other = call(made.pooled_plain, given, plain, stands, counts)
+        for i, (rows, same) in enumerate(zip(got, other, strict=True)):
+            assert all(torch.equal(x, y) for x, y in zip(fused[i], plain[i], strict=True))
+            assert (rows - same).abs().max() <= 4e-6
+            for row, (start, count) in enumerate(zip(stands, counts, strict=True)):
+                first, last = start // k.rate, (start + count) // k.rate
+                wanted = given.rows(i)[row, first:last]
+                torch.testing.assert_close(rows[row, : last - first].double(), wanted, atol=4e-6, rtol=0)
+                assert not rows[row, last - first :].any()
+        stands = [start + count for start, count in zip(stands, counts, strict=True)]
+
+
+@pytest.mark.parametrize("case", ["odd windows apart, none turn", "two memories"])
+def test_whole_sequences_need_no_tails(case: str, tmp_path: Path) -> None:
+    k = many(CASES[case], kept=False)
+    made = module(tmp_path, k)
+    for dtype in (torch.float32, torch.float16):
+        given = Given(k, dtype, 2, 2 * k.rate + 1)
+        got = call(made.pooled, given, [], [0, 0], [given.tokens, 2 * k.rate - 1])
+        plain = call(made.pooled_plain, given, [], [0, 0], [given.tokens, 2 * k.rate - 1])
+        for i, (rows, other) in enumerate(zip(got, plain, strict=True)):
+            wanted = given.rows(i)
+            least = 4e-6 if dtype == torch.float32 else float(wanted.abs().max()) * 2**-11
+            assert (rows[0, :2] - wanted[0]).abs().max() <= max(
+                2 * float((other[0, :2] - wanted[0]).abs().max()), least
+            )
+            assert not rows[:, 2:].any()
+            assert not rows[1, 1:].any()
+
+
+@pytest.mark.parametrize("case", ["apart", "two memories"])
+def test_calls_of_many_tokens_move_the_bytes_that_they_say(case: str, tmp_path: Path) -> None:
+    for kept in (True, False):
+        k = many(CASES[case], kept)
+        made = module(tmp_path, k)
+        for tokens in (3, 10, 12):
+            given = Given(k, torch.float16, 2, tokens)
+            tails = [memory[1:] for memory in given.memories()] if kept else []
+            with touched() as run:
+                call(made.pooled, given, tails, [0, 0], [tokens, tokens])
+            moved = k.moved(2, 2, tokens)
+            assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches), tokens
 
 
 @pytest.mark.parametrize("case", ["apart", "two memories"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regraft.codegen.kernels.kernel import Tile
-from regraft.codegen.kernels.streams import Streams
+from regraft.codegen.kernels.streams import Streams, StreamsPrefill
 from regraft.ir.parse import parse_graph
 from tests.kernels.harness import module
 from tests.kernels.touched import touched
@@ -39,6 +39,11 @@ def tiled(folder: Path, k: Streams) -> Any:
     made, sizes = module(folder, k), {"BLOCK": 32, **({"CHUNK": 64} if k.maps else {})}
     made.HYPER_TILES["default"] = Tile(sizes).launch()
     return made
+
+
+def many(k: Streams) -> StreamsPrefill:
+    """Return the kernel that does the same for many tokens."""
+    return StreamsPrefill(**asdict(k))
 
 
 def inputs(k: Streams, dtype: torch.dtype, batch: int = 1, length: int = 1) -> list[Tensor]:
@@ -72,13 +77,25 @@ def test_it_computes_what_the_plain_form_does(case: str, tmp_path: Path) -> None
     k = CASES[case]
     made = tiled(tmp_path, k)
     for dtype, batch, length in ((torch.float32, 1, 1), (torch.float32, 2, 3), (torch.float16, 3, 1)):
-        given = inputs(k, dtype, batch, length)
-        exact = results(made.hyper_plain, [x.double() for x in given])
-        for x, y, z in zip(results(made.hyper, given), exact, results(made.hyper_plain, given), strict=True):
-            assert (x.dtype, x.shape) == (z.dtype, z.shape)
-            # float32: what rounding makes of a few hundred additions; float16: half a unit in the last place
-            least = float(y.abs().max()) * (3e-6 if x.dtype == torch.float32 else 2**-11)
-            assert (x - y).abs().max() <= max(2 * float((z - y).abs().max()), least)
+        check(made, inputs(k, dtype, batch, length))
+
+
+def check(made: Any, given: list[Tensor]) -> None:
+    """Check a kernel against the plain form in float64; its error may be twice the plain form's own."""
+    exact = results(made.hyper_plain, [x.double() for x in given])
+    for x, y, z in zip(results(made.hyper, given), exact, results(made.hyper_plain, given), strict=True):
+        assert (x.dtype, x.shape) == (z.dtype, z.shape)
+        # float32: what rounding makes of a few hundred additions; float16: half a unit in the last place
+        least = float(y.abs().max()) * (3e-6 if x.dtype == torch.float32 else 2**-11)
+        assert (x - y).abs().max() <= max(2 * float((z - y).abs().max()), least)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_for_many_tokens_it_computes_the_same(case: str, tmp_path: Path) -> None:
+    k, narrow = many(replace(CASES[case], weights="fp32")), many(CASES[case])
+    for dtype, batch, length in ((torch.float32, 2, 11), (torch.float16, 1, 16)):
+        made = module(tmp_path, k if dtype == torch.float16 else narrow)
+        check(made, inputs(k, dtype, batch, length))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -166,11 +183,12 @@ def test_streams_that_are_zero_are_read_as_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["between two sublayers", "after the last one", "the first one, of an embedding"])
 def test_it_moves_the_bytes_that_it_says(case: str, tmp_path: Path) -> None:
     k = replace(CASES[case], weights="fp32", width=64)
-    made = module(tmp_path, k)
-    with touched() as run:
-        made.hyper(*inputs(k, torch.float16, 3))
-    moved = k.moved(2, 3, 100)
-    assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
+    for one, length in ((k, 1), (many(k), 5)):
+        made = module(tmp_path, one)
+        with touched() as run:
+            made.hyper(*inputs(k, torch.float16, 3, length))
+        moved = one.moved(2, 3, length)
+        assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
 
 
 def test_compilers_of_graphs_see_the_op(tmp_path: Path) -> None:
