@@ -192,7 +192,8 @@ class Wiring:
         for value in [v for op in outside for v in op.operands] + self.graph.outputs:
             made = self.made_in(value)
             if made is not None and not value.is_weight:
-                (self.streams if self.is_last(made[0]) else self.kept)[made[1]] = None
+                leaves_last = self.is_last(made[0]) and isinstance(value.type, TensorType)
+                (self.streams if leaves_last else self.kept)[made[1]] = None
 
     def is_last(self, index: int) -> bool:
         """Whether a layer is the last of its run."""

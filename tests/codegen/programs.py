@@ -44,6 +44,7 @@ DECODERS: dict[str, Sequence[LayerSpec]] = {
     "skips": [FULL, FULL, LayerSpec(skip=0), LayerSpec(skip=1)],
     "tied layers": [LayerSpec(tied=True)]
     * 3,  # the first stands in pieces: the model declares the shared weights there
+    "a reader in pieces": [LayerSpec(window=5), LayerSpec(donor=0, window=2, tied=True), LayerSpec(tied=True)],
     "one layer": [FULL],
 }
 
