@@ -89,13 +89,13 @@ class Index(Kernel):
             "first_token": "i32",
             "tokens": "i32",
             "T": "i32",
-            "N": "i32:16",
+            "N": "i32",
         }
         choose = {"scores": "*fp32", "start": "*i64", "state": "*i32", "counts": "*i32", "lists": "*i32"}
         return [
             Entry(f"{self.name}_scores_kernel", scores, {"STEP": True}),
             Entry(f"{self.name}_scores_kernel", scores, {"STEP": False}),
-            Entry(f"{self.name}_choose_kernel", {**choose, "numbers": "*i64", "N": "i32:16"}, {"CHUNKS": 64}),
+            Entry(f"{self.name}_choose_kernel", {**choose, "numbers": "*i64", "N": "i32"}, {"CHUNKS": 64}),
         ]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
@@ -106,7 +106,7 @@ class Index(Kernel):
         read, written = given + keys + 8, 4 * rows + chosen
         if rows > self.chosen:  # a histogram, which is cleared again, and lists of what may be chosen
             chunks = -(-(context // self.rate) // CHUNK)
-            read += 4 * rows + 4 * BINS + 4 * self.chosen + 8 * chunks
+            read += 16 * -(-(self.first // self.rate + rows) // 4) + 4 * BINS + 4 * self.chosen + 8 * chunks
             written += 4 * (BINS + 1) + 4 * self.chosen + 8 * chunks
         return Moved(
             read=read * batch,

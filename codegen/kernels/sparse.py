@@ -61,6 +61,7 @@ class Sparse(Kernel):
     def __post_init__(self) -> None:
         assert self.window is not None or (self.chosen is not None and self.rate == 1)
         assert self.k_normed in (None, self.value_width, self.width)
+        assert not self.tail or self.turned <= self.tail
         assert not self.back or (self.layout == "interleaved" and self.turned and self.value_width == self.width)
 
     @property
@@ -124,7 +125,15 @@ class Sparse(Kernel):
         return tuple(name for name, there in needed.items() if there)
 
     def tiles(self) -> Sequence[Tile]:
-        cuts = [(16, 32, 8, 2), (16, 32, 4, 2), (16, 64, 8, 2), (32, 32, 8, 2), (64, 32, 8, 2), (16, 16, 4, 1)]
+        cuts = [
+            (16, 16, 4, 2),
+            (16, 32, 8, 2),
+            (16, 32, 4, 2),
+            (16, 64, 8, 2),
+            (32, 32, 8, 2),
+            (64, 32, 8, 2),
+            (16, 16, 4, 1),
+        ]
         sizes = {"SPLITS": 16, "LEAST": 128}  # a split's result is as large as many rows
         return [Tile({"HEADS": heads, "ROWS": rows, **sizes}, warps, stages) for heads, rows, warps, stages in cuts]
 
