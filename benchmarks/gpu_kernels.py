@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from benchmarks.kernel_inputs import Call, inputs
 from benchmarks.kernel_rivals import rivals
 from regraft.codegen.kernels.alone import kernel_file, shelf
 from regraft.codegen.kernels.attend import AttendStep
+from regraft.codegen.kernels.experts import Experts
 from regraft.codegen.kernels.flash import Flash
+from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import TARGETS, Kernel, Tile
 from regraft.codegen.kernels.search import search
@@ -36,6 +38,7 @@ from regraft.codegen.kernels.sparse import Sparse
 MORE = 75  # exit code: the time is over, and there is more to do
 MOST_BYTES = 16 << 30  # of arguments at once
 CHECKED = 2048  # tokens of a check where the plain form stores every score
+EXPERTS = 32  # of a check, whose weights are there in float64 too
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,13 @@ def contexts(kernel: Kernel) -> Sequence[int]:
     if isinstance(kernel, Sparse):
         return (16384, 131072)
     return (4096, 16384) if isinstance(kernel, Flash) else (4096,)
+
+
+def checked(kernel: Kernel) -> Kernel:
+    """Return a kernel as it is checked: with few experts, where all would not fit in float64."""
+    if isinstance(kernel, Experts | Grouped):
+        return replace(kernel, experts=max(kernel.chosen, min(kernel.experts, EXPERTS)))
+    return kernel
 
 
 def errors(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,10 +165,11 @@ def measured(
         device: Where it runs.
     """
     tiles = search([kernel], [target]) if target in TARGETS else {}
-    program = load(kernel, folder, tiles)
-    checked = Call(1, min(context, CHECKED) if isinstance(kernel, Flash) else context, torch.bfloat16, device)
+    program, small = load(kernel, folder, tiles), checked(kernel)
+    other = program if small == kernel else load(small, folder, tiles)
+    shorter = Call(1, min(context, CHECKED) if isinstance(kernel, Flash) else context, torch.bfloat16, device)
     with torch.no_grad():
-        found = errors(program, inputs(kernel, program.arguments, checked))
+        found = errors(other, inputs(small, other.arguments, shorter))
         torch.cuda.empty_cache()
         found |= times(kernel, program, Call(1, context, torch.bfloat16, device))
     moved = kernel.moved(2, 1, context)

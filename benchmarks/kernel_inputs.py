@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from regraft.codegen.kernels.attend import AttendStep
-from regraft.codegen.kernels.cca import CCA
-from regraft.codegen.kernels.compress import Compress
+from regraft.codegen.kernels.cca import CCARows, Latent
+from regraft.codegen.kernels.compress import CompressPrefill, Pooled
+from regraft.codegen.kernels.embed import Embedding
 from regraft.codegen.kernels.experts import Experts
 from regraft.codegen.kernels.flash import Flash
+from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.head import Head
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.route import Route
 from regraft.codegen.kernels.sparse import Sparse
-from regraft.codegen.kernels.streams import Streams
+from regraft.codegen.kernels.streams import Streams, StreamsPrefill
 
 Make = Callable[[], Any]
 
@@ -104,11 +106,13 @@ def _attend(kernel: AttendStep, call: Call) -> dict[str, Make]:
 
 
 @_makers.register
-def _cca(kernel: CCA, call: Call) -> dict[str, Make]:
+def _cca(kernel: Latent, call: Call) -> dict[str, Make]:
     k, batch = kernel, call.batch
-    cos, sin = call.turns(k.channels, "halves")
+    prefill = isinstance(k, CCARows)
+    tokens = call.context if prefill else 1
+    cos, sin = call.turns(k.channels, "halves", tokens)
     return {
-        "x": lambda: call.normal(batch, 1, k.packed + 2 * k.half),
+        "x": lambda: call.normal(batch, tokens, k.packed + 2 * k.half),
         "keys": lambda: call.normal(batch, call.context, k.kv_heads, k.width),
         "values": lambda: call.normal(batch, call.context, k.kv_heads, k.width),
         "tail_0": lambda: call.normal(batch, k.taps[0] - 1, k.packed),
@@ -117,8 +121,8 @@ def _cca(kernel: CCA, call: Call) -> dict[str, Make]:
         "initial": lambda: call.normal(k.half),
         "cos": lambda: cos,
         "sin": lambda: sin,
-        "start": lambda: call.whole(call.context - 1),
-        "count": lambda: call.whole(1),
+        "start": lambda: call.whole(0 if prefill else call.context - 1),
+        "count": lambda: call.whole(tokens),
         "w0": lambda: call.normal(k.packed, 1, k.taps[0]),
         "b0": lambda: call.normal(k.packed),
         "w1": lambda: call.normal(k.packed, k.width, k.taps[1], scale=k.width**-0.5),
@@ -128,14 +132,16 @@ def _cca(kernel: CCA, call: Call) -> dict[str, Make]:
 
 
 @_makers.register
-def _compress(kernel: Compress, call: Call) -> dict[str, Make]:
+def _compress(kernel: Pooled, call: Call) -> dict[str, Make]:
     k, batch, wide = kernel, call.batch, torch.promote_types(call.dtype, torch.float32)
-    cos, sin = call.turns(k.turning, "interleaved")
+    prefill = isinstance(k, CompressPrefill)
+    tokens = call.context if prefill else 1
+    cos, sin = call.turns(k.turning, "interleaved", -(-tokens // k.rate))
     makers: dict[str, Make] = {
         "cos": lambda: cos,
         "sin": lambda: sin,
-        "start": lambda: call.whole(call.context - 1),
-        "count": lambda: call.whole(1),
+        "start": lambda: call.whole(0 if prefill else call.context - 1),
+        "count": lambda: call.whole(tokens),
     }
     for label, width in zip(k.labels, k.widths, strict=True):
         line = k.halves * width
@@ -143,8 +149,8 @@ def _compress(kernel: Compress, call: Call) -> dict[str, Make]:
             "keys": (call.context // k.rate, 1, width),
             "tail": (k.rate - 1, 2 * width),
             "before": (2 * k.rate - 1, 2 * width),
-            "values": (1, line),
-            "gates": (1, line),
+            "values": (tokens, line),
+            "gates": (tokens, line),
         }
         for name, size in sizes.items():
             dtype = wide if name in ("tail", "before") else call.dtype
@@ -268,15 +274,55 @@ def _sparse(kernel: Sparse, call: Call) -> dict[str, Make]:
 
 @_makers.register
 def _streams(kernel: Streams, call: Call) -> dict[str, Make]:
-    k, batch, wide = kernel, call.batch, torch.promote_types(call.dtype, torch.float32)
+    k, rows, wide = (
+        kernel,
+        (call.batch, call.context if isinstance(kernel, StreamsPrefill) else 1),
+        torch.promote_types(call.dtype, torch.float32),
+    )
     weights = wide if k.weights == "fp32" else call.dtype
     return {
-        "streams": lambda: call.normal(batch, 1, k.streams, k.width),
-        "rows": lambda: call.normal(batch, 1, k.width),
-        "added": lambda: call.normal(batch, 1, k.width),
-        "post": lambda: 2 * torch.rand(batch, 1, k.streams, dtype=wide, device=call.device),
-        "comb": lambda: call.normal(batch, 1, k.streams, k.streams, dtype=wide).softmax(-2),
+        "streams": lambda: call.normal(*rows, k.streams, k.width),
+        "rows": lambda: call.normal(*rows, k.width),
+        "added": lambda: call.normal(*rows, k.width),
+        "post": lambda: 2 * torch.rand(*rows, k.streams, dtype=wide, device=call.device),
+        "comb": lambda: call.normal(*rows, k.streams, k.streams, dtype=wide).softmax(-2),
         "fn": lambda: call.normal(k.maps, k.streams * k.width, scale=(k.streams * k.width) ** -0.5, dtype=weights),
         "base": lambda: call.normal(k.maps, dtype=weights),
         "scale": lambda: call.normal(3 if k.gives == "maps" else 1, scale=0.3, shift=1.0, dtype=weights),
+    }
+
+
+@_makers.register
+def _embed(kernel: Embedding, call: Call) -> dict[str, Make]:
+    k, vocab = kernel, 1000
+    angles = {
+        f"angles_{i}": lambda wave=wave: 1e6 ** (-torch.arange(wave.pairs, device=call.device) / wave.pairs)
+        for i, wave in enumerate(k.waves)
+    }
+    return {
+        "tokens": lambda: torch.randint(vocab, (call.batch, 1), device=call.device),
+        "start": lambda: call.whole(call.context - 1),
+        "table": lambda: call.normal(vocab, k.width),
+        "own_table": lambda: call.normal(vocab, k.own),
+        "bias": lambda: call.normal(k.width),
+        "gain": lambda: call.gain(k.width),
+        **angles,
+    }
+
+
+@_makers.register
+def _grouped(kernel: Grouped, call: Call) -> dict[str, Make]:
+    k, rows = kernel, (call.batch, call.context)
+
+    def chosen() -> Tensor:
+        return torch.rand(*rows, k.experts, device=call.device).argsort(-1)[..., : k.chosen].contiguous()
+
+    return {
+        "x": lambda: call.normal(*rows, k.width),
+        "weights": lambda: call.normal(*rows, k.chosen).softmax(-1),
+        "experts": chosen,
+        "gate_up": lambda: call.weight(k.experts, 2 * k.inner, k.width),
+        "down": lambda: call.weight(k.experts, k.width, k.inner),
+        "gate_up_bias": lambda: call.normal(k.experts, 2 * k.inner),
+        "down_bias": lambda: call.normal(k.experts, k.width),
     }

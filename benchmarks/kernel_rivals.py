@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.kernel_inputs import Call
 from regraft.codegen.kernels.attend import AttendStep
 from regraft.codegen.kernels.flash import Flash
+from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.head import Head
 from regraft.codegen.kernels.kernel import Kernel
 
@@ -104,3 +105,28 @@ def _head(kernel: Head, call: Call) -> dict[str, Form]:
         return F.linear(x, weight)[:, 0].argmax(-1)
 
     return {"cuBLAS": product}
+
+
+@_library.register
+def _grouped(kernel: Grouped, call: Call) -> dict[str, Form]:
+    """Return the library's grouped matrix products, on copies of tokens that are sorted by expert."""
+    if kernel.biases or kernel.skip != "none" or kernel.limit is not None or kernel.activation not in _ACTIVATIONS:
+        return {}
+
+    def product(*, x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        order = experts.flatten().argsort(stable=True)
+        numbers = torch.arange(kernel.experts, device=x.device)
+        ends = torch.searchsorted(experts.flatten()[order], numbers, right=True).to(torch.int32)
+        tokens = order // kernel.chosen
+        gate, up = F.grouped_mm(x.flatten(0, 1)[tokens], gate_up.mT, offs=ends).chunk(2, -1)
+        made = F.grouped_mm(_ACTIVATIONS[kernel.activation](gate) * up, down.mT, offs=ends)
+        made = made * weights.flatten()[order][:, None]
+        return torch.zeros_like(x).flatten(0, 1).index_add_(0, tokens, made).view_as(x)
+
+    return {"grouped_mm": product}
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
