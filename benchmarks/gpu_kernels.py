@@ -147,6 +147,7 @@ def times(kernel: Kernel, program: Program, call: Call) -> dict[str, Any]:
             beside[name] = seconds([lambda each=each, of=of: of(**each) for each in sets]) * 1e6
         except Exception as error:  # what the library cannot do, it is not beside
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
             beside[name] = f"{type(error).__name__}: {error}"[:200]
     return {"us": taken * 1e6, "beside": beside}
 

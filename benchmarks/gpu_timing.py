@@ -23,6 +23,7 @@ def seconds(calls: Sequence[Callable[[], Any]]) -> float:
 
     They should be on tensors of their own, and these together larger than the last cache.
     """
+    torch.cuda.synchronize()  # what calls take was made on another stream
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):  # compile, and make what is made once
         for call in calls:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -27,6 +28,7 @@ from regraft.ir.errors.kernels import KernelCompileError, TritonMissingError
 from regraft.ir.files import write_atomic
 
 _FORMAT = 1  # raise it when what is stored changes its meaning
+_SHARE = 8  # jobs that are worth a process of their own
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,11 @@ def compile_ahead(jobs: Sequence[Job]) -> list[Built | Failed]:
     keys = [hashlib.sha256(f"{_FORMAT} {version} {payload}".encode()).hexdigest() for payload in payloads]
     known = {key: found for key in dict.fromkeys(keys) if (found := _stored(key)) is not None}
     missing = {key: payload for key, payload in zip(keys, payloads, strict=True) if key not in known}
-    for key, answer in zip(missing, _answers(list(missing.values())), strict=True):
-        known[key] = answer
-        if "failed" not in answer:
-            _store(key, answer)
+    count = max(1, min(os.cpu_count() or 1, len(missing) // _SHARE))
+    shares = [list(missing.items())[start::count] for start in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        for answers in pool.map(_compiled, shares):
+            known |= answers
     return [_outcome(job, known[key]) for job, key in zip(jobs, keys, strict=True)]
 
 
@@ -210,6 +213,16 @@ def _store(key: str, answer: Mapping[str, Any]) -> None:
     with suppress(OSError, RegraftError):  # a folder that cannot be written costs time only
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / f"{key}.json", json.dumps(answer))
+
+
+def _compiled(share: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return the compiler's answers to jobs by key, and keep each as soon as it is there."""
+    found: dict[str, dict[str, Any]] = {}
+    for (key, _), answer in zip(share, _answers([payload for _, payload in share]), strict=True):
+        found[key] = answer
+        if "failed" not in answer:
+            _store(key, answer)
+    return found
 
 
 def _answers(payloads: Sequence[str]) -> Iterator[dict[str, Any]]:
