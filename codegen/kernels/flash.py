@@ -10,10 +10,22 @@ from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
 
 LIBRARY_WIDTH = 256  # channels of a head up to which torch's scaled_dot_product_attention has fused kernels
 
+WIDEST_SUM = 256  # channels of values that a program has registers to sum
+
 
 def _power(number: int) -> int:
     """Return the least power of two that is at least a number, and 16, the least side of a matrix unit's tile."""
     return max(16, 1 << (number - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens whose rows stand one after the other: expressions of their positions, and of what leads to rows."""
+
+    what: str
+    first: str
+    end: str
+    shift: str
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,14 @@ class Flash(Kernel):
         return 1 if self.head_map is not None else self.heads // self.kv_heads
 
     @property
+    def even_blocks(self) -> bool:
+        """Whether any block of rows holds whole groups."""
+        return self.group <= 16 and self.group & (self.group - 1) == 0
+
+    @property
     def pairs(self) -> int:
         """Programs for each block of tokens of a sequence."""
-        return self.heads // self.group
+        return self.heads // self.group * self.parts
 
     @property
     def turns(self) -> list[tuple[int, int]]:
@@ -86,8 +103,40 @@ class Flash(Kernel):
 
     @property
     def value_block(self) -> int:
-        """Channels of values, padded to a power of two."""
-        return self.main if self.shared else _power(self.value_width)
+        """Channels of values that a program sums, a power of two."""
+        return self.main if self.shared else min(_power(self.value_width), WIDEST_SUM)
+
+    @property
+    def parts(self) -> int:
+        """Programs that share the channels of wide values; each computes the scores."""
+        return 1 if self.shared else -(-self.value_width // self.value_block)
+
+    @property
+    def masked_throughout(self) -> bool:
+        """Whether one loop with masks takes all keys: beside wide products they cost nothing, two loops registers."""
+        return self.main + self.rest > WIDEST_SUM
+
+    @property
+    def lead(self) -> int:
+        """Tokens at the start of the sequence whose slots are their positions, whatever the ring does."""
+        return max(self.first, self.kept)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What a windowed kernel visits in turn."""
+        kept = f"{self.kept} - turn" if self.kept else "-turn"
+        ring = [
+            Piece("the memory's ring, up to its turn", "ringed", "tl.minimum(turn, start)", f"{kept} + ring"),
+            Piece("and after it", "tl.maximum(ringed, turn)", "start", kept),
+        ]
+        call = Piece("the call's rows", "tl.maximum(near, start)", "after", "held - start")
+        if not self.lead:
+            return [*ring, call]
+        first = "0" if self.first else "near"
+        lead = [Piece("the memory's first rows", first, f"tl.minimum(past, {self.lead})", "0")]
+        if self.first:
+            lead += [Piece("those of the call", "start", f"tl.minimum(near, {self.first})", "held - start")]
+        return [*lead, *ring, call]
 
     @property
     def in_library(self) -> bool:
@@ -97,12 +146,14 @@ class Flash(Kernel):
         return plain and like and max(self.width, self.value_width) <= LIBRARY_WIDTH
 
     def tiles(self) -> Sequence[Tile]:
-        if self.value_block > 256 or self.main > 256:
-            cuts = [(64, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1)]
+        if self.value_block > WIDEST_SUM:  # keys that are values are summed whole
+            cuts = [(32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 2)]
+        elif self.main + self.rest > 256:
+            cuts = [(32, 32, 4, 1), (64, 32, 8, 2), (32, 32, 8, 2)]
         elif self.value_block > 128 or self.main + self.rest > 128:
-            cuts = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)]
+            cuts = [(64, 32, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2), (128, 64, 8, 2)]
         else:
-            cuts = [(128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 2)]
+            cuts = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2)]
         return [Tile({"BM": rows, "BN": keys}, warps, stages) for rows, keys, warps, stages in cuts]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
@@ -110,7 +161,7 @@ class Flash(Kernel):
         pointers = {f"{tensor}_ptr": f"*{dtype}" for tensor in tensors}
         pointers |= {"start_ptr": "*i64", "count_ptr": "*i64", "out_ptr": f"*{dtype}", "lse_ptr": "*fp32"}
         sizes = {"batch": "i32", "length": "i32", "held": "i32"}
-        return [Entry(f"{self.name}_kernel", pointers | sizes, {"FAR": False})]
+        return [Entry(f"{self.name}_kernel", pointers | sizes)]
 
     def seen(self, context: int) -> int:
         """Return how many pairs of a query and a key there are in a sequence of `context` tokens."""

@@ -40,6 +40,7 @@ CASES = {
     "a padded width": replace(PLAIN, width=28, value_width=24),
     "keys are values": replace(PLAIN, shared=True),
     "a latent and a rotated key": replace(PLAIN, heads=3, kv_heads=1, width=40, value_width=32, shared=True),
+    "values that two programs share": replace(PLAIN, width=16, value_width=300),
     "values narrower than the latent": replace(PLAIN, width=24, value_width=16, shared=True),
 }
 TILES = {"BM": 16, "BN": 16, "num_warps": 4, "num_stages": 1}
