@@ -112,7 +112,40 @@ class CCA(Latent):
         )
 
 
+@dataclass(frozen=True)
+class CCARows(Latent):
+    """The same for all tokens of a call; rows are kept elsewhere, tails are returned."""
+
+    template: ClassVar[str] = "cca_rows.py.j2"
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return blocks of tokens, and of the second convolution's weights: chunks keep shared memory small."""
+        shapes = ((32, 64, 8), (64, 128, 8), (16, 64, 4), (32, 128, 8))
+        return [Tile({"TOKENS": tokens, "CHUNK": min(chunk, self.deep)}, warps) for tokens, chunk, warps in shapes]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        """Return the one function."""
+        arguments = self.pointers(dtype, ("x",), ("q", "k", "v", "new_0", "new_1", "new_v"))
+        return [Entry(f"{self.name}_kernel", {**arguments, "length": "i32"})]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what all tokens of an empty cache's first call move: each is read and written once."""
+        tokens = batch * context
+        read = (self.packed + 2 * self.half) * width * tokens
+        written = (self.packed + 2 * self.half) * width * tokens  # queries, keys, and as many values
+        weights, tails = self.weights * width, self.tails * width * batch
+        return Moved(
+            read=read + 2 * self.channels * width * tokens + weights + tails + 2 * 8 * batch,
+            written=written + tails,
+            least=read + written + weights + 2 * tails,
+            flops=2 * self.packed * (self.taps[0] + self.width * self.taps[1]) * tokens,
+        )
+
+
 def examples() -> list[Kernel]:
     """Return the shapes of models that have it."""
     eps = 2.0**-7 * 128**-0.5
-    return [CCA("cca", heads=8, kv_heads=2, width=128, taps=(2, 2), channels=64, eps=eps)]
+    return [  # ZAYA1-8B
+        CCA("cca", heads=8, kv_heads=2, width=128, taps=(2, 2), channels=64, eps=eps),
+        CCARows("cca_rows", heads=8, kv_heads=2, width=128, taps=(2, 2), channels=64, eps=eps),
+    ]

@@ -1,4 +1,4 @@
-"""The front end of CCA at a step: against its plain form, and token by token against a twin of ZAYA1."""
+"""The front end of CCA: against its plain form, and token by token and in chunks against a twin of ZAYA1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regraft.codegen.kernels.cca import CCA
+from regraft.codegen.kernels.cca import CCA, CCARows, Latent
 from regraft.frontends.folder import open_model
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.core import Norm
@@ -144,6 +144,78 @@ def test_token_by_token_it_is_a_twins_prefill(twin: Twin, tmp_path: Path) -> Non
             one,
             *twin.weights,
         )
+        assert torch.allclose(q, twin.q[:, now], atol=1e-5)
+    assert torch.allclose(kept[0], twin.memory["k"], atol=1e-5)
+    assert torch.allclose(kept[1], twin.memory["v"], atol=1e-5)
+
+
+def rows_of(k: Latent) -> CCARows:
+    """Return the form for all tokens of a call."""
+    return CCARows("cca_rows", k.heads, k.kv_heads, k.width, k.taps, k.channels, k.eps, k.initial)
+
+
+def row_inputs(k: Latent, dtype: torch.dtype, starts: list[int], counts: list[int], length: int) -> list[Tensor]:
+    """Return what the op takes of so many tokens, in order."""
+    step = CCA("cca", k.heads, k.kv_heads, k.width, k.taps, k.channels, k.eps, k.initial)
+    one = [inputs(step, dtype, starts, counts) for _ in range(length)]
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(len(starts), length, one[0][0].shape[-1], generator=g, dtype=torch.float64).to(dtype)
+    many = 7 if k.initial else 6
+    angles = 0.3 * torch.arange(length, dtype=torch.float64)[None, :, None, None]
+    cos, sin = (each.to(dtype) * torch.ones_like(one[0][many]) for each in (angles.cos(), angles.sin()))
+    sign = torch.where(torch.arange(k.channels) < k.channels // 2, -1, 1).to(dtype)
+    return [x, *one[0][3:many], cos.contiguous(), (sin * sign).contiguous(), *one[0][many + 2 :]]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "window" not in case])
+def test_all_tokens_of_a_call_are_what_the_plain_form_gives(case: str, tmp_path: Path) -> None:
+    k = rows_of(CASES[case])
+    made = module(tmp_path, k)
+    for dtype, length in ((torch.float32, 37), (torch.float16, 5)):
+        fused = row_inputs(k, dtype, [0, 9, 5], [min(3, length), length, 0], length)
+        wanted, rounded = made.cca_rows_plain(*widened(fused)), made.cca_rows_plain(*fused)
+        for x, y, z in zip(made.cca_rows(*fused), wanted, rounded, strict=True):
+            least = 4e-6 if dtype == torch.float32 else float(y.abs().max()) * 2**-10
+            assert (x - y).abs().max() <= max(2 * float((z - y).abs().max()), least)
+
+
+def test_all_tokens_have_gradients(tmp_path: Path) -> None:
+    k = rows_of(PLAIN)
+    made = module(tmp_path, k)
+    given = row_inputs(k, torch.float32, [0], [3], 3)
+    fused, plain = ([x.clone().requires_grad_(x.is_floating_point()) for x in given] for _ in range(2))
+    for leaves, op in ((fused, made.cca_rows), (plain, made.cca_rows_plain)):
+        q, keys, v, *_ = op(*leaves)
+        (q.pow(3).sum() + keys.pow(3).sum() + v.pow(3).sum()).backward()
+    for x, y in zip(fused, plain, strict=True):
+        assert (x.grad is None) == (y.grad is None)
+        if x.grad is not None and y.grad is not None:
+            assert torch.allclose(x.grad, y.grad, rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(made.cca_rows, tuple(given), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_all_tokens_move_what_they_say(tmp_path: Path) -> None:
+    k = rows_of(PLAIN)
+    made = module(tmp_path, k)
+    with touched() as run, torch.no_grad():
+        made.cca_rows(*row_inputs(k, torch.float32, [4, 4], [35, 35], 35))
+    moved = k.moved(4, 2, 35)
+    assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_chunks_then_tokens_are_a_twins_prefill(twin: Twin, first: int, tmp_path: Path) -> None:
+    made: Any = module(tmp_path, rows_of(twin.k), twin.k)
+    kept = twin.empty()
+    for start, stop in ((0, first), (first, 9)):
+        now, call = slice(start, stop), (torch.tensor([start]), torch.tensor([stop - start]))
+        x, turn = twin.x[:, now].contiguous(), (twin.cos[:, now].contiguous(), twin.sin[:, now].contiguous())
+        q, k, v, *kept[2:] = made.cca_rows(x, *kept[2:], *turn, *call, *twin.weights)
+        kept[0][:, now], kept[1][:, now] = k, v
+        assert torch.allclose(q, twin.q[:, now], atol=1e-5)
+    for t in range(9, 12):
+        now, call = slice(t, t + 1), (torch.tensor([t]), torch.tensor([1]))
+        q = made.cca(twin.x[:, now].contiguous(), *kept, twin.cos[:, now], twin.sin[:, now], *call, *twin.weights)
         assert torch.allclose(q, twin.q[:, now], atol=1e-5)
     assert torch.allclose(kept[0], twin.memory["k"], atol=1e-5)
     assert torch.allclose(kept[1], twin.memory["v"], atol=1e-5)
