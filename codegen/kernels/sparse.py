@@ -20,7 +20,7 @@ class Sparse(Kernel):
     """Constants of attention to gathered rows (`attn.attend` with ``chosen``, ``entries`` or both).
 
     Attributes:
-        name: The custom op's; that of many tokens ends in ``_prefill``.
+        name: The custom op's.
         heads: Query heads.
         width: Channels of a query and of a row.
         value_width: The first channels of a row, which are the values.
@@ -72,12 +72,12 @@ class Sparse(Kernel):
     @property
     def block(self) -> int:
         """Channels of a tile of values: the power of two from 16 on."""
-        return max(16, 1 << (self.value_width - 1).bit_length())
+        return _padded(self.value_width)
 
     @property
     def tail_block(self) -> int:
         """Channels of a tile of the rest."""
-        return max(16, 1 << (self.tail - 1).bit_length())
+        return _padded(self.tail)
 
     @property
     def angles(self) -> int:
@@ -111,17 +111,6 @@ class Sparse(Kernel):
             "entries": self.window is not None,
             "start": True,
         }
-        return tuple(name for name, there in needed.items() if there)
-
-    @property
-    def prefill_arguments(self) -> tuple[str, ...]:
-        """The tensors of many tokens: queries and new rows come normed and turned, results are turned back outside.
-
-        ``q [B, T, H, D]``, ``k [B, T, 1, D]`` where there is a window, beside the ring before this call; ``chosen
-        [B, T, K]``; the others as those of a step.
-        """
-        needed = {"q": True, "k": self.window is not None, "sink": self.sink, "chosen": self.chosen is not None}
-        needed |= {"keys": True, "entries": self.window is not None, "start": True}
         return tuple(name for name, there in needed.items() if there)
 
     def tiles(self) -> Sequence[Tile]:
@@ -177,6 +166,86 @@ class Sparse(Kernel):
         return 4 * (active * self.heads * self.value_width + active * blocks * sizes["HEADS"] + blocks)
 
 
+@dataclass(frozen=True)
+class SparsePrefill(Kernel):
+    """The same of many tokens: queries and rows come normed and turned, results are turned back by who takes them.
+
+    A program attends for some heads of one token. The attributes are those of `Sparse`.
+    """
+
+    template: ClassVar[str] = "sparse_prefill.py.j2"
+    name: str
+    heads: int
+    width: int
+    value_width: int
+    scale: float
+    window: int | None = None
+    rate: int = 1
+    chosen: int | None = None
+    sink: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.window is not None or (self.chosen is not None and self.rate == 1)
+
+    @property
+    def tail(self) -> int:
+        """Channels of keys that are no values."""
+        return self.width - self.value_width
+
+    @property
+    def block(self) -> int:
+        """Channels of a tile of values: the power of two from 16 on."""
+        return _padded(self.value_width)
+
+    @property
+    def tail_block(self) -> int:
+        """Channels of a tile of the rest."""
+        return _padded(self.tail)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The op's tensors in order, those left out that this kernel has no use for.
+
+        ``q [B, T, H, D]``, ``k [B, T, 1, D]``, the new rows beside a window, ``sink [H]``, ``chosen [B, T, K]``, ``keys
+        [B, N, 1, D]``, the ring before this call or, without a window, all rows after it, ``entries [B, E, 1, D]``
+        after it, ``start [B]``. All are contiguous.
+        """
+        needed = {"q": True, "k": self.window is not None, "sink": self.sink, "chosen": self.chosen is not None}
+        needed |= {"keys": True, "entries": self.window is not None, "start": True}
+        return tuple(name for name, there in needed.items() if there)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The arguments that gradients flow to."""
+        return tuple(name for name in self.arguments if name not in ("chosen", "start"))
+
+    def tiles(self) -> Sequence[Tile]:
+        cuts = [(16, 16, 4, 2), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2)]
+        return [Tile({"HEADS": heads, "ROWS": rows}, warps, stages) for heads, rows, warps, stages in cuts]
+
+    def entries(self, dtype: str) -> Sequence[Entry]:
+        types = dict.fromkeys(self.arguments, f"*{dtype}") | {"start": "*i64"}
+        types |= {"chosen": "*i64"} if self.chosen is not None else {}
+        sizes = {"T": "i32", "N": "i32"} | ({"E": "i32"} if self.window is not None else {})
+        return [Entry(f"{self.name}_kernel", {**types, "out": f"*{dtype}", **sizes})]
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        """Return what a call moves that brings all of its context: each row is read once, though many tokens see it."""
+        tokens, row = batch * context, self.width * width
+        far = sum(min(each // self.rate, self.chosen or context) for each in range(1, context + 1))
+        near = 0 if self.window is None else sum(min(self.window, each) for each in range(1, context + 1))
+        rows = tokens // self.rate + (0 if self.window is None else tokens)
+        q, out = tokens * self.heads * row, tokens * self.heads * self.value_width * width
+        given = rows * row + 8 * batch + 8 * tokens * (self.chosen or 0) + (self.heads * width if self.sink else 0)
+        flops = batch * 2 * self.heads * (self.width + self.value_width) * (far + near)
+        return Moved(read=q + given, written=out, least=q + given + out, flops=flops)
+
+
+def _padded(channels: int) -> int:
+    """Return the next power of two, from 16 on."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
 def examples() -> list[Kernel]:
     """Return the layers of DeepSeek V4 Flash and Pro, chosen and all entries, and V3.2's."""
     chosen = Sparse(
@@ -208,4 +277,8 @@ def examples() -> list[Kernel]:
         turned=64,
     )
     pro = replace(chosen, name="sparse_pro", heads=128, chosen=1024)
-    return [chosen, pooled, pro, replace(pooled, name="sparse_pooled_pro", heads=128), latent]
+    many = SparsePrefill("many_flash", 64, 512, 512, 512**-0.5, window=128, rate=4, chosen=512, sink=True)
+    many_pooled = replace(many, name="many_pooled", rate=128, chosen=None)
+    many_latent = SparsePrefill("many_latent", 128, 576, 512, 0.1352337788, chosen=2048)
+    steps = [chosen, pooled, pro, replace(pooled, name="sparse_pooled_pro", heads=128), latent]
+    return [*steps, many, many_pooled, many_latent]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.codegen.kernels.sparse import Sparse
+from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.kernels.sparse import Sparse, SparsePrefill
 from tests.kernels.harness import module
 from tests.kernels.touched import touched
 
@@ -53,7 +54,7 @@ CASES = {
     "a chosen row that is there": replace(LATENT, writes=False, turned=0),
     "a padded width": replace(CHOSEN, width=24, value_width=24),
 }
-Load = Callable[[Sparse], Any]
+Load = Callable[[Kernel], Any]
 
 
 def inputs(k: Sparse, dtype: torch.dtype, starts: list[int], entries: int = 90, slots: int = 100) -> dict[str, Tensor]:
@@ -93,9 +94,9 @@ def numbers(k: Sparse, pos: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    folder, loaded = tmp_path_factory.mktemp("kernels"), dict[Sparse, Any]()
+    folder, loaded = tmp_path_factory.mktemp("kernels"), dict[Kernel, Any]()
 
-    def of(k: Sparse) -> Any:
+    def of(k: Kernel) -> Any:
         if k not in loaded:
             loaded[k] = module(folder, k)
         return loaded[k]
@@ -208,3 +209,70 @@ def test_bytes(load: Load, name: str, pos: int) -> None:
 def test_the_op_is_registered_as_torch_wants(load: Load) -> None:
     for k in (CHOSEN, LATENT):
         torch.library.opcheck(load(k).sparse, tuple(inputs(k, torch.float32, [20, 7]).values()))
+
+
+MANY = {
+    "chosen entries": SparsePrefill("many", 5, 32, 32, 0.3, window=8, rate=4, chosen=9, sink=True),
+    "all entries": SparsePrefill("many", 17, 32, 32, 0.3, window=20, rate=3),
+    "rows of one memory": SparsePrefill("many", 3, 40, 24, 0.3, chosen=11),
+}
+
+
+def call(k: SparsePrefill, starts: list[int], length: int, slots: int = 0) -> dict[str, Tensor]:
+    """Return a call's tensors; what is not there yet holds no number."""
+    torch.manual_seed(0)
+    batch, pos = len(starts), torch.tensor(starts)
+    slots, last = slots or k.window or 60, pos + length
+    behind = torch.arange(slots) >= (pos if k.window else last)[:, None]
+    chosen = torch.full((batch, length, k.chosen or 1), -1)
+    for b, start in enumerate(starts):
+        for t in range(length):
+            some = torch.randperm((start + t + 1) // k.rate)[: k.chosen or 1]
+            chosen[b, t, : len(some)] = some
+    values = {
+        "q": torch.randn(batch, length, k.heads, k.width),
+        "k": torch.randn(batch, length, 1, k.width),
+        "sink": torch.randn(k.heads),
+        "chosen": chosen,
+        "keys": torch.randn(batch, slots, 1, k.width).masked_fill(behind[:, :, None, None], torch.nan),
+        "entries": torch.randn(batch, 30, 1, k.width),
+        "start": pos,
+    }
+    values["entries"][(torch.arange(30) >= (last // k.rate)[:, None])] = torch.nan
+    return {name: values[name] for name in k.arguments}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_many_tokens(load: Load, name: str) -> None:
+    k = MANY[name]
+    for starts in ([0], [0, 5, 41]):
+        given = call(k, starts, 7)
+        found = load(k).many(*given.values())
+        wide = [x.double() if x.is_floating_point() else x for x in given.values()]
+        close(found, load(k).many_plain(*wide), 1e-5)
+
+
+def test_many_tokens_as_steps(load: Load) -> None:
+    """Steps over a ring that a call of many tokens left behind go on where it ended: both see the same rows."""
+    k = MANY["chosen entries"]
+    one = replace(CASES["neither norm nor turn"], chosen=k.chosen, sink=True)
+    given = call(k, [9], 6)
+    found, keys = load(k).many(*given.values()), given["keys"].clone()
+    for t in range(6):
+        now = {**given, "start": given["start"] + t, "keys": keys}
+        now |= {name: given[name][:, t : t + 1] for name in ("q", "k", "chosen")}
+        mixed = load(one).sparse(*(now[name] for name in one.arguments))
+        close(found[:, t], mixed[:, 0].double(), 1e-5)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_gradients_are_those_of_the_plain_form(load: Load, name: str) -> None:
+    k = MANY[name]
+    given = call(k, [0, 0], 5)
+    found: list[list[Tensor]] = []
+    for form in (load(k).many, load(k).many_plain):
+        taken = {n: x.clone().nan_to_num().requires_grad_() if x.is_floating_point() else x for n, x in given.items()}
+        form(*taken.values()).pow(2).sum().backward()
+        found.append([x.grad for x in taken.values() if x.grad is not None])
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-4)
