@@ -32,8 +32,9 @@ from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import TARGETS, Kernel, Tile
-from regraft.codegen.kernels.search import search
+from regraft.codegen.kernels.search import Candidate, ranked
 from regraft.codegen.kernels.sparse import Sparse
+from regraft.ir.errors.kernels import NoTileError
 
 MORE = 75  # exit code: the time is over, and there is more to do
 MOST_BYTES = 16 << 30  # of arguments at once
@@ -165,7 +166,10 @@ def measured(
         target: What the device's code is compiled for; if there is no search for it, the first tile is taken.
         device: Where it runs.
     """
-    tiles = search([kernel], [target]) if target in TARGETS else {}
+    best = ranked(kernel, target)[0] if target in TARGETS else Candidate(kernel.tiles()[0])
+    if best.problem:
+        raise NoTileError(kernel=kernel.name, count=len(kernel.tiles()), target=target, notes=[best.problem])
+    tiles = {kernel.name: {target: best.tile}}
     program, small = load(kernel, folder, tiles), checked(kernel)
     other = program if small == kernel else load(small, folder, tiles)
     shorter = Call(1, min(context, CHECKED) if isinstance(kernel, Flash) else context, torch.bfloat16, device)
@@ -177,7 +181,7 @@ def measured(
     moving, multiplying = moved.least / rates["copy_bytes_per_s"], moved.flops / rates["matmul_flops"]
     of = "bandwidth" if moving >= multiplying else "matrix rate"
     share = max(moving, multiplying) * 1e6 / found["us"]
-    found["tile"] = tiles[kernel.name][target].launch() if tiles else kernel.tiles()[0].launch()
+    found |= {"tile": best.tile.launch(), "modelled_us": best.seconds * 1e6 if target in TARGETS else None}
     return found | {"bytes": moved.total, "least": moved.least, "flops": moved.flops, "share": share, "of": of}
 
 

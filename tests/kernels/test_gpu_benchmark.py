@@ -91,6 +91,7 @@ def test_a_kernel_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found["us"] == pytest.approx(10)
     assert found["beside"] == {"the same": pytest.approx(10), "other": "ValueError: no such mask"}
     assert found["of"] == "bandwidth"
+    assert found["tile"] == kernel.tiles()[0].launch()
     assert found["share"] == pytest.approx(moved.least / 1e12 / 1e-5)
 
 
