@@ -80,7 +80,7 @@ class AttendStep(Kernel):
         kv_heads: Key/value heads.
         width: Channels of a query or key.
         value_width: Channels of a value.
-        slots: Rows that the memory holds.
+        slots: Rows that the memory holds, which tiles are chosen for; a call takes a memory of any length.
         scale: What products are multiplied by.
         rows: What a row of the memory is. ``apart``: keys and values are two tensors. ``shared``: one tensor of keys,
             whose first ``value_width`` channels are the values (latents). ``values``: one tensor of values and, behind
@@ -178,11 +178,6 @@ class AttendStep(Kernel):
     def fan(self) -> int:
         """Parts that one program merges."""
         return FAN
-
-    @property
-    def turning_slots(self) -> int:
-        """Slots of a ring that its later rows go round in."""
-        return max(self.slots - self.kept, 1)
 
     @property
     def mutated(self) -> str:
@@ -291,9 +286,11 @@ class AttendStep(Kernel):
         if total <= 256:
             cuts = [(64, 4, 3), (128, 4, 3), (128, 4, 2), (64, 4, 2), (32, 4, 2)]
         elif total <= 512:
-            cuts = [(64, 4, 3), (64, 4, 2), (32, 4, 3), (32, 4, 2)]
+            cuts = [(64, 4, 2), (64, 4, 3), (32, 4, 3), (32, 4, 2)]
+        elif heads == 32:
+            cuts = [(32, 8, 2), (64, 8, 2), (16, 8, 2), (16, 8, 1)]
         else:
-            cuts = [(32, 8, 2), (64, 8, 2), (32, 8, 3), (16, 8, 1), (16, 4, 1)]
+            cuts = [(32, 8, 2), (64, 8, 2), (32, 8, 3), (16, 8, 2), (16, 8, 1)]
         least = 256 if self.seen > 1024 else 128  # rows of a split: its result is small beside what it reads
         blocks = self.kv_heads * -(-self.group // heads)
         splits = max(1, min(-(-PROGRAMS // blocks), self.seen // least, FAN * FAN))
@@ -305,7 +302,7 @@ class AttendStep(Kernel):
         types = {name: f"*{dtype}" for name in self.arguments if name != "start"} | {"start": "*i64"}
         more = {"heads": "*i32"} if self.head_map is not None else {}
         more |= {"out": f"*{dtype}", "parts": "*fp32", "weights": "*fp32", "counters": "*i32"}
-        constants: dict[str, Constant] = {**self.strides}
+        constants: dict[str, Constant] = {**self.strides, "SLOTS": self.slots}
         return (Entry(f"{self.name}_kernel", {**types, **more}, constants),)
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
@@ -343,7 +340,8 @@ class AttendStep(Kernel):
     def _merged_bytes(self, found: int, batch: int) -> int:
         """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
         sizes = self.tiles()[0].sizes
-        splits, rows = max(1, sizes["SPLITS"] // batch), sizes["ROWS"]
+        splits = max(1, min(sizes["SPLITS"] // batch, self.slots // sizes["LEAST"]))
+        rows = sizes["ROWS"]
         even = math.ceil(found / splits)
         each = max(sizes["LEAST"], math.ceil(even / rows) * rows)
         active = math.ceil(found / each)

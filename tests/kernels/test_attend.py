@@ -89,7 +89,7 @@ KINDS: Mapping[str, Cut] = {
     "latent": LATENT,
     "latent_blocks": replace(LATENT, heads=37, slots=50, ring=True, window=50),
     "one_row": replace(PLAIN, rows="shared", kv_heads=1, k_norm=HeadNorm(1e-6), turn=Turn(4, start=12)),
-    "groups": replace(NORMED, splits=60, sink=True, slots=300),
+    "groups": replace(NORMED, heads=2, kv_heads=1, splits=60, least=8, sink=True, slots=300),
 }
 
 
@@ -186,7 +186,7 @@ def test_ends_of_tiles_and_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["capped", "anchored", "key_from_value"])
 def test_how_rows_are_divided_changes_nothing(kind: str, tmp_path: Path) -> None:
     results: list[Tensor] = []
-    for splits, rows, least in ((1, 32, 16), (6, 16, 16), (40, 16, 2)):
+    for splits, rows, least in ((1, 32, 16), (6, 16, 16), (14, 16, 2)):
         k = replace(KINDS[kind], splits=splits, tile_rows=rows, least=least)
         given = inputs(k, torch.float32, [90, 40])
         results.append(module(tmp_path, k).attend(*given.values()))
@@ -206,6 +206,28 @@ def test_far_positions_are_turned_as_the_graph_turns_them(position: int, tmp_pat
     mine, wide = both(program, given)
     assert error(mine, wide) < 2e-6
     assert torch.allclose(mine["keys"][:, position % 8], key[:, 0], rtol=0, atol=1e-6)
+
+
+def test_an_idle_row_behind_the_last_slot_touches_no_other(tmp_path: Path) -> None:
+    k = replace(NORMED, slots=20)
+    program = module(tmp_path, k)
+    given = inputs(k, torch.float32, [20, 9])
+    given["keys"][0], given["values"][0] = 1.0, 1.0
+    mine, wide = both(program, given)
+    assert error(mine, wide) < 2e-6
+
+
+def test_heads_may_stand_apart(tmp_path: Path) -> None:
+    """Queries and gates side by side in each head, as one projection gives them; keys and values behind each other."""
+    k = replace(NORMED, gate="sigmoid", gate_wide=True)
+    program = module(tmp_path, k)
+    given = inputs(k, torch.float32, [9, 30])
+    paired = torch.cat((given["q"], given["gate"]), -1)
+    behind = torch.cat((given["k"].flatten(2), given["v"].flatten(2)), -1)
+    apart = dict(given, q=paired[..., :16], gate=paired[..., 16:])
+    apart["k"], apart["v"] = (each.unflatten(2, (2, 16)) for each in behind.split(32, -1))
+    apart["keys"], apart["values"] = given["keys"].clone(), given["values"].clone()
+    assert torch.equal(program.attend(*apart.values()), program.attend(*given.values()))
 
 
 MOVED = ("values_normed", "pairs", "odd_widths", "anchored_narrow", "first_seen", "capped", "gated", "uneven", "reader")
