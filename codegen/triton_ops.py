@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 from regraft.codegen.kernels.rows import RowsWriter
 from regraft.codegen.names import Namespace, suffixes
 from regraft.codegen.torch_body import GLOBALS, Body
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch_code import ATOM, Code
+from regraft.codegen.triton_attend import emit_attend
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
+from regraft.ir.graph import relative
 from regraft.ir.op import Value
+from regraft.ir.ops.core import Flatten, Slice, Unflatten
+from regraft.ir.ops.kernels import AttendStep, Rows
 from regraft.ir.ops.kernels import Kernel as KernelOp
-from regraft.ir.ops.kernels import Rows
+from regraft.ir.ops.precision import CastLike, Widen
 
 if TYPE_CHECKING:
     from regraft.codegen.triton_target import StepBody
@@ -37,10 +41,10 @@ def _rows(op: KernelOp, at: StepBody) -> Code:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
     given, scope = argument_names(op, ["row", "block", "options", "results", "rows", "blocks", "batch", "wide"])
     gives = list(op.inner.outputs)
-    plain = Body(at.shared, {}, None, lambda name: name, scope)
+    plain = Body(at.shared, {}, None, relative, scope)
     for each in op.stands_for:
         plain.write(each, set(gives))
-    returned = ", ".join(plain.of(value).text for value in gives)
+    returned = ", ".join(_own(plain, value, gives) for value in gives)
     plain.assign("", f"return {returned}")
     names = {**given, **{value: f"{scope.give(value, *suffixes(value.name))}_out" for value in gives}}
     stem = "_".join(dict.fromkeys(_stem_of(v.name) for v in (each.weight for each in form.linears)))
@@ -50,11 +54,26 @@ def _rows(op: KernelOp, at: StepBody) -> Code:
     return Code(f"{name}({', '.join(map(at.passed, op.inputs))})")
 
 
+def _own(plain: Body, value: Value, gives: list[Value]) -> str:
+    """Return the code of a result, copied where it would share memory with another result or with an operand."""
+    source = _viewed(value)
+    shared = [other for other in gives if other is not value and _viewed(other) is source]
+    code = plain.of(value)
+    return f"{code.within(ATOM)}.clone()" if shared or source.op is None or source.is_weight else code.text
+
+
+def _viewed(value: Value) -> Value:
+    """Return whose memory a value is a view of, itself perhaps."""
+    while isinstance(value.op, CastLike | Flatten | Slice | Unflatten | Widen):
+        value = value.op.x
+    return value
+
+
 def _stem_of(weight: str) -> str:
     return suffixes(weight.removesuffix(".weight"))[0].removesuffix("_proj")
 
 
-KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {Rows: _rows}
+KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {AttendStep: emit_attend, Rows: _rows}
 
 
 def emit_kernel(op: KernelOp, at: StepBody) -> Code:

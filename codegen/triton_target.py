@@ -19,6 +19,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
@@ -67,15 +68,12 @@ class StepBody(Body):
 
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls, by the memory's name."""
-        return self.past_of(kept(op))
+        return self.memory(kept(op))
 
-    def past_of(self, memory: Value) -> str:
-        """Return the variable that holds the rows of a memory of this layer."""
-        name = self.local(memory.name)
-        for op, past in self.pasts.items():
-            if self.local(kept(op).name) == name:
-                return past
-        raise AssertionError(memory)
+    def memory(self, memory: Value) -> str:
+        """Return the variable that holds a memory, of this layer or given to it."""
+        own = {self.local(kept(op).name): past for op, past in self.pasts.items()}
+        return own.get(self.local(memory.name)) or self.names[memory]
 
     def keep(self, op: Op) -> None:
         """Declare a memory, in the order in which the module keeps them."""
@@ -187,6 +185,14 @@ class StepTarget(TorchTarget):
         layer = kind.layers[0]
         names = [layer.local(kept(op).name) for op in self._states(self.wiring.index[layer.number])]
         return f"pasts[i][{names.index(layer.local(value.name))}]"
+
+    def _only_turns(self, layer: Layer, value: Value) -> bool:
+        """Return whether a layer reads a value only to rotate by it, within kernels too."""
+        if value.op is not None or value.name != "pos":
+            return False
+        users = [op for op in layer.ops if value in op.operands]
+        inner = [user for op in users if isinstance(op, KernelOp) for user in op.inner["pos"].users]
+        return all(isinstance(op, KernelOp | Rope) for op in users) and all(isinstance(op, Rope) for op in inner)
 
     def _last_rows(self, body: Body, before: Sequence[object], after: Sequence[object]) -> None:
         """Leave all rows: there is one."""

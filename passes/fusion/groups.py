@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from regraft.ir.graph import Graph, layer_of
+from regraft.ir.kinds import block_kinds
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.kernels import Kernel, memories_made, stand_in
 from regraft.ir.types import MemoryType
@@ -37,6 +38,14 @@ class Grouping:
     def free(self, op: Op | None) -> bool:
         """Return whether an op runs for every call and is in no group yet."""
         return op is not None and not op.weight_time and op not in self.of and op in self.place
+
+    def ordered(self, ops: Iterable[Op]) -> list[Op]:
+        """Return ops in the graph's order."""
+        return sorted(ops, key=self.place.__getitem__)
+
+    def same_layer(self, one: Op, other: Op) -> bool:
+        """Return whether two ops stand in one layer."""
+        return layer_of(one.results[0].name) == layer_of(other.results[0].name)
 
     def take(self, kind: type[Kernel], ops: Iterable[Op]) -> bool:
         """Make a group of ``ops`` if none is in one and nothing outside stands between them; return whether."""
@@ -88,12 +97,13 @@ class Grouping:
             names, types = [v.name for v in op.results], [v.type for v in op.results]
             new.update(zip(op.results, graph.add(op.rebuilt(new.__getitem__), names, types), strict=True))
 
+        wanted = self._wanted()
         for op in self._order():
             if isinstance(op, Op):
                 copy(op)
                 continue
             ops = list(op.ops)
-            gives = self._gives(ops)
+            gives = [v for each in ops for v in each.results if v in wanted]
             kernel = stand_in(op.kind, ops, gives, _called_in(layer_of(ops[0].results[0].name)))
             kernel = kernel.rebuilt(new.__getitem__)
             results = graph.add(kernel, [v.name for v in gives], [v.type for v in gives])
@@ -101,16 +111,19 @@ class Grouping:
         graph.set_outputs([new[value] for value in self.graph.outputs])
         return graph
 
-    def _gives(self, ops: list[Op]) -> list[Value]:
-        """Return the results of a group that others read, and its memories."""
-        inside, kept = set(ops), memories_made(ops)
-        wanted = {
-            v
-            for op in ops
-            for v in op.results
-            if v in self.graph.outputs or not inside.issuperset(v.users) or v in kept
-        }
-        return [v for op in ops for v in op.results if v in wanted]
+    def _wanted(self) -> set[Value]:
+        """Return what groups must give: what is read outside of them, in some layer of their kind, and memories."""
+        wanted: set[Value] = set()
+        groups = {id(group): list(group.ops) for group in self.of.values()}
+        for ops in groups.values():
+            inside, made = set(ops), [v for op in ops for v in op.results]
+            wanted.update(memories_made(ops))
+            wanted.update(v for v in made if v in self.graph.outputs or not inside.issuperset(v.users))
+        for kind in block_kinds(self.graph):
+            made = [(layer.local(v.name), v) for layer in kind.layers for op in layer.ops for v in op.results]
+            given = {name for name, value in made if value in wanted}
+            wanted.update(value for name, value in made if name in given)
+        return wanted
 
     def _order(self) -> list[Op | Group]:
         """Return the ops and groups in an order in which operands come first, otherwise as they are."""

@@ -1,0 +1,142 @@
+"""Target ``triton``: calls of ``kernel.attend``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regraft.codegen.kernels.attend import AttendStep, HeadNorm, Turn
+from regraft.codegen.torch_code import ATOM, Code
+from regraft.ir.errors.codegen import MissingEmitterError
+from regraft.ir.forms.attend import AttendForm, Heads, LatentForm, attend_form, latent_form
+from regraft.ir.op import Value
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.core import Norm
+from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.ops.pos import Rope
+
+if TYPE_CHECKING:
+    from regraft.codegen.triton_target import StepBody
+
+
+_SLOTS = 131072  # of a memory of all rows, for the choice of tiles
+
+
+def emit_attend(op: KernelOp, at: StepBody) -> Code:
+    """Return the call of a step's attention."""
+    form = attend_form(op.stands_for)
+    if form is not None:
+        return _apart(op, form, at)
+    latent = latent_form(op.stands_for)
+    if latent is not None:
+        return _latent(op, latent, at)
+    raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+
+
+def _apart(op: KernelOp, form: AttendForm, at: StepBody) -> Code:
+    attend, kept = form.attend, form.memory.memory
+    heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
+    kv_heads, value_width = kept.field("v").shape
+    kernel = AttendStep(
+        name="",
+        heads=heads,
+        kv_heads=kv_heads,
+        width=width,
+        value_width=value_width,
+        slots=_SLOTS if kept.window is None else kept.window + kept.first,
+        scale=attend.scale,
+        ring=kept.window is not None,
+        kept=kept.first,
+        **_sight(attend),
+        q_norm=_norm(form.q),
+        k_norm=None if form.k is None else _norm(form.k),
+        v_norm=None if form.v is None else _norm(form.v),
+        turn=_turn(form.q.rope, 0),
+        temper=form.k is not None and form.k.temper is not None,
+        writes=form.state is not None,
+    )
+    given = {"q": form.q.x, "q_norm": _weight(form.q.norm), "sink": attend.sink}
+    if form.k is not None and form.v is not None:
+        temper = None if form.k.temper is None else form.k.temper.by
+        given |= {"k": form.k.x, "v": form.v.x, "k_norm": _weight(form.k.norm), "temper": temper}
+    codes = {name: at.passed(_outside(op, value)) for name, value in given.items() if value is not None}
+    memory = at.memory(_outside(op, form.memory))
+    return _call(kernel, at, {**codes, **_rope(form.q.rope, at), "keys": f"{memory}[0]", "values": f"{memory}[1]"})
+
+
+def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
+    attend = form.attend
+    heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
+    latent = int(str(form.plain.tensor.shape[3]))
+    kept = form.memory.memory
+    kernel = AttendStep(
+        name="",
+        heads=heads,
+        kv_heads=1,
+        width=width,
+        value_width=latent,
+        rows="shared",
+        slots=_SLOTS if kept.window is None else kept.window + kept.first,
+        scale=attend.scale,
+        ring=kept.window is not None,
+        kept=kept.first,
+        **_sight(attend),
+        q_apart=True,
+        k_norm=HeadNorm(form.norm.eps, form.norm.weight is not None, form.norm.offset, latent),
+        turn=_turn(form.rope, latent),
+    )
+    row = at.of(_outside(op, form.row)).within(ATOM)
+    codes = {
+        "q": at.passed(_outside(op, form.plain)),
+        "q_turned": at.passed(_outside(op, form.turned)),
+        "k": f"{row}.unflatten(-1, (1, {width}))",
+        "keys": f"{at.memory(_outside(op, form.memory))}[0].unflatten(-1, (1, {width}))",
+    }
+    weight = _weight(form.norm)
+    codes |= {} if weight is None else {"k_norm": at.passed(_outside(op, weight))}
+    return _call(kernel, at, {**codes, **_rope(form.rope, at)})
+
+
+def _call(kernel: AttendStep, at: StepBody, codes: dict[str, str]) -> Code:
+    codes["start"] = at.call("start")
+    stem = "attend" if kernel.window is None else f"attend_{kernel.window}"
+    stem = stem if kernel.writes else f"{stem}_of_others"
+    name = at.shared.kernel(stem, kernel.called)
+    return Code(f"{name}({', '.join(codes[argument] for argument in kernel.arguments)})")
+
+
+def _outside(op: KernelOp, value: Value) -> Value:
+    found = op.outside(value)
+    assert found is not None, value
+    return found
+
+
+def _sight(attend: Attend) -> dict[str, object]:
+    return {
+        "window": attend.window,
+        "first": attend.first,
+        "head_map": attend.head_map,
+        "softcap": attend.softcap,
+        "sink": attend.sink is not None,
+    }
+
+
+def _norm(heads: Heads) -> HeadNorm | None:
+    norm = heads.norm
+    return None if norm is None else HeadNorm(norm.eps, norm.weight is not None, norm.offset)
+
+
+def _weight(norm: Norm | None) -> Value | None:
+    return None if norm is None else norm.weight
+
+
+def _turn(rope: Rope | None, start: int) -> Turn | None:
+    if rope is None:
+        return None
+    return Turn(rope.channels, start, "halves" if rope.layout == "halves" else "interleaved", rope.pairs)
+
+
+def _rope(rope: Rope | None, at: StepBody) -> dict[str, str]:
+    if rope is None:
+        return {}
+    name = at.rope(rope)
+    return {"cos": f"{name}[0]", "sin": f"{name}[1]"}
