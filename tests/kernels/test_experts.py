@@ -78,9 +78,8 @@ def wide(values: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("k", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_step_is_mixed_as_in_double(tmp_path: Path, k: Experts, batch: int) -> None:
-    made, given = tiled(tmp_path, k), inputs(k, batch=batch)
+def test_a_step_is_mixed_as_in_double(tmp_path: Path, k: Experts) -> None:
+    made, given = tiled(tmp_path, k), inputs(k)
     torch.testing.assert_close(made.experts(*given).double(), made.experts_plain(*wide(given)), rtol=1e-5, atol=5e-6)
 
 
@@ -119,7 +118,8 @@ def test_bytes_are_those_touched(tmp_path: Path, name: str) -> None:
     k = replace(CASES[name], skip="none")
     made, given = tiled(tmp_path, k), inputs(k, batch=1)
     with touched() as run:
-        made.experts(*given)
+        out = made.experts(*given)
+    torch.testing.assert_close(out.double(), made.experts_plain(*wide(given)), rtol=1e-5, atol=5e-6)
     moved = k.moved(4, 1, 8)
     assert len(run.launches) == moved.launches == 2
     assert abs(run.read + run.written - moved.total) <= 0.02 * moved.total
@@ -134,10 +134,10 @@ def test_a_skipped_expert_reads_no_weights(tmp_path: Path) -> None:
 
 
 def test_the_op_is_one_of_pytorchs(tmp_path: Path) -> None:
-    for name in ("a shared one, normed, added", "one or none, a moved residual"):
-        made = tiled(tmp_path, CASES[name])
-        made.INTERPRETED = False
-        torch.library.opcheck(made.experts, tuple(inputs(CASES[name])))
+    k = CASES["one or none, a moved residual"]
+    made = tiled(tmp_path, k)
+    made.INTERPRETED = False
+    torch.library.opcheck(made.experts, tuple(inputs(k)))
 
 
 def test_an_identity_takes_no_norm() -> None:

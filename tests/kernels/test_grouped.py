@@ -141,6 +141,5 @@ def test_bytes_are_those_touched(tmp_path: Path) -> None:
 def test_the_op_is_one_of_pytorchs(tmp_path: Path) -> None:
     made = tiled(tmp_path, BARE)
     made.INTERPRETED = False
-    torch.library.opcheck(made.grouped, tuple(inputs(BARE)))
     leaves = [x.requires_grad_() if x.is_floating_point() else x for x in inputs(BARE)]
     torch.library.opcheck(made.grouped, tuple(leaves))
