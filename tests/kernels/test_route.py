@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from regraft.codegen.kernels.kernel import Tile
 from regraft.codegen.kernels.route import Route
+from regraft.ir.ops.moe import Route as RouteOp
 from tests.kernels.harness import module
 from tests.kernels.touched import touched
 
+SHARED = ("chosen", "score", "normalize", "eps", "scale", "groups", "kept", "best")
 GROUPED = Route("route", 70, 24, 5, score="sigmoid", groups=6, kept=3, best=2, bias=True)
 LOGITS = Route("route", 64, 17, 4, given_logits=True)
 CASES = {
@@ -80,6 +83,27 @@ def test_half_precision_rounds_the_shares_alone(tmp_path: Path, k: Route) -> Non
     assert torch.equal(experts, numbers)
     assert shares.dtype == torch.float16
     torch.testing.assert_close(shares.double(), expected, rtol=2**-10, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "k",
+    [
+        replace(GROUPED, given_logits=True, normalize=True, eps=0.1, scale=2.5, gain=True),
+        replace(LOGITS, bias=True, normalize=True),
+        replace(LOGITS, score="sqrt_softplus", table=True, normalize=True, scale=1.5),
+    ],
+    ids=["groups", "softmax", "a table"],
+)
+def test_the_plain_form_is_the_op(tmp_path: Path, k: Route) -> None:
+    given = dict(zip(["logits", *k.arguments()], wide(inputs(k)), strict=True))
+    op = cast(Any, SimpleNamespace(**{name: getattr(k, name) for name in SHARED}))
+    op._kept_ranks = lambda ranks: RouteOp.__dict__["_kept_ranks"](op, ranks)
+    op._check_given = lambda *_: None
+    run = cast(Any, SimpleNamespace(wide=lambda x: x))
+    chosen = given["table"][given["tokens"]] if k.table else None
+    expected = RouteOp.reference(op, run, given["logits"], given.get("bias"), given.get("gain"), chosen)
+    for ours, theirs in zip(routed(tmp_path, k).route_plain(*given.values()), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_of_equals_the_first_are_chosen(tmp_path: Path) -> None:
