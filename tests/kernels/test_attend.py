@@ -372,3 +372,45 @@ def test_step_by_step_it_is_what_the_graphs_ops_say(name: str, tmp_path: Path) -
         given = {name: {**kept, **weights, **step}[name] for name in k.arguments}
         out = program.attend_plain(*given.values())
         assert (out - run["c"][:, t : t + 1]).abs().max() < 1e-12
+
+
+LATENT_GRAPH = """
+graph @g (%tokens: i64[B, T], %pos: i64[B, T], %valid: bool[B, T]) {
+  %wq = weight.load : f32[32, 800]
+  %wk = weight.load : f32[32, 40]
+  %k_norm = weight.load : f32[32]
+  %q = core.embed %tokens, %wq
+  %k = core.embed %tokens, %wk
+  %qh = core.unflatten %q {parts = 20}
+  %q_near = core.slice %qh {start = 0, stop = 32}
+  %q_far = core.slice %qh {start = 32, stop = 40}
+  %qr = pos.rope %q_far, %pos {base = 100.0, channels = 8, layout = "interleaved"}
+  %q_both = core.concat %q_near, %qr
+  %k_near = core.slice %k {start = 0, stop = 32}
+  %k_far = core.slice %k {start = 32, stop = 40}
+  %kn = core.norm %k_near, weight=%k_norm {eps = 1e-06}
+  %k_head = core.unflatten %k_far {parts = 1}
+  %kr = pos.rope %k_head, %pos {base = 100.0, channels = 8, layout = "interleaved"}
+  %k_flat = core.flatten %kr
+  %row = core.concat %kn, %k_flat
+  %kept = state.rows %row
+  %rows = mem.read %kept
+  %heads = core.unflatten %rows {parts = 1}
+  %latents = core.slice %heads {start = 0, stop = 32}
+  %m = mem.view %kept, %heads, v=%latents
+  %c = attn.attend %q_both, %m {scale = 0.2}
+  return %c
+}"""
+
+
+def test_latents_step_by_step_are_what_the_graphs_ops_say(tmp_path: Path) -> None:
+    k, graph = replace(LATENT, slots=26), parse_graph(LATENT_GRAPH)
+    weights, tokens = random_weights(graph), torch.arange(52).view(2, 26) * 7 % 32
+    run = Interpreter(graph, TensorSource(weights), "f64").run(tokens, edges=["q_near", "q_far", "k", "c"])
+    program, kept = module(tmp_path, k), inputs(k, torch.float64, [0, 0])
+    for t in range(26):
+        pos = torch.tensor([t, t])
+        cos, sin = turns(rope_of(graph, "kr"), pos, torch.float64)
+        q, turned, row, wanted = (run[name][:, t : t + 1] for name in ("q_near", "q_far", "k", "c"))
+        out = program.attend_plain(q, turned, row[:, :, None], cos, sin, weights["k_norm"], kept["keys"], pos)
+        assert (out - wanted).abs().max() < 1e-12
