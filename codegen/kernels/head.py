@@ -43,25 +43,22 @@ class Head(Kernel):
         """Programs of a launch, a power of two: each has some rows of the map."""
         return min(_PROGRAMS, 1 << max(self.vocab // 16, 1).bit_length() - 1)
 
+    @property
+    def block(self) -> int:
+        """Channels of the stream, up to a power of two."""
+        return 1 << (self.width - 1).bit_length()
+
     def tiles(self) -> Sequence[Tile]:
-        """Return tiles by what one stream needs; several go through a matrix unit, in chunks that fit registers."""
-        whole = max(1 << (self.width - 1).bit_length(), 16)
-        shapes = ((16, 256, 4, 1), (8, 512, 4, 1), (16, 512, 8, 1), (16, 256, 4, 3), (8, 256, 4, 4), (32, 256, 8, 1))
-        return [
-            Tile(
-                {
-                    "ROWS_1": rows,
-                    "CHUNK_1": min(chunk, whole),
-                    "ROWS_16": 8 * warps,
-                    "CHUNK_16": min(64, whole),
-                    "PROGRAMS": self.spread,
-                    "STAGES": stages,
-                },
-                warps,
-                stages,
-            )
-            for rows, chunk, warps, stages in shapes
-        ]
+        """Return tiles by what one stream needs, whole rows; several go through a matrix unit, in chunks."""
+        shapes = ((8192, 4, 1), (16384, 8, 1), (8192, 8, 1), (8192, 4, 3), (4096, 4, 4), (16384, 4, 1))
+        made: list[Tile] = []
+        for numbers, few, stages in shapes:
+            warps = max(few, 8) if self.block > 4096 else few
+            rows = min(max(numbers // self.block, 1), 16)
+            chunk = min(64, max(self.block, 16))
+            sizes = {"ROWS_1": rows, "ROWS_16": 8 * warps, "CHUNK": chunk, "PROGRAMS": self.spread, "STAGES": stages}
+            made.append(Tile(sizes, warps, stages))
+        return made
 
     def programs(self, tile: Tile, batch: int) -> int:
         """Return the programs of one launch: each streams its rows of the map for up to 16 sequences."""
