@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,27 @@ def test_what_is_measured_is_kept_by_device_and_not_measured_again(tmp_path: Pat
     one.drop("kernels/rows/1")
     assert list(one.entries()) == ["kernels/rows/0@4096"]
     assert list(json.loads(path.read_bytes())["devices"]) == ["one", "other"]
+
+
+def test_parts_go_on_after_a_kernel_that_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path / "gpu.json", "H200")
+    ends = [1, gpu.MORE, None, 0]
+
+    def part(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[2:4] == ["benchmarks.gpu_kernels", "rows"]
+        code = ends.pop(0)
+        if code in (1, None):
+            results.put(f"kernels/rows/{len(ends)}@4096", entry(status="running"))
+        if code is None:
+            raise subprocess.TimeoutExpired(command, gpu.PART)
+        return subprocess.CompletedProcess(command, code, stderr="an illegal memory access")
+
+    monkeypatch.setattr(subprocess, "run", part)
+    assert gpu.measure("rows", results, time.monotonic() + 3600)
+    reasons = [each["reason"] for each in results.entries().values()]
+    assert reasons == ["took more than 235 s", "an illegal memory access"]
+    assert not gpu.measure("rows", results, time.monotonic() + 100), "a part may take longer than that"
+    assert ends == []
 
 
 def test_the_table_stands_in_its_place(tmp_path: Path) -> None:
