@@ -150,10 +150,10 @@ class Flash(Kernel):
             cuts = [(32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 2)]
         elif self.main + self.rest > 256:
             cuts = [(32, 32, 4, 1), (64, 32, 8, 2), (32, 32, 8, 2)]
-        elif self.value_block > 128 or self.main + self.rest > 128:
+        elif self.value_block > 128:
             cuts = [(64, 32, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2), (128, 64, 8, 2)]
         else:
-            cuts = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2)]
+            cuts = [(64, 32, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 2)]
         return [Tile({"BM": rows, "BN": keys}, warps, stages) for rows, keys, warps, stages in cuts]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
@@ -185,4 +185,13 @@ class Flash(Kernel):
 
 def examples() -> list[Kernel]:
     """Return the kernel for layers of real models."""
-    return [Flash("llama_flash", 32, 8, 128, 128, 128**-0.5)]
+    return [
+        Flash("llama_3_8b", 32, 8, 128, 128, 128**-0.5),
+        Flash("gemma_4_e2b_near", 8, 1, 256, 256, 1.0, window=512),
+        Flash("gemma_4_31b_near", 32, 16, 256, 256, 1.0, window=1024),
+        Flash("gemma_4_31b_far", 32, 4, 512, 512, 1.0),
+        Flash("laguna_xs_2_near", 64, 8, 128, 128, 128**-0.5, window=512),
+        Flash("laguna_xs_2_far", 48, 8, 128, 128, 128**-0.5),
+        Flash("gpt_oss_20b_near", 64, 8, 64, 64, 0.125, window=128, sink=True),
+        Flash("deepseek_v3", 128, 128, 192, 128, 192**-0.5),
+    ]

@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from regraft.codegen.kernels.flash import Flash
+from regraft.codegen.kernels.ahead import Job, built
+from regraft.codegen.kernels.alone import kernel_file
+from regraft.codegen.kernels.flash import Flash, examples
+from regraft.codegen.kernels.kernel import TARGETS
+from regraft.codegen.kernels.search import device_of
 from tests.kernels.harness import module
 from tests.kernels.touched import touched
 
@@ -136,10 +140,9 @@ def test_each_query_mixes_what_it_sees(case: str, tmp_path: Path) -> None:
         allowed = 32 * torch.finfo(torch.float32).eps * 4  # sums of 40 to 60 products round on; values are up to 4
         assert difference(mixed, expected[0]) <= allowed
         assert difference(lse, expected[1]) <= 2 * allowed  # of scores, in bits
-        wide = made.flash_plain(*call.given(torch.float64))
-        mixed, lse = call.expected(torch.float64)
-        assert difference(wide[0], mixed) <= 1e-13
-        assert difference(wide[1], lse) <= allowed
+        mixed, lse = made.flash_plain(*call.given(torch.float64))
+        assert difference(mixed, expected[0]) <= 1e-13
+        assert difference(lse, expected[1]) <= allowed
 
 
 @pytest.mark.parametrize("case", ["causal", "all at once", "a width in two products", "a latent and a rotated key"])
@@ -235,3 +238,18 @@ def test_bytes_moved_are_those_touched(tmp_path: Path) -> None:
         with touched() as run, torch.no_grad():
             made.flash(*given)
         assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(examples())))
+def test_the_first_tile_fits_every_target(number: int) -> None:
+    k = examples()[number]
+    (entry,) = k.entries("bf16")
+    results = built([Job(kernel_file([k]), entry, k.tiles()[0], target) for target in TARGETS])
+    for target, each in zip(TARGETS, results, strict=True):
+        assert each.stack == 0
+        assert each.shared <= (device_of(target).max_shared_memory_per_block_bytes or 0)
+        assert each.wide_loads
+    units = dict(zip(TARGETS, (set(each.matrix) for each in results), strict=True))
+    assert units["gfx942"] == {"mfma"}
+    assert units["sm_90"] == {"wgmma" if k.tiles()[0].sizes["BM"] >= 64 else "mma.sync"}
