@@ -16,8 +16,8 @@ _STREAMS = 16  # the fewest rows of a matrix unit: more than one stream make as 
 class Head(Kernel):
     """Constants of an output head.
 
-    Its template holds three ops: ``name`` gives the likeliest token, ``name_sample`` draws one among the 64 likeliest
-    at most, ``name_logits`` gives logits.
+    Its template holds three ops: ``name`` gives the likeliest token, ``name_sample`` draws one, in one launch where it
+    is among the 64 likeliest, ``name_logits`` gives logits.
 
     Attributes:
         name: The first op's.

@@ -88,6 +88,15 @@ def test_rows_draw_by_their_own_noise(tmp_path: Path) -> None:
     assert torch.equal(made.head_sample(*given, *options), wanted)
 
 
+@pytest.mark.parametrize("top_k", [0, 65])
+def test_more_tokens_than_a_launch_chooses_among_may_be_drawn(top_k: int, tmp_path: Path) -> None:
+    made = module(tmp_path, PLAIN)
+    given = inputs(PLAIN, torch.float32, 2)
+    options = (torch.tensor([0.4, 0.8]), 0.9, top_k, 0.95)
+    wanted = made.head_sample_plain(*(x.double() for x in given), *options)
+    assert torch.equal(made.head_sample(*given, *options), wanted)
+
+
 def test_draws_have_the_shares_that_generation_gives_them(tmp_path: Path) -> None:
     made = module(tmp_path, PLAIN)
     logits = torch.tensor([[0.5, 2.0, 1.0, 2.0, -1.0]], dtype=torch.float64)
