@@ -73,7 +73,7 @@ class Compress(Pooled):
         """Return channels of a program, few where windows are long: all their tokens are in registers at once."""
         if self.rate > 16:
             return [Tile({"BLOCK": block}, warps) for block, warps in ((16, 4), (32, 8), (16, 8), (8, 4))]
-        return [Tile({"BLOCK": block}, warps) for block, warps in ((64, 4), (32, 2), (128, 4), (32, 1))]
+        return [Tile({"BLOCK": block}, warps) for block, warps in ((64, 2), (64, 1), (128, 4), (32, 1))]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""

@@ -66,7 +66,7 @@ class Streams(Kernel):
     def tiles(self) -> Sequence[Tile]:
         """Return channels of each stream for a program, and how many the last one reads at once."""
         if not self.maps:
-            return [Tile({"BLOCK": 256 * warps}, warps) for warps in (1, 2, 4)]
+            return [Tile({"BLOCK": block}, warps) for block, warps in ((512, 1), (256, 1), (512, 2))]
         chunk = min(1 << (self.width - 1).bit_length(), 4096)
         shapes = ((32, 8), (64, 8), (64, 4), (32, 4), (128, 8))
         return [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]
@@ -135,7 +135,7 @@ class StreamsPrefill(Streams):
         """Return tokens of a program, and channels of each stream that it takes at once."""
         shapes = ((16, 16, 4, 2), (32, 16, 8, 2), (16, 32, 8, 2), (32, 16, 8, 1), (16, 16, 4, 1))
         if not self.maps:
-            shapes = ((4, 128, 4, 1), (8, 128, 4, 1), (4, 256, 4, 1))
+            shapes = ((4, 512, 4, 1), (4, 256, 4, 1), (8, 128, 4, 1))
         return [Tile({"ROWS": rows, "BLOCK": block}, warps, stages) for rows, block, warps, stages in shapes]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
