@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import click
+
 from regraft.cli.options import allow_key_option, batch_option, command, device_option, model_argument, sizes_option
 from regraft.cli.session import Session
 
@@ -14,6 +16,9 @@ from regraft.cli.session import Session
 @device_option
 @batch_option
 @allow_key_option
+@click.option(
+    "--schedule", is_flag=True, help="Show the kernels of a decoded token instead, as target triton has them."
+)
 def inspect(
     session: Session,
     model: str,
@@ -21,6 +26,7 @@ def inspect(
     device: str,
     batch: int,
     allow_keys: tuple[str, ...],
+    schedule: bool,
 ) -> None:
     """Show the facts card of MODEL: structure, memories, parameters, cache, work, and what a device allows.
 
@@ -34,6 +40,12 @@ def inspect(
     lifted = lift(model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
+    if schedule:
+        from regraft.scheduling import blocks, schedules, to_json
+
+        told = schedules(lifted.graph, context, batch)
+        session.show(lambda: blocks(lifted.name, told), lambda: to_json(lifted.name, told))
+        return
     target = None if device == "none" else device
     found = replace(facts(lifted.graph, context, target, batch, decoding_form(lifted.graph)), name=lifted.name)
     session.show(lambda: card(found), found.to_json)

@@ -98,7 +98,7 @@ def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
 
 def _call(kernel: AttendStep, at: StepBody, codes: dict[str, str]) -> Code:
     codes["start"] = at.call("start")
-    stem = "attend" if kernel.window is None else f"attend_{kernel.window}"
+    stem = "attention" if kernel.window is None else f"attention_{kernel.window}"
     stem = stem if kernel.writes else f"{stem}_of_others"
     name = at.shared.kernel(stem, kernel.called)
     return Code(f"{name}({', '.join(codes[argument] for argument in kernel.arguments)})")

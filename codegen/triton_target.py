@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.names import Namespace, suffixes
@@ -33,6 +34,7 @@ class SharedKernels(Shared):
     def __init__(self) -> None:
         super().__init__()
         self.kernels: dict[Kernel, str] = {}  # without its name, and that
+        self.called: list[Kernel] = []  # in the order in which calls are written
         self._kernel_names = Namespace([*GLOBALS, *_KERNEL_GLOBALS.split()])
 
     def kernel(self, stem: str, make: Callable[[str], Kernel]) -> str:
@@ -40,7 +42,9 @@ class SharedKernels(Shared):
         bare = make("")
         if bare not in self.kernels:
             self.kernels[bare] = self._kernel_names.give(bare, stem)
-        return self.kernels[bare]
+        name = self.kernels[bare]
+        self.called.append(bare.called(name))
+        return name
 
     def reserved(self) -> list[str]:
         """Return the names that no variable may have."""
@@ -56,12 +60,19 @@ class StepBody(Body):
 
     shared: SharedKernels
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.calls: list[Kernel | Op] = []  # what a step launches, in order
+
     def write(self, op: Op, kept: set[Value]) -> None:
         """Add an op; a memory that it makes is where it is kept."""
         if not isinstance(op, KernelOp):
+            self.calls.append(op)
             super().write(op, kept)
             return
+        before = len(self.shared.called)
         code = emit_kernel(op, self)
+        self.calls += self.shared.called[before:]
         tensors = [v for v in op.results if isinstance(v.type, TensorType)]
         names = [self.names.give(v, *suffixes(self.local(v.name))) for v in tensors]
         self.assign(", ".join(names), code.text, ", ".join(map(self.told, tensors)))
@@ -160,7 +171,9 @@ class StepTarget(TorchTarget):
         self, places: dict[Value, Place], owner: int | None, local: Callable[[str], str], names: Namespace, width: int
     ) -> Body:
         """Return an empty body; its memories are all at hand, in the order in which they are kept."""
-        body = StepBody(self.shared, places, owner, local, names, width)
+        shared = self.shared
+        assert isinstance(shared, SharedKernels)
+        body = StepBody(shared, places, owner, local, names, width)
         for op in self._states(owner):
             body.keep(op)
         return body

@@ -124,8 +124,8 @@ class RowsKernel(Kernel):
         size = rows * self.depth
         high = 4 if size >= 1 << 22 else 2 if size >= 1 << 20 else 1 if size >= 1 << 15 else 16
         deep = max(block, 16)
-        choices = [(high, deep, 4), (high * 2, deep, 4), (high, min(deep * 2, 2048), 8), (high * 2, deep, 8)]
-        return [Tile({"BN": n, "BK": k}, warps=warps) for n, k, warps in dict.fromkeys(choices)]
+        choices = [(high, deep), (high * 2, deep), (high, min(deep * 2, 2048)), (high * 2, deep // 2)]
+        return [Tile({"BN": n, "BK": max(k, 16)}, warps=_warps(n * k)) for n, k in dict.fromkeys(choices)]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         wide = {*self.wide, *(name for name, _ in self.inside)}
@@ -144,6 +144,11 @@ class RowsKernel(Kernel):
         flops = 2 * self.depth * sum(part.rows * len(part.maps) for part in self.parts)
         whole = (weights + read + inside) * batch
         return Moved(whole, (made + inside) * batch, weights, 1, flops * batch)
+
+
+def _warps(elements: int) -> int:
+    """Return how many warps load a tile 16 bytes a thread."""
+    return max(1, min(4, elements // 256))
 
 
 def _elements(shape: tuple[int, ...]) -> int:
