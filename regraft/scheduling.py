@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from regraft.views.numbers import count, flops, size
+from regraft.views.numbers import context, flops, size
 from regraft.views.table import Block, Heading, table
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def schedules(graph: Graph, contexts: Sequence[int], batch: int) -> list[Schedul
     from regraft.passes.latent_forms import decoding_form
 
     fused = fuse_decode(decoding_form(graph) or graph)
-    return [schedule(graph, fused, batch, context) for context in contexts]
+    return [schedule(graph, fused, batch, length) for length in contexts]
 
 
 def blocks(name: str, found: Sequence[Schedule]) -> list[Block]:
     """Return schedules for any of the ways in which `views.table` shows them."""
     made: list[Block] = [Heading(f"{name}: a decoded token", 1)]
     for each in found:
-        title = f"{count(each.context)} tokens of context"
+        title = f"At {context(each.context)} tokens of context"
         made.append(Heading(title if each.batch == 1 else f"{title}, {each.batch} sequences"))
         head = ("", "layers", "kernels", "read", "written", "least", "over it", "matrix work")
         rows = [(part.name, str(len(part.layers) or ""), *_row(part.each)) for part in each.parts]
