@@ -57,6 +57,16 @@ def test_more_streams_than_go_through_a_matrix_unit_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+def test_a_stream_may_be_wider_than_the_map(batch: int, tmp_path: Path) -> None:
+    made = module(tmp_path, PLAIN)
+    x, gain, weight = inputs(PLAIN, torch.float16, batch)
+    logits, wanted = made.head_logits(x.float(), gain, weight), made.head_logits_plain(x.float(), gain, weight)
+    assert logits.dtype == wanted.dtype == torch.float16
+    assert torch.allclose(logits, wanted, rtol=2**-8, atol=2**-8 * float(wanted.abs().max()))
+    assert torch.equal(made.head(x.float(), gain, weight), wanted[:, 0].argmax(-1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
 def test_the_lowest_of_equal_tokens_is_the_likeliest(batch: int, tmp_path: Path) -> None:
     k = replace(PLAIN, width=16)
     made = module(tmp_path, k)
