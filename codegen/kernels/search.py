@@ -74,6 +74,18 @@ def bytes_in_flight(built: Built, tile: Tile, target: str) -> int:
     return (16 * built.wide_loads + 4 * built.narrow_loads) * lanes * tile.warps
 
 
+def misfit(built: Built, tile: Tile, target: str) -> str:
+    """Return why a compiled function must not run on a target; nothing if it may."""
+    limit = device_of(target).max_shared_memory_per_block_bytes or 0
+    if built.stack:
+        return f"{built.stack} bytes of registers spill"
+    if built.shared > limit:
+        return f"{built.shared} bytes of shared memory, {limit} are there"
+    if not programs_resident(built, tile, target):
+        return f"{built.registers} registers for each of {tile.warps} warps are more than there are"
+    return ""
+
+
 def ranked(kernel: Kernel, target: str, dtype: str = "bf16") -> list[Candidate]:
     """Return a kernel's tiles on a target, the best first, those that do not fit last.
 
@@ -132,7 +144,7 @@ def _ranking(kernel: Kernel, target: str, results: Sequence[tuple[Tile, list[Bui
         built = tuple(outcome for outcome in outcomes if isinstance(outcome, Built))
         if failed is not None:
             candidates.append(Candidate(tile, problem=failed.error().text))
-        elif problem := next((p for b in built if (p := _problem(b, tile, target))), ""):
+        elif problem := next((p for b in built if (p := misfit(b, tile, target))), ""):
             candidates.append(Candidate(tile, built, problem))
         elif wide and not any(each.wide_loads for each in built):
             candidates.append(Candidate(tile, built, "no loads of 16 bytes"))
@@ -147,17 +159,6 @@ def _ranking(kernel: Kernel, target: str, results: Sequence[tuple[Tile, list[Bui
 def _class(seconds: float, best: float) -> float:
     """Return the number of steps of `SAME` that a time is behind the best."""
     return seconds if math.isinf(seconds) else math.floor(math.log(seconds / best) / math.log(SAME) + 1e-9)
-
-
-def _problem(built: Built, tile: Tile, target: str) -> str:
-    limit = device_of(target).max_shared_memory_per_block_bytes or 0
-    if built.stack:
-        return f"{built.stack} bytes of registers spill"
-    if built.shared > limit:
-        return f"{built.shared} bytes of shared memory, {limit} are there"
-    if not programs_resident(built, tile, target):
-        return f"{built.registers} registers for each of {tile.warps} warps are more than there are"
-    return ""
 
 
 def _seconds(built: Built, tile: Tile, target: str, moved: Moved, programs: int | None) -> float:
