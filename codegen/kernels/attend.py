@@ -291,8 +291,12 @@ class AttendStep(Kernel):
             cuts = [(32, 8, 2), (64, 8, 2), (16, 8, 2), (16, 8, 1)]
         else:
             cuts = [(32, 8, 2), (64, 8, 2), (32, 8, 3), (16, 8, 2), (16, 8, 1)]
-        least = 256 if self.seen > 1024 else 128  # rows of a split: its result is small beside what it reads
         blocks = self.kv_heads * -(-self.group // heads)
+        least = 64  # rows of a split: few enough that 4K rows keep a device busy
+        while least < min(256, 32 * blocks, self.seen // 8):
+            least *= 2
+        while least * 2 * total < 8 * 4 * min(heads, self.group) * self.value_width:  # its result is an eighth of them
+            least *= 2
         splits = max(1, min(-(-PROGRAMS // blocks), self.seen // least, FAN * FAN))
         sizes = {"HEADS": heads, "SPLITS": splits, "LEAST": least}
         return [Tile({**sizes, "ROWS": rows}, warps, stages) for rows, warps, stages in cuts]
