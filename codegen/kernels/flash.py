@@ -149,7 +149,7 @@ class Flash(Kernel):
         if self.value_block > WIDEST_SUM:  # keys that are values are summed whole
             cuts = [(32, 16, 4, 1), (32, 32, 8, 1), (32, 32, 8, 2)]
         elif self.main + self.rest > 256:
-            cuts = [(32, 32, 4, 1), (64, 32, 8, 2), (32, 32, 8, 2)]
+            cuts = [(32, 32, 4, 1), (64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)]
         elif self.value_block > 128:
             cuts = [(64, 32, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2), (128, 64, 8, 2)]
         else:
