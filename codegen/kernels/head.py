@@ -50,7 +50,7 @@ class Head(Kernel):
 
     def tiles(self) -> Sequence[Tile]:
         """Return tiles by what one stream needs, whole rows; several go through a matrix unit, in chunks."""
-        shapes = ((8192, 4, 1), (16384, 8, 1), (8192, 8, 1), (8192, 4, 3), (4096, 4, 4), (16384, 4, 1))
+        shapes = ((16384, 8, 1), (8192, 4, 1), (8192, 8, 1), (8192, 4, 3), (4096, 4, 4), (16384, 4, 1))
         made: list[Tile] = []
         for numbers, few, stages in shapes:
             warps = max(few, 8) if self.block > 4096 else few
