@@ -25,6 +25,7 @@ PASSES = {
     "expand-mla": "regraft.passes.latent_forms:ExpandMLA",
     "fold-norms": "regraft.passes.fold_norms:FoldNorms",
     "fuse-projections": "regraft.passes.fuse_projections:FuseProjections",
+    "split-projections": "regraft.passes.split_projections:SplitProjections",
     "fuse-convs": "regraft.passes.fuse_convs:FuseConvs",
     "permute-heads": "regraft.passes.permute_heads:PermuteHeads",
     "merge-duplicate-heads": "regraft.passes.merge_duplicate_heads:MergeDuplicateHeads",

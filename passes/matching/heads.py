@@ -99,6 +99,8 @@ def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
         case Linear() if flat:
             if not op.weight.is_weight:
                 return f"{op.label} multiplies by a value that is known only at run time"
+        case Slice() if _of_projection(op):
+            return f"{op.label} takes a part of a projection, which split-projections makes one of its own"
         case None:
             return f"%{value.name} is an input of the graph"
         case _:
@@ -106,6 +108,11 @@ def _visit(value: Value, flat: bool, reader: Op, cut: Cut) -> str | None:
     if reason is None:
         cut.ops.append(op)
     return reason
+
+
+def _of_projection(op: Slice) -> bool:
+    made = op.x.op.x.op if isinstance(op.x.op, Unflatten) else op.x.op
+    return isinstance(made, Linear)
 
 
 def apply_cut(edit: Editor, cut: Cut, heads: int, keep: Sequence[int]) -> None:

@@ -65,13 +65,14 @@ class Editor:
         if any(user is not reader for user in run_time_users(old)):
             name = self.graph.fresh(f"{reader.results[0].name}.{slot}")
         else:
-            self._set_aside(old)
+            self.set_aside(old)
         new = make(old, name)
         self.graph.rename(new, name)
         self.graph.set_operand(reader, slot, new)
         return new
 
-    def _set_aside(self, value: Value) -> None:
+    def set_aside(self, value: Value) -> None:
+        """Let a weight give up its name; it still loads the same tensor, if it is loaded."""
         suffix = "previous"
         if isinstance(value.op, Load):
             self.graph.set_attribute(value.op, "tensor", value.op.source)
