@@ -207,8 +207,7 @@ def test_bytes(load: Load, name: str, pos: int) -> None:
 
 
 def test_the_op_is_registered_as_torch_wants(load: Load) -> None:
-    for k in (CHOSEN, LATENT):
-        torch.library.opcheck(load(k).sparse, tuple(inputs(k, torch.float32, [20, 7]).values()))
+    torch.library.opcheck(load(LATENT).sparse, tuple(inputs(LATENT, torch.float32, [20, 7]).values()))
 
 
 MANY = {
