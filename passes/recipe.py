@@ -75,13 +75,15 @@ class Recipe:
     records: Mapping[str, Plain] = field(default_factory=dict[str, Plain], compare=False, repr=False)
 
     def check_calibration(self) -> None:
-        """Refuse a recipe whose passes fit or decide on text where it names none.
+        """Refuse a recipe whose passes fit or decide on text where it names none; and options that change nothing.
 
         Raises:
+            OptionIdleError: With the first such option, and what it needs.
             NoCalibrationError: With the first such pass, and the bundled sample as a way out.
             ShortWindowsError: The text's windows are too short to show what such a pass changes.
         """
         for step in self.passes:
+            step.check_needs()
             if not step.needs_text:
                 continue
             if self.calibration is None:
