@@ -275,3 +275,14 @@ def test_gradients_are_those_of_the_plain_form(load: Load, name: str) -> None:
         found.append([x.grad for x in taken.values() if x.grad is not None])
     for mine, expected in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_bytes_of_many_tokens(load: Load, name: str) -> None:
+    """A call that starts a sequence, in which whatever is chosen is all there is."""
+    k = MANY[name]
+    given = call(k, [0], 11)
+    with touched() as run:
+        load(k).many(*given.values())
+    stated = k.moved(4, 1, 11)
+    assert (len(run.launches), run.read, run.written) == (stated.launches, stated.read, stated.written)
