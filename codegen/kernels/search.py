@@ -150,8 +150,7 @@ def _ranking(kernel: Kernel, target: str, results: Sequence[tuple[Tile, list[Bui
             candidates.append(Candidate(tile, built, "no loads of 16 bytes"))
         else:
             programs = kernel.programs(tile, 1)
-            seconds = max(_seconds(each, tile, target, moved, programs) for each in built)
-            candidates.append(Candidate(tile, built, seconds=seconds))
+            candidates.append(Candidate(tile, built, seconds=_seconds(built, tile, target, moved, programs)))
     best = min(candidate.seconds for candidate in candidates)
     return sorted(candidates, key=lambda candidate: _class(candidate.seconds, best))  # stable: the author's order
 
@@ -161,16 +160,26 @@ def _class(seconds: float, best: float) -> float:
     return seconds if math.isinf(seconds) else math.floor(math.log(seconds / best) / math.log(SAME) + 1e-9)
 
 
-def _seconds(built: Built, tile: Tile, target: str, moved: Moved, programs: int | None) -> float:
-    """Return how long a call takes in the model.
+def _seconds(built: Sequence[Built], tile: Tile, target: str, moved: Moved, programs: int | None) -> float:
+    """Return how long a call takes in the model, its functions having equal parts of what it moves.
 
     Args:
-        built: What was compiled.
+        built: What was compiled, function by function.
         tile: Its tile.
         target: Its target.
         moved: What the call moves.
-        programs: Programs of the call, where that is known; else they are taken to fill the device.
+        programs: Programs of a function's launch, where that is known; else they are taken to fill the device.
     """
+    multiply = [each for each in built if each.matrix] or list(built)
+    total = 0.0
+    for each in built:
+        part = moved.flops / len(multiply) if each in multiply else 0.0
+        total += _part_seconds(each, tile, target, (moved.total / len(built), part), programs)
+    return total
+
+
+def _part_seconds(built: Built, tile: Tile, target: str, work: tuple[float, float], programs: int | None) -> float:
+    """Return the same of one function; ``work`` is the bytes and the operations that it has to do."""
     device = device_of(target)
     resident = programs_resident(built, tile, target) * (device.sm_count or 1)
     at_once = min(resident, programs or resident)
@@ -178,9 +187,9 @@ def _seconds(built: Built, tile: Tile, target: str, moved: Moved, programs: int 
     evenness = waves / math.ceil(waves) if waves > 1 else 1.0
     bandwidth = device.bandwidth_bytes_per_s * device.usable_bandwidth_fraction
     in_flight = at_once * bytes_in_flight(built, tile, target)
-    moving = moved.total / min(bandwidth, max(1, in_flight) / LATENCY)
+    moving = work[0] / min(bandwidth, max(1, in_flight) / LATENCY)
     unit = max((UNITS[name] for name in built.matrix), default=ALU)
     if target == "sm_80" and "mma.sync" in built.matrix:
         unit = 1.0
-    multiplying = moved.flops / ((device.bf16_dense_flops or 1) * unit) if moved.flops else 0.0
+    multiplying = work[1] / ((device.bf16_dense_flops or 1) * unit)
     return max(moving, multiplying) / evenness
