@@ -47,7 +47,7 @@ class FuseProjections(Pass):
             layer = layer_of(op.results[0].name)
             if layer is None or not isinstance(op, self._ops):
                 continue
-            found = _site(op)
+            found = _site(op, graph)
             if isinstance(found, Refusal):
                 reasons.setdefault(layer, found.reason)
             else:
@@ -76,18 +76,18 @@ class FuseProjections(Pass):
         return set(self.layers.resolve(attentions(graph), graph.layer_count(), self.name, self.place("layers")))
 
 
-def _site(op: Op) -> Maps | Refusal:
+def _site(op: Op, graph: Graph) -> Maps | Refusal:
     """Return the maps that make what an attention reads in its own layer, or what an MLP multiplies."""
     if isinstance(op, Mul):
         ends = [_behind(op.a, (Activation, Clamp, Scale)), _behind(op.b, (Activation, Clamp, Scale))]
         found = [end.op for end in ends if isinstance(end.op, Linear)]
         plain = found if len(found) == 2 and found[0] is not found[1] and found[0].x is found[1].x else []
-        return _fusable(plain, "it multiplies no two maps of one value")
+        return _fusable(plain, graph, "it multiplies no two maps of one value")
     assert isinstance(op, Attend)
     makers = _makers(op, layer_of(op.out.name))
     values = dict.fromkeys(linear.x for linear in makers)
     largest = max(([m for m in makers if m.x is value] for value in values), key=len, default=[])
-    return _fusable(largest, "its queries, keys and values are no maps of one value")
+    return _fusable(largest, graph, "its queries, keys and values are no maps of one value")
 
 
 def _behind(value: Value, through: tuple[type[Op], ...]) -> Value:
@@ -117,7 +117,7 @@ def _makers(attend: Attend, layer: int | None) -> list[Linear]:
     return list(found)
 
 
-def _fusable(maps: Sequence[Linear], otherwise: str) -> Maps | Refusal:
+def _fusable(maps: Sequence[Linear], graph: Graph, otherwise: str) -> Maps | Refusal:
     """Return those of some maps that can be fused: of one element type, and with weights that serve them alone."""
     alike: dict[object, list[Linear]] = {}
     for linear in maps:
@@ -130,7 +130,11 @@ def _fusable(maps: Sequence[Linear], otherwise: str) -> Maps | Refusal:
     found = max(alike.values(), key=len, default=[])
     if len(found) < 2 and len(alike) > 1:
         otherwise = f"{' and '.join(m.label for m in maps)} differ in their element types, or in having a bias"
-    return tuple(found) if len(found) > 1 else Refusal(otherwise)
+    first = min(found, key=graph.ops.index, default=None)
+    ready = [linear for linear in found if first and Editor(graph).can_hoist(linear.weight, first)]
+    if len(ready) < 2 <= len(found):
+        otherwise = f"the weight of {found[-1].label} is fitted to what the others make"
+    return tuple(ready) if len(ready) > 1 else Refusal(otherwise)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class _Fuse(Rule[Op, Maps]):
         layer = layer_of(op.results[0].name)
         if layer is None or (self.wanted is not None and layer not in self.wanted):
             return Refusal("not among the layers")
-        return _site(op)
+        return _site(op, graph)
 
     def rewrite(self, site: Maps, edit: Editor) -> str:
         maps = sorted(site, key=edit.graph.ops.index)

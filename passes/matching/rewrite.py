@@ -101,13 +101,19 @@ class Editor:
         for old, new in copies.items():
             self.graph.replace_uses(old, new, _measures)
 
-    def hoist(self, value: Value, before: Op) -> None:
-        """Move what makes a weight to before another op, unless it stands there already."""
+    def can_hoist(self, value: Value, before: Op) -> bool:
+        """Return whether what makes a weight can stand before another op: all that it is fitted to stands there."""
         ops, op = self.graph.ops, value.op
-        assert op is not None
-        assert op.weight_time, op
-        if ops.index(op) < ops.index(before):
+        if op is None or ops.index(op) < ops.index(before):
+            return True
+        return op.weight_time and all(self.can_hoist(operand, before) for operand in op.operands)
+
+    def hoist(self, value: Value, before: Op) -> None:
+        """Move what makes a weight to before another op, unless it stands there already; see `can_hoist`."""
+        ops, op = self.graph.ops, value.op
+        if op is None or ops.index(op) < ops.index(before):
             return
+        assert op.weight_time, op
         for operand in op.operands:
             self.hoist(operand, before)
         ops.remove(op)

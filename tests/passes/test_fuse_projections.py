@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,11 @@ from regraft.ir.cost import cache_bytes, cost, parameters
 from regraft.ir.errors.recipe import StructureError
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.core import Linear
+from regraft.passes.fitting.measure import Measurements
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
 from tests.frontends.cases import CASES
-from tests.passes.exactness import TOKENS, check_blocks, check_program, close, run, twin
+from tests.passes.exactness import TOKENS, check_blocks, check_program, close, distance, run, twin
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("gpt-oss-20b", "mixtral")])
@@ -61,6 +65,28 @@ def test_after_other_passes() -> None:
     expected = Interpreter(graph, source)(TOKENS)
     done = run(graph, "fold-norms,fuse-projections,cse,dce").graph
     close(Interpreter(done, source)(TOKENS), expected)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "share-kv{groups=2}",
+        "share-kv{groups=2, level=map}",
+        "share-kv{groups=2, level=input}",
+        "share-kv{groups=2, level=latent, rank=0.5}",
+        "to-latent{rank=0.5, layers=1}",
+        "to-cca{width=2}",
+    ],
+)
+def test_after_passes_that_fit_what_is_fused(decoder: Any, step: str) -> None:
+    """A map whose weight is fitted to the others' results stays alone; what is fused is fitted as it was."""
+    model = decoder(layers=4)
+    plain, fused = (
+        run_pipeline(model.graph, parse_pipeline(pipeline), Measurements(model.graph, model.source, model.tokens))
+        for pipeline in (step, f"{step},fuse-projections")
+    )
+    assert fused.steps[-1].report.applied
+    assert distance(model.logits(fused.graph), model.logits(plain.graph)) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["qwen2", "ZAYA1-8B"])
