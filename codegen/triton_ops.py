@@ -10,12 +10,13 @@ from regraft.codegen.names import Namespace, suffixes
 from regraft.codegen.torch_body import GLOBALS, Body
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
+from regraft.codegen.triton_experts import emit_experts, emit_route
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
 from regraft.ir.graph import relative
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Flatten, Slice, Unflatten
-from regraft.ir.ops.kernels import AttendStep, Rows
+from regraft.ir.ops.kernels import AttendStep, ExpertsStep, RouteStep, Rows
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.precision import CastLike, Widen
 
@@ -73,7 +74,12 @@ def _stem_of(weight: str) -> str:
     return suffixes(weight.removesuffix(".weight"))[0].removesuffix("_proj")
 
 
-KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {AttendStep: emit_attend, Rows: _rows}
+KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
+    AttendStep: emit_attend,
+    ExpertsStep: emit_experts,
+    RouteStep: emit_route,
+    Rows: _rows,
+}
 
 
 def emit_kernel(op: KernelOp, at: StepBody) -> Code:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from regraft.ir.graph import Graph
 from regraft.passes.fusion.attend import group_attend
+from regraft.passes.fusion.experts import group_experts
 from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.rows import group_rows
 
-DECODE = (group_attend, group_rows)
+DECODE = (group_attend, group_experts, group_rows)
 
 
 def fuse_decode(graph: Graph) -> Graph:

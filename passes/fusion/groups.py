@@ -14,10 +14,17 @@ from regraft.ir.types import MemoryType
 
 @dataclass
 class Group:
-    """Ops of one layer, or of none, that one kernel shall compute."""
+    """Ops of one layer, or of none, that one kernel shall compute.
+
+    Attributes:
+        kind: The kernel's class.
+        ops: The ops, in order.
+        again: Ops of no group that it computes too, as others may: a norm that several kernels start with.
+    """
 
     kind: type[Kernel]
     ops: dict[Op, None] = field(default_factory=dict[Op, None])
+    again: tuple[Op, ...] = ()
 
 
 class Grouping:
@@ -31,13 +38,16 @@ class Grouping:
         self.graph = graph
         self.place = {op: number for number, op in enumerate(graph.ops)}
         self.of: dict[Op, Group] = {}
+        self.gone: set[Op] = set()  # all that read them compute them
         self.layers: dict[int | None, list[Op]] = {}
         for op in graph.run_time():
             self.layers.setdefault(layer_of(op.results[0].name), []).append(op)
 
     def free(self, op: Op | None) -> bool:
         """Return whether an op runs for every call and is in no group yet."""
-        return op is not None and not op.weight_time and op not in self.of and op in self.place
+        if op is None or op.weight_time or op in self.gone:
+            return False
+        return op not in self.of and op in self.place
 
     def ordered(self, ops: Iterable[Op]) -> list[Op]:
         """Return ops in the graph's order."""
@@ -47,15 +57,23 @@ class Grouping:
         """Return whether two ops stand in one layer."""
         return layer_of(one.results[0].name) == layer_of(other.results[0].name)
 
-    def take(self, kind: type[Kernel], ops: Iterable[Op]) -> bool:
-        """Make a group of ``ops`` if none is in one and nothing outside stands between them; return whether."""
+    def take(self, kind: type[Kernel], ops: Iterable[Op], again: Iterable[Op] = ()) -> bool:
+        """Make a group of ``ops`` if none is in one and nothing outside stands between them; return whether.
+
+        It computes ``again`` too, which leads to them; where all that reads these does so they are gone.
+        """
         found = set(ops)
         if not found or not all(map(self.free, found)):
             return False
         wanted = dict.fromkeys(sorted(found, key=self.place.__getitem__))
         if not self.convex(wanted):
             return False
-        self.of.update(dict.fromkeys(wanted, Group(kind, wanted)))
+        group = Group(kind, wanted, tuple(self.ordered(again)))
+        self.of.update(dict.fromkeys(wanted, group))
+        for op in reversed(group.again):
+            users = [user for value in op.results for user in value.users]
+            if all(user in self.gone or (user in self.of and op in self.of[user].again) for user in users):
+                self.gone.add(op)
         return True
 
     def extend(self, group: Group, op: Op) -> bool:
@@ -100,11 +118,12 @@ class Grouping:
         wanted = self._wanted()
         for op in self._order():
             if isinstance(op, Op):
-                copy(op)
+                if op not in self.gone:
+                    copy(op)
                 continue
             ops = list(op.ops)
             gives = [v for each in ops for v in each.results if v in wanted]
-            kernel = stand_in(op.kind, ops, gives, _called_in(layer_of(ops[0].results[0].name)))
+            kernel = stand_in(op.kind, [*op.again, *ops], gives, _called_in(layer_of(ops[0].results[0].name)))
             kernel = kernel.rebuilt(new.__getitem__)
             results = graph.add(kernel, [v.name for v in gives], [v.type for v in gives])
             new.update(zip(gives, results, strict=True))

@@ -1,0 +1,137 @@
+"""Target ``triton``: calls of ``kernel.route`` and ``kernel.experts``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from regraft.codegen.kernels.experts import Experts as ExpertsKernel
+from regraft.codegen.kernels.route import Route as RouteKernel
+from regraft.codegen.torch_code import Code
+from regraft.ir.errors.codegen import MissingEmitterError
+from regraft.ir.forms.elements import width
+from regraft.ir.forms.experts import ExpertsForm, Moved, RouteForm, SharedExpert, experts_form, route_form
+from regraft.ir.op import Value
+from regraft.ir.ops.core import Norm
+from regraft.ir.ops.kernels import Kernel as KernelOp
+
+if TYPE_CHECKING:
+    from regraft.codegen.triton_target import StepBody
+
+
+def emit_route(op: KernelOp, at: StepBody) -> Code:
+    """Return the call of a step's router."""
+    form = route_form(op.stands_for)
+    if form is None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    route, linear = form.route, form.linear
+    kernel = RouteKernel(
+        name="",
+        width=width(form.x),
+        experts=width(route.logits),
+        chosen=route.chosen,
+        score=route.score,
+        normalize=route.normalize,
+        eps=route.eps,
+        scale=route.scale,
+        groups=route.groups,
+        kept=route.kept,
+        best=route.best,
+        bias=route.bias is not None,
+        gain=route.gain is not None,
+        table=form.assign is not None,
+        given_logits=linear is None,
+        weight_bias=linear is not None and linear.bias is not None,
+        factor=form.factor,
+        **_norm(form.norm),
+    )
+    name = at.shared.kernel("router", kernel.called)
+    return _call(name, [form.x, *_named(kernel.arguments(), _routed(form))], op, at)
+
+
+def _routed(form: RouteForm) -> dict[str, Value | None]:
+    """Return a router's operands after the first by the kernel's names."""
+    linear, assign = form.linear, form.assign
+    return {
+        "norm_weight": None if form.norm is None else form.norm.weight,
+        "weight": None if linear is None else linear.weight,
+        "weight_bias": None if linear is None else linear.bias,
+        "bias": form.route.bias,
+        "gain": form.route.gain,
+        "tokens": None if assign is None else assign.tokens,
+        "table": None if assign is None else assign.table,
+    }
+
+
+def emit_experts(op: KernelOp, at: StepBody) -> Code:
+    """Return the call of a step's mixture of experts."""
+    form = experts_form(op.stands_for)
+    if form is None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    experts, shared = form.experts, form.shared
+    number, rows, channels = experts.gate_up.tensor.sizes
+    kernel = ExpertsKernel(
+        name="",
+        width=channels,
+        inner=rows // 2,
+        experts=number,
+        chosen=width(experts.weights),
+        activation=experts.activation,
+        limit=experts.limit,
+        shift=experts.shift,
+        skip=experts.skip,
+        biases=experts.gate_up_bias is not None,
+        shared=0 if shared is None else width(shared.gate.out),
+        shared_limit=None if shared is None else shared.limit,
+        shared_share=shared is not None and shared.share is not None,
+        residual="none" if form.residual is None else "add" if form.residual_moved is None else "move",
+        **_norm(form.norm),
+    )
+    operands = _mixed(form) | _of_shared(shared) | _moves("out", form.out_moved)
+    operands |= _moves("residual", form.residual_moved)
+    return _call(at.shared.kernel("experts", kernel.called), _named(kernel.arguments(), operands), op, at)
+
+
+def _mixed(form: ExpertsForm) -> dict[str, Value | None]:
+    """Return a mixture's operands by the kernel's names."""
+    experts = form.experts
+    return {
+        "x": form.x,
+        "norm_weight": None if form.norm is None else form.norm.weight,
+        "weights": experts.weights,
+        "experts": experts.chosen,
+        "gate_up": experts.gate_up,
+        "down": experts.down,
+        "gate_up_bias": experts.gate_up_bias,
+        "down_bias": experts.down_bias,
+        "residual": form.residual,
+    }
+
+
+def _of_shared(shared: SharedExpert | None) -> dict[str, Value | None]:
+    if shared is None:
+        return {}
+    share = None if shared.share is None else shared.share.weight
+    maps = {"gate": shared.gate.weight, "up": shared.up.weight, "down": shared.down.weight, "share": share}
+    return {f"shared_{name}": weight for name, weight in maps.items()}
+
+
+def _moves(what: str, moved: Moved | None) -> dict[str, Value | None]:
+    return {} if moved is None else {f"{what}_bias": moved.bias.bias, f"{what}_gain": moved.gain.by}
+
+
+def _norm(norm: Norm | None) -> dict[str, Any]:
+    """Return a kernel's constants of the norm before it."""
+    if norm is None:
+        return {}
+    return {"norm": norm.eps, "norm_weight": norm.weight is not None, "norm_offset": norm.offset}
+
+
+def _named(names: list[str], operands: dict[str, Value | None]) -> list[Value]:
+    found = [operands[name] for name in names]
+    return [value for value in found if value is not None]
+
+
+def _call(name: str, inner: list[Value], op: KernelOp, at: StepBody) -> Code:
+    """Return the call of a function with operands of a kernel's body."""
+    outside = [op.outside(value) for value in inner]
+    return Code(f"{name}({', '.join(at.passed(value) for value in outside if value is not None)})")

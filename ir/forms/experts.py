@@ -1,0 +1,235 @@
+"""The forms of ``kernel.route`` and ``kernel.experts``: a mixture of experts of one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from regraft.ir.forms.elements import of_token, width
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.core import Activation, Add, Bias, Clamp, Gain, Linear, Mul, Norm, Scale
+from regraft.ir.ops.moe import Assign, Experts, Route
+from regraft.ir.ops.precision import CastLike, Widen
+
+
+@dataclass(frozen=True)
+class RouteForm:
+    """A body that chooses experts.
+
+    Attributes:
+        route: The choice.
+        x: The vector that it starts from: of the token, or the logits where there is no map.
+        linear: The map that gives the logits, if the body has it.
+        norm: The norm before it.
+        factor: Multiplies what is mapped.
+        assign: Where experts are looked up, by token.
+    """
+
+    route: Route
+    x: Value
+    linear: Linear | None = None
+    norm: Norm | None = None
+    factor: float = 1.0
+    assign: Assign | None = None
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """A gated MLP that every token takes.
+
+    Attributes:
+        gate: The gate's map.
+        up: The map beside it.
+        down: The map back.
+        activation: Of the gate.
+        limit: Cuts the gate above it and the other at both sides.
+        share: The map whose sigmoid multiplies what it gives.
+    """
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    activation: str
+    limit: float | None = None
+    share: Linear | None = None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A bias and then a factor for each channel."""
+
+    bias: Bias
+    gain: Gain
+
+
+@dataclass(frozen=True)
+class ExpertsForm:
+    """A body that mixes experts.
+
+    Attributes:
+        experts: The mixture.
+        x: The vector that the experts take, or that is normed for them.
+        norm: The norm before them.
+        shared: The expert that every token takes.
+        residual: What is added to the sum.
+        out_moved: What is done to the sum before that.
+        residual_moved: What is done to the residual.
+        out: The result.
+    """
+
+    experts: Experts
+    x: Value
+    norm: Norm | None
+    shared: SharedExpert | None
+    residual: Value | None
+    out_moved: Moved | None
+    residual_moved: Moved | None
+    out: Value
+
+
+def route_form(ops: Sequence[Op]) -> RouteForm | None:
+    """Return the form of a body, given in order, or none if it is not of this form."""
+    body = _Body(ops)
+    routes = [op for op in ops if isinstance(op, Route)]
+    if len(routes) != 1:
+        return None
+    route = routes[0]
+    body.taken.add(route)
+    assign = None
+    if route.given is not None:
+        assign = body.made(route.given, Assign)
+        if assign is None:
+            return None
+    linear = body.made(route.logits, Linear)
+    if linear is None:
+        return RouteForm(route, route.logits, assign=assign) if body.whole and of_token(route.logits) else None
+    scale = body.made(linear.x, Scale)
+    norm, x = body.normed(linear.x if scale is None else scale.x)
+    if not body.whole or not of_token(x) or not linear.weight.is_weight:
+        return None
+    return RouteForm(route, x, linear, norm, 1.0 if scale is None else scale.factor, assign)
+
+
+def experts_form(ops: Sequence[Op]) -> ExpertsForm | None:
+    """Return the form of a body, given in order, or none if it is not of this form."""
+    body = _Body(ops)
+    found = [op for op in ops if isinstance(op, Experts)]
+    if len(found) != 1 or (found[0].gate_up_bias is None) != (found[0].down_bias is None):
+        return None
+    experts = found[0]
+    body.taken.add(experts)
+    norm, x = body.normed(experts.x)
+    if norm is not None and experts.skip == "identity":
+        return None
+    y, shared, residual = experts.out, None, None
+    out_moved = residual_moved = None
+    while (op := body.reader(y)) is not None:
+        if isinstance(op, Add) and residual_moved is None:
+            other = op.b if op.a is y else op.a
+            beside = None if shared is not None else _shared(body, other, experts)
+            if beside is not None:
+                shared = beside
+            elif residual is None:
+                residual_moved, residual = body.moved(other)
+                if residual.op in body.inside:
+                    return None
+            else:
+                return None
+            body.taken.add(op)
+            y = op.out
+        elif isinstance(op, Bias) and out_moved is None and residual is None:
+            gain = body.reader(op.out)
+            if not isinstance(gain, Gain) or gain.x is not op.out or not gain.by.is_weight:
+                return None
+            out_moved, y = Moved(op, gain), gain.out
+            body.taken.update((op, gain))
+            wide = body.reader(y)
+            if isinstance(wide, Widen):
+                body.taken.add(wide)
+                y = wide.out
+        else:
+            return None
+    if (out_moved is None) != (residual_moved is None) or not body.whole:
+        return None
+    return ExpertsForm(experts, x, norm, shared, residual, out_moved, residual_moved, y)
+
+
+def _shared(body: _Body, value: Value, experts: Experts) -> SharedExpert | None:
+    """Return the expert that gives a value, of the vector that ``experts`` takes; none if the body has none there."""
+    share = None
+    made = value.op
+    if isinstance(made, Gain) and made in body.inside:
+        sigmoid = body.made(made.by, Activation)
+        share = None if sigmoid is None or sigmoid.kind != "sigmoid" else body.made(sigmoid.x, Linear)
+        if share is None or share.bias is not None or width(share.out) != 1 or share.x is not experts.x:
+            return None
+        body.taken.add(made)
+        value = made.x
+    down = body.made(value, Linear)
+    hidden = None if down is None or down.bias is not None else body.made(down.x, Mul)
+    act = None if hidden is None else body.made(hidden.a, Activation)
+    if down is None or hidden is None or act is None or act.kind != experts.activation:
+        return None
+    high, low = body.made(act.x, Clamp), body.made(hidden.b, Clamp)
+    limit = None if high is None else high.high
+    if (high is None) != (low is None) or (high is not None and high.low is not None):
+        return None
+    if low is not None and (limit is None or low.high != limit or low.low != -limit):
+        return None
+    gate = body.made(act.x if high is None else high.x, Linear)
+    up = body.made(hidden.b if low is None else low.x, Linear)
+    if gate is None or up is None or gate.bias is not None or up.bias is not None:
+        return None
+    if gate.x is not experts.x or up.x is not experts.x:
+        return None
+    return SharedExpert(gate, up, down, act.kind, limit, share)
+
+
+Found = TypeVar("Found", bound=Op)
+
+
+class _Body:
+    """Ops of a body, taken one by one."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.inside = set(ops)
+        self.taken: set[Op] = set()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all are taken."""
+        return self.taken == self.inside
+
+    def made(self, value: Value, kind: type[Found]) -> Found | None:
+        """Take the op that makes a value, if it is of a kind."""
+        op = value.op
+        if op not in self.inside or not isinstance(op, kind):
+            return None
+        self.taken.add(op)
+        return op
+
+    def reader(self, value: Value) -> Op | None:
+        """Return the op that reads a value, the only one."""
+        users = [user for user in value.users if user in self.inside]
+        return users[0] if len(users) == 1 else None
+
+    def normed(self, value: Value) -> tuple[Norm | None, Value]:
+        """Take the norm that makes a value, and return it with what it norms."""
+        norm = value.op
+        if norm not in self.inside or not isinstance(norm, Norm) or norm.clamp:
+            return None, value
+        self.taken.add(norm)
+        narrow = self.made(norm.x, CastLike)
+        return norm, norm.x if narrow is None else narrow.x
+
+    def moved(self, value: Value) -> tuple[Moved | None, Value]:
+        """Take a bias and a factor for each channel that make a value, and return them with what they are done to."""
+        gain = value.op
+        if gain not in self.inside or not isinstance(gain, Gain) or not gain.by.is_weight:
+            return None, value
+        bias = gain.x.op
+        if bias not in self.inside or not isinstance(bias, Bias):
+            return None, value
+        self.taken.update((gain, bias))
+        return Moved(bias, gain), bias.x

@@ -1,0 +1,105 @@
+"""Fusion into ``kernel.route`` and ``kernel.experts``: mixtures, with the norm before and the sum behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from regraft.ir.forms.experts import experts_form, route_form
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.core import Activation, Add, Bias, Clamp, Gain, Linear, Mul, Norm, Scale
+from regraft.ir.ops.kernels import ExpertsStep, RouteStep
+from regraft.ir.ops.moe import Assign, Experts, Route
+from regraft.ir.ops.precision import CastLike, Widen
+from regraft.passes.fusion.groups import Grouping
+
+_SHARED = (Activation, Bias, Clamp, Gain, Linear, Mul)
+
+
+def group_experts(grouping: Grouping) -> None:
+    """Deal mixtures of experts and their routers to groups."""
+    for ops in grouping.layers.values():
+        for op in ops:
+            if isinstance(op, Route) and grouping.free(op):
+                _route(grouping, op)
+            if isinstance(op, Experts) and grouping.free(op):
+                _mix(grouping, op)
+
+
+def _route(grouping: Grouping, route: Route) -> None:
+    ops: list[Op] = [route]
+    if route.given is not None and isinstance(route.given.op, Assign):
+        ops.append(route.given.op)
+    whole, x = [*ops], route.logits
+    for kind in (Linear, Scale):
+        if isinstance(x.op, kind) and grouping.free(x.op) and len(x.users) == 1:
+            whole.append(x.op)
+            x = x.op.x
+    for candidate, start in ((whole, x), (ops, route.logits)):
+        again = _norm(grouping, start) if len(candidate) > len(ops) else []
+        fits = route_form(grouping.ordered([*again, *candidate])) is not None and _inside(candidate, route)
+        if fits and grouping.take(RouteStep, candidate, again):
+            return
+
+
+def _mix(grouping: Grouping, experts: Experts) -> None:
+    """Take as much of what is around a mixture as there is a kernel for."""
+    norm = _norm(grouping, experts.x)
+    steps = [{experts: None}, *_behind(grouping, experts)]
+    for number in range(len(steps), 0, -1):
+        ops = [op for step in steps[:number] for op in step]
+        for again in (norm, []) if norm else ([],):
+            form = experts_form(grouping.ordered([*again, *ops]))
+            if form is None or form.out.op is None or not _inside(ops, form.out.op):
+                continue
+            if grouping.take(ExpertsStep, ops, again):
+                return
+
+
+def _behind(grouping: Grouping, experts: Experts) -> Iterator[dict[Op, None]]:
+    """Yield what is done to a mixture's sum, step by step, each with what leads to its other operand."""
+    y = experts.out
+    while len(y.users) == 1:
+        op = next(iter(y.users))
+        if (
+            not isinstance(op, Add | Bias | Gain | Widen)
+            or not grouping.free(op)
+            or not grouping.same_layer(op, experts)
+        ):
+            return
+        other = None if not isinstance(op, Add) else op.b if op.a is y else op.a
+        yield {**dict.fromkeys(() if other is None else _beside(grouping, other, experts)), op: None}
+        y = op.out
+
+
+def _beside(grouping: Grouping, value: Value, experts: Experts) -> list[Op]:
+    """Return what leads from the experts' vector to a value, or moves a residual."""
+    gain = value.op
+    if isinstance(gain, Gain) and isinstance(gain.x.op, Bias) and grouping.free(gain) and grouping.free(gain.x.op):
+        return [gain.x.op, gain]
+    found: dict[Op, None] = {}
+    stack = [value]
+    while stack:
+        v = stack.pop()
+        op = v.op
+        if v is experts.x or op in found:
+            continue
+        if op is None or not isinstance(op, _SHARED) or not grouping.free(op) or not grouping.same_layer(op, experts):
+            return []
+        found[op] = None
+        stack.extend(operand for operand in op.operands if not operand.is_weight)
+    return list(found)
+
+
+def _norm(grouping: Grouping, x: Value) -> list[Op]:
+    """Return the norm that makes a vector, and what narrows the residual stream before it."""
+    norm = x.op
+    if not isinstance(norm, Norm) or norm in grouping.of or norm.clamp:
+        return []
+    narrow = norm.x.op
+    return [narrow, norm] if isinstance(narrow, CastLike) and narrow not in grouping.of else [norm]
+
+
+def _inside(ops: Iterable[Op], last: Op) -> bool:
+    """Return whether what ops make, all but the last, is read by them alone."""
+    found = set(ops)
+    return all(found.issuperset(v.users) for op in found if op is not last for v in op.results)
