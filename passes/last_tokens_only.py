@@ -95,6 +95,7 @@ def _keep_last(graph: Graph, first: int) -> None:
         place -= 1
     begin, after = graph.ops[place], graph.ops[place:]
     later = set(after)
+    edit.set_aside_measured([op for op in after if not op.weight_time])  # fits are to all tokens
     crossing = {v: None for op in after if not op.weight_time for v in op.operands if v.op not in later}
     kept: dict[Value, Value] = {}
     for value in [v for v in crossing if isinstance(v.type, TensorType) and v.tensor.sequence == T]:

@@ -112,3 +112,15 @@ def test_a_whole_recipe_costs_about_what_its_steps_cost(name: str) -> None:
 
     single = sum(cost(step) for step in STEPS)
     assert 0.1 * single < cost(",".join(STEPS)) < 10 * single
+
+
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "gemma-4-E2B"])
+def test_fits_are_to_all_tokens_where_later_layers_see_the_last_ones_alone(name: str) -> None:
+    steps = "share-kv{last=1},budget-heads{heads=0.5}"
+    _, whole, fitted = converted(name, steps)
+    result, cut, same = converted(name, f"{steps},last-tokens-only")
+    assert parse_graph(print_graph(result.graph)).equals(result.graph)
+    for key in fitted.names():
+        assert torch.equal(fitted.read(key), same.read(key)), key
+    found, expected = Interpreter(cut, same)(TOKENS[12:], last=2), Interpreter(whole, fitted)(TOKENS[12:])[:, -2:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max()) / 4))
