@@ -1,0 +1,31 @@
+"""Fusion of the graph of a call of many tokens: one rule a kernel, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regraft.ir.graph import Graph
+from regraft.ir.ops.kernels import GroupedExperts
+from regraft.ir.ops.moe import Experts
+from regraft.passes.fusion.groups import Grouping
+
+
+def group_grouped_experts(grouping: Grouping) -> None:
+    """Make a group of each mixture of experts."""
+    for op in grouping.graph.run_time():
+        if isinstance(op, Experts) and (op.gate_up_bias is None) == (op.down_bias is None):
+            grouping.take(GroupedExperts, [op])
+
+
+PREFILL: tuple[Callable[[Grouping], None], ...] = (group_grouped_experts,)
+
+
+def fuse_prefill(graph: Graph) -> Graph:
+    """Return the graph of a call of many tokens, some ops of it fused; ``graph`` stays as it is.
+
+    What has no kernel stays as it is too. Memories, parameters and results keep their names.
+    """
+    grouping = Grouping(graph)
+    for rule in PREFILL:
+        rule(grouping)
+    return grouping.fused()
