@@ -27,7 +27,7 @@ from regraft.ir.errors.base import RegraftError
 from regraft.ir.errors.kernels import KernelCompileError, TritonMissingError
 from regraft.ir.files import write_atomic
 
-_FORMAT = 1  # raise it when what is stored changes its meaning
+_FORMAT = 3  # raise it when what is stored changes its meaning
 _SHARE = 8  # jobs that are worth a process of their own
 
 
@@ -61,6 +61,8 @@ class Built:
         narrow_loads: The others.
         copies: Asynchronous copies from global to shared memory.
         matrix: Matrix instructions by unit: ``wgmma``, ``mma.sync``, ``tcgen05.mma``, ``mfma``.
+        step_bytes: Bytes that a step loads of the loop that multiplies most; 0 if none does.
+        step_flops: Operations of its matrix products.
     """
 
     registers: int
@@ -71,6 +73,8 @@ class Built:
     narrow_loads: int
     copies: int
     matrix: Mapping[str, int]
+    step_bytes: int = 0
+    step_flops: int = 0
 
 
 @dataclass(frozen=True)

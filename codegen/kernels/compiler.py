@@ -23,6 +23,7 @@ from regraft.codegen.kernels.listing import (
     amd_registers,
     nvidia_registers,
     read_amdgcn,
+    read_loop,
     read_ptx,
     text_bytes,
 )
@@ -91,11 +92,14 @@ def _measured(result: Any, path: Path) -> dict[str, Any]:
         text = result.asm["amdgcn"]
         (registers, stack), listing = amd_registers(text), read_amdgcn(text)
     code = text_bytes(result.asm.get("cubin") or result.asm["hsaco"])
+    step_bytes, step_flops = read_loop(result.asm["ttir"])
     return {
         "registers": registers,
         "stack": stack,
         "shared": result.metadata.shared,
         "code": code,
+        "step_bytes": step_bytes,
+        "step_flops": step_flops,
         **asdict(listing),
     }
 

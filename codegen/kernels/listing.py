@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections import Counter
@@ -13,6 +14,8 @@ _PTX_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared[\w:]*\.global[\w.:]*\s[^;]*?
 _PTX_BULK = re.compile(r"\bcp\.async\.bulk\.(?:tensor\.\dd\.)?shared")
 _PTX_MATRIX = re.compile(r"\b(wgmma|mma\.sync|tcgen05\.mma)\b(?!\.\w*(?:wait|commit|fence))")
 _AMD_LOAD = re.compile(r"^\s*(?:global|buffer|flat)_load_(?:lds_)?(\w+)\b(.*)$", re.MULTILINE)
+_LOAD = re.compile(r"\btt\.load .*: tensor<((?:\d+x)+)!tt\.ptr<[a-zE]+(\d+)\w*>>")
+_DOT = re.compile(r"\btt\.dot .*: tensor<((?:\d+x)+)\w+> \* tensor<(?:\d+x)*?(\d+)x[a-z]\w*> ->")
 _AMD_WIDE = ("dwordx4", "b128")
 
 
@@ -56,6 +59,35 @@ def read_amdgcn(text: str) -> Listing:
     copies = sum(rest.rstrip().endswith(" lds") for _, rest in loads) + len(re.findall(r"_load_lds_", text))
     mfma = len(re.findall(r"^\s*v_mfma_", text, re.MULTILINE))
     return Listing(wide, len(loads) - wide, copies, {"mfma": mfma} if mfma else {})
+
+
+def read_loop(ttir: str) -> tuple[int, int]:
+    """Return the bytes that a step of a program loads, and its operations, in the loop that multiplies most.
+
+    Both are 0 if no loop multiplies matrices.
+    """
+    open_loops: list[tuple[int, str]] = []  # indentation and header, which tells them apart
+    loaded: Counter[str] = Counter()
+    multiplied: Counter[str] = Counter()
+    for line in ttir.splitlines():
+        indent = len(line) - len(line.lstrip())
+        while open_loops and indent <= open_loops[-1][0]:
+            open_loops.pop()
+        here = open_loops[-1][1] if open_loops else ""
+        if here and (load := _LOAD.search(line)):
+            loaded[here] += _product(load[1]) * int(load[2]) // 8
+        if here and (dot := _DOT.search(line)):
+            multiplied[here] += 2 * _product(dot[1]) * int(dot[2])
+        if "scf.for " in line:
+            open_loops.append((indent, line))
+    if not multiplied:
+        return 0, 0
+    most = max(multiplied, key=lambda header: multiplied[header])
+    return loaded[most], multiplied[most]
+
+
+def _product(sizes: str) -> int:
+    return math.prod(int(size) for size in sizes.split("x") if size)
 
 
 def amd_registers(text: str) -> tuple[int, int]:

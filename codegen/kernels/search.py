@@ -2,9 +2,9 @@
 
 A tile is refused where registers spill, where shared memory is more than a program may have, or where it loses the
 loads of 16 bytes that another tile has. The others are ranked by the time that they would take if a target moved bytes
-as fast as enough of them are in flight (Little's law), and multiplied matrices as fast as the unit that they use
-(specs/kernels.md, 1.3). The model knows no better than that: tiles within `SAME` of each other keep the order of
-`Kernel.tiles`.
+as fast as enough of them are in flight (Little's law), and multiplied matrices as fast as the unit that they use, or as
+the last cache feeds it (specs/kernels.md, 1.3). The model knows no better than that: tiles within `SAME` of each other
+keep the order of `Kernel.tiles`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ WARPS = {"nvidia": 64, "amd": 32}  # resident on a processor at most; AMD's have
 PROGRAMS = 32  # resident on a processor at most
 UNITS = {"wgmma": 1.0, "tcgen05.mma": 1.0, "mfma": 1.0, "mma.sync": 0.6}  # share of the sheet rate, sm_80's being 1
 ALU = 0.06  # the same for products without a matrix unit: 67 of 989 Tflop/s on an H100
+CACHE_RATE = 44e9  # bytes a second that a processor gets of the last cache: 26 a cycle on an H100
 SAME = 1.05
 CONTEXT = 4096  # tokens of the call that candidates are ranked for
 
@@ -192,4 +193,7 @@ def _part_seconds(built: Built, tile: Tile, target: str, work: tuple[float, floa
     if target == "sm_80" and "mma.sync" in built.matrix:
         unit = 1.0
     multiplying = work[1] / ((device.bf16_dense_flops or 1) * unit)
-    return max(moving, multiplying) / evenness
+    feeding = 0.0
+    if built.step_flops:  # what programs load again, others have left in the cache
+        feeding = work[1] * built.step_bytes / built.step_flops / (CACHE_RATE * (device.sm_count or 1))
+    return max(moving, multiplying, feeding) / evenness

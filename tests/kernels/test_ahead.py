@@ -13,6 +13,7 @@ from regraft.codegen.kernels.alone import kernel_file, shelf
 from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.kernel import TARGETS, Entry, Kernel, Tile
+from regraft.codegen.kernels.listing import read_loop
 from regraft.codegen.kernels.search import misfit
 from regraft.ir.errors.kernels import KernelCompileError, TritonMissingError
 
@@ -85,6 +86,24 @@ def test_loads_and_matrix_units_of_every_target_are_found() -> None:
         [Job(TEXT, Entry("twice_kernel", {**TWICE.arguments, "n": "i32"}), Tile({"BLOCK": 64}), "sm_90")]
     )
     assert unaligned.wide_loads == 0
+
+
+LOOP = """
+    %a = tt.load %p : tensor<64x64x!tt.ptr<bf16>> loc(#loc1)
+    %r:2 = scf.for %i = %c0 to %n step %c1 iter_args(%x = %y) -> (f32)  : i32 {
+      %b = tt.load %q : tensor<32x64x!tt.ptr<f32>> loc(#loc1)
+      %s = scf.for %j = %c0 to %n step %c1 iter_args(%x = %y) -> (f32)  : i32 {
+        %k = tt.load %q, %m, %o {cache = 1} : tensor<32x128x!tt.ptr<bf16>> loc(#loc1)
+        %d = tt.dot %a, %k, %c, inputPrecision = tf32 : tensor<64x128xbf16> * tensor<128x32xbf16> -> tensor<64x32xf32>
+      } loc(#loc2)
+      %e = tt.dot %a, %k, %c : tensor<16x16xbf16> * tensor<16x32xbf16> -> tensor<16x32xf32>
+    }
+"""
+
+
+def test_the_loop_that_multiplies_most_is_found() -> None:
+    assert read_loop(LOOP) == (32 * 128 * 2, 2 * 64 * 128 * 32)
+    assert read_loop(LOOP.replace("tt.dot", "tt.add")) == (0, 0)
 
 
 def test_results_are_kept_by_what_they_depend_on(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
