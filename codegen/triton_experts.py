@@ -1,21 +1,24 @@
-"""Target ``triton``: calls of ``kernel.route`` and ``kernel.experts``."""
+"""Target ``triton``: calls of ``kernel.route``, ``kernel.experts`` and ``kernel.grouped_experts``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from regraft.codegen.kernels.experts import Experts as ExpertsKernel
+from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.route import Route as RouteKernel
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch_code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.elements import width
 from regraft.ir.forms.experts import ExpertsForm, Moved, RouteForm, SharedExpert, experts_form, route_form
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Norm
 from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.ops.moe import Experts
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.torch_body import Body
+    from regraft.codegen.triton_target import SharedKernels, StepBody
 
 
 def emit_route(op: KernelOp, at: StepBody) -> Code:
@@ -67,19 +70,10 @@ def emit_experts(op: KernelOp, at: StepBody) -> Code:
     form = experts_form(op.stands_for)
     if form is None:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
-    experts, shared = form.experts, form.shared
-    number, rows, channels = experts.gate_up.tensor.sizes
+    shared = form.shared
     kernel = ExpertsKernel(
         name="",
-        width=channels,
-        inner=rows // 2,
-        experts=number,
-        chosen=width(experts.weights),
-        activation=experts.activation,
-        limit=experts.limit,
-        shift=experts.shift,
-        skip=experts.skip,
-        biases=experts.gate_up_bias is not None,
+        **_constants(form.experts),
         shared=0 if shared is None else width(shared.gate.out),
         shared_limit=None if shared is None else shared.limit,
         shared_share=shared is not None and shared.share is not None,
@@ -89,6 +83,36 @@ def emit_experts(op: KernelOp, at: StepBody) -> Code:
     operands = _mixed(form) | _of_shared(shared) | _moves("out", form.out_moved)
     operands |= _moves("residual", form.residual_moved)
     return _call(at.shared.kernel("experts", kernel.called), _named(kernel.arguments(), operands), op, at)
+
+
+def emit_grouped(op: KernelOp, at: Body) -> Code:
+    """Return the call of a mixture of experts of many tokens."""
+    form = experts_form(op.stands_for)
+    if form is None or form.out is not form.experts.out or form.norm is not None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    kernel = Grouped(name="", **_constants(form.experts))
+    operands = [op.outside(value) for value in _named(kernel.arguments(), _mixed(form))]
+    codes = [at.of(value) for value in operands if value is not None]
+    x = f"{codes[0].within(ATOM)}.contiguous()"
+    shared = cast("SharedKernels", at.shared)
+    name = shared.kernel("grouped_experts", kernel.called)
+    return Code(f"{name}({', '.join([x, *(code.text for code in codes[1:])])})")
+
+
+def _constants(experts: Experts) -> dict[str, Any]:
+    """Return the constants of a mixture, which kernels of few and of many tokens share."""
+    number, rows, channels = experts.gate_up.tensor.sizes
+    return {
+        "width": channels,
+        "inner": rows // 2,
+        "experts": number,
+        "chosen": width(experts.weights),
+        "activation": experts.activation,
+        "limit": experts.limit,
+        "shift": experts.shift,
+        "skip": experts.skip,
+        "biases": experts.gate_up_bias is not None,
+    }
 
 
 def _mixed(form: ExpertsForm) -> dict[str, Value | None]:

@@ -262,3 +262,5 @@ class GroupedExperts(Kernel):
     Example:
         %y = kernel.grouped_experts %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
     """
+
+    is_state = False
