@@ -33,7 +33,7 @@ from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import TARGETS, Kernel, Tile
 from regraft.codegen.kernels.search import Candidate, ranked
-from regraft.codegen.kernels.sparse import Sparse
+from regraft.codegen.kernels.sparse import Sparse, SparsePrefill
 from regraft.ir.errors.kernels import NoTileError
 
 MORE = 75  # exit code: the time is over, and there is more to do
@@ -172,7 +172,9 @@ def measured(
     tiles = {kernel.name: {target: best.tile}}
     program, small = load(kernel, folder, tiles), checked(kernel)
     other = program if small == kernel else load(small, folder, tiles)
-    shorter = Call(1, min(context, CHECKED) if isinstance(kernel, Flash) else context, torch.bfloat16, device)
+    shorter = Call(
+        1, min(context, CHECKED) if isinstance(kernel, Flash | SparsePrefill) else context, torch.bfloat16, device
+    )
     with torch.no_grad():
         found = errors(other, inputs(small, other.arguments, shorter))
         torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ from regraft.codegen.kernels.head import Head
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.route import Route
-from regraft.codegen.kernels.sparse import Sparse
+from regraft.codegen.kernels.sparse import Sparse, SparsePrefill
 from regraft.codegen.kernels.streams import Streams, StreamsPrefill
 
 Make = Callable[[], Any]
@@ -113,6 +113,10 @@ def _cca(kernel: Latent, call: Call) -> dict[str, Make]:
     cos, sin = call.turns(k.channels, "halves", tokens)
     return {
         "x": lambda: call.normal(batch, tokens, k.packed + 2 * k.half),
+        "q_proj": lambda: call.normal(batch, 1, k.heads * k.width),
+        "k_proj": lambda: call.normal(batch, 1, k.kv_heads * k.width),
+        "v_now": lambda: call.normal(batch, 1, k.half),
+        "v_later": lambda: call.normal(batch, 1, k.half),
         "keys": lambda: call.normal(batch, call.context, k.kv_heads, k.width),
         "values": lambda: call.normal(batch, call.context, k.kv_heads, k.width),
         "tail_0": lambda: call.normal(batch, k.taps[0] - 1, k.packed),
@@ -269,6 +273,29 @@ def _sparse(kernel: Sparse, call: Call) -> dict[str, Make]:
         "keys": lambda: call.normal(batch, k.window or call.context, 1, k.width),
         "entries": lambda: call.normal(batch, rows, 1, k.width),
         "start": lambda: call.whole(call.context - 1),
+    }
+
+
+@_makers.register
+def _sparse_prefill(kernel: SparsePrefill, call: Call) -> dict[str, Make]:
+    k, batch, tokens, rows = kernel, call.batch, call.context, call.context // kernel.rate
+
+    def chosen() -> Tensor:
+        assert k.chosen is not None
+        whole = ((torch.arange(tokens, device=call.device) + 1) // k.rate)[:, None]
+        late = torch.arange(rows, device=call.device) >= whole
+        taken = torch.rand(batch, tokens, rows, device=call.device).masked_fill(late, 2).argsort(-1)[..., : k.chosen]
+        taken = torch.where(taken < whole, taken, -1)
+        return torch.nn.functional.pad(taken, (0, k.chosen - taken.shape[-1]), value=-1)
+
+    return {
+        "q": lambda: call.normal(batch, tokens, k.heads, k.width),
+        "k": lambda: call.normal(batch, tokens, 1, k.width),
+        "sink": lambda: call.normal(k.heads),
+        "chosen": chosen,
+        "keys": lambda: call.normal(batch, k.window or tokens, 1, k.width),
+        "entries": lambda: call.normal(batch, rows, 1, k.width),
+        "start": lambda: call.whole(0),
     }
 
 
