@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from regraft.ir.dims import L
 from regraft.ir.errors.recipe import StructureError
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.op import Op, Value
@@ -93,6 +94,8 @@ def _site(attend: Attend, of: str) -> Maps | Refusal:
             return made
         for linear in made:
             found.setdefault(linear, side)
+    if any(linear.out.tensor.sequence == L for linear in found):
+        return Refusal("it sees the last tokens alone, and a convolution those before; let last-tokens-only come after")
     return tuple((side, linear) for linear, side in found.items()) or Refusal(reason)
 
 

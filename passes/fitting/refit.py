@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from regraft.ir.dims import L
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.fits import Moment, Refit, width
@@ -32,6 +33,8 @@ def refit_refusal(output: Output) -> Refusal | None:
     """Return why an output projection cannot be refitted, or None where it can."""
     if output.linear.bias is not None:
         return Refusal(f"the output projection {output.linear.label} has a bias, which a refit does not fit")
+    if output.merged.tensor.sequence == L:
+        return Refusal("it sees the last tokens alone, and a refit is to all; let last-tokens-only come after")
     return None
 
 

@@ -126,6 +126,12 @@ def test_models_whose_last_layer_makes_a_memory_are_refused(name: str) -> None:
         run_pipeline(twin(name)[0], parse_pipeline("last-tokens-only"))
 
 
+@pytest.mark.parametrize("step", ["to-latent{rank=0.75}", "window{window=8}", "add-short-convs{layers=4}"])
+def test_passes_that_need_all_tokens_come_before(step: str) -> None:
+    with pytest.raises(StructureError, match="let last-tokens-only come after"):
+        run_pipeline(twin("gemma-4-E2B")[0], parse_pipeline(f"last-tokens-only,{step}"), assume=True)
+
+
 def test_after_share_kv() -> None:
     graph, source = twin("qwen2")
     shared = "share-kv{donor={1: 0}, refit=false}"
