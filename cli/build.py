@@ -11,13 +11,20 @@ from regraft.cli.session import Session
 @command("build")
 @model_argument
 @out_option("The package's folder; must not exist.")
-@click.option("--target", type=click.Choice(["torch"]), default="torch", show_default=True, help="What to emit.")
+@click.option(
+    "--target",
+    type=click.Choice(["torch", "triton"]),
+    default="torch",
+    show_default=True,
+    help="Plain, or with kernels.",
+)
 @allow_key_option
 def build(session: Session, model: str, out: str, target: str, allow_keys: tuple[str, ...]) -> None:
     """Write a package for MODEL: a readable model.py, its weights, tokenizer, generate.py, verify.py and a card.
 
-    The package needs torch, safetensors and tokenizers, and nothing of regraft. Its weights are plain numbers: those of
-    a quantised MODEL are dequantised, and it says how much more disk they take.
+    The package needs torch, safetensors and tokenizers, and nothing of regraft. With target triton, which needs triton
+    too, a decoded token is made by fused kernels on GPUs, and by plain PyTorch elsewhere. Its weights are plain
+    numbers: those of a quantised MODEL are dequantised, and it says how much more disk they take.
     """
     from regraft import api
     from regraft.passes.packing import packing

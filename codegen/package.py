@@ -108,7 +108,7 @@ def _target(target: str, forms: Forms, facts: dict[str, Any]) -> TorchTarget:
     if target == "torch":
         return TorchTarget(forms.graph, header, title, forms.step)
     assert forms.fused is not None, "target triton is given the fused step"
-    return TritonTarget(forms.graph, header, title, forms.fused)
+    return TritonTarget(forms.graph, header, title, forms.fused, forms.prefill)
 
 
 # -- text
@@ -210,7 +210,7 @@ def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mappin
     card = render("README.md.j2", **facts, measured=_flat(measured), changed=changed, golden=golden)
     texts = {
         "model.py": program.model_py,
-        "generate.py": render("generate.py.j2"),
+        "generate.py": render("generate.py.j2", fused=facts["target"] == "triton"),
         "verify.py": render("verify.py.j2"),
         "config.json": _json(config),
         "graph.rg": str(facts["graph"]),
