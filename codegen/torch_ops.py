@@ -16,7 +16,7 @@ from regraft.ir.ops.attn import KV, Attend
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.core import Activation, Add, Clamp, Concat, Flatten, Gain, Linear, Mul, Slice, Unflatten
 from regraft.ir.ops.final import Last
-from regraft.ir.ops.hyper import Collapse, Read, Write
+from regraft.ir.ops.hyper import Collapse, Read, Spread, Write
 from regraft.ir.ops.kernels import Kernel
 from regraft.ir.ops.memory import StateRows
 from regraft.ir.ops.moe import Assign, Experts, Route
@@ -110,6 +110,10 @@ def _assign(op: Assign, at: Scope) -> Code:
     return Code(f"{at.of(op.table).within(ATOM)}[{at.of(op.tokens).text}]")
 
 
+def _spread_streams(op: Spread, at: Scope) -> Code:
+    return Code(f"{at.helper('spread_streams')}({at.of(op.x).text}, {literal(op.count)})")
+
+
 def _read_streams(op: Read, at: Scope) -> Code:
     values = [at.of(v).text for v in (op.streams, op.fn, op.base, op.scale)]
     more = [literal(op.eps), literal(op.floor), literal(op.iterations)]
@@ -139,6 +143,7 @@ EMITTERS: Mapping[type[Op], Callable[[Any, Scope], Code]] = {
     Read: _read_streams,
     Route: _route,
     Shift: _shift,
+    Spread: _spread_streams,
     Tail: _tail,
     Write: _write_streams,
 }

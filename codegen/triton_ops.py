@@ -11,12 +11,13 @@ from regraft.codegen.torch_body import GLOBALS, Body
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
 from regraft.codegen.triton_experts import emit_experts, emit_grouped, emit_route
+from regraft.codegen.triton_streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
 from regraft.ir.graph import relative
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Flatten, Slice, Unflatten
-from regraft.ir.ops.kernels import AttendStep, ExpertsStep, GroupedExperts, RouteStep, Rows
+from regraft.ir.ops.kernels import AttendStep, ExpertsStep, GroupedExperts, RouteStep, Rows, StreamsStep
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.precision import CastLike, Widen
 
@@ -80,6 +81,7 @@ KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     GroupedExperts: emit_grouped,
     RouteStep: emit_route,
     Rows: _rows,
+    StreamsStep: emit_streams,
 }
 
 

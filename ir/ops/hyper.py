@@ -11,12 +11,44 @@ from regraft.ir.attributes import FLOAT, INT
 from regraft.ir.dims import Sizes
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Dims, Op, attribute, op, operand, result
+from regraft.ir.ops.seq import wide_dtype
 from regraft.ir.types import TensorType, Type
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.ir.interpret import Run
+
+
+@op("hyper.spread")
+class Spread(Op):
+    """Give what `hyper.write` takes to put a vector into each of ``count`` streams: nothing before, whole shares.
+
+    Example:
+        %x, %post, %comb = hyper.spread %h {count = 4}
+    """
+
+    x = operand("... M", dtype="float")
+    streams = result()
+    post = result()
+    comb = result()
+    count = attribute(INT)
+
+    def infer(self, dim: Dims) -> tuple[Type, ...]:
+        if self.count < 1:
+            raise OpRuleError(op=self.label, problem=f"{self.count} streams", fix="there is at least one stream")
+        *leading, width = self.x.tensor.shape
+        wide = wide_dtype(self.x.tensor.dtype)
+        shares = TensorType(wide, (*leading, self.count))
+        mixed = TensorType(wide, (*leading, self.count, self.count))
+        return self.x.tensor.with_shape(*leading, self.count, width), shares, mixed
+
+    def reference(self, run: Run, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        import torch
+
+        shape = (*x.shape[:-1], self.count)
+        post = run.wide(torch.ones(shape, dtype=x.dtype, device=x.device))
+        return x.new_zeros(*shape, x.shape[-1]), post, post.new_zeros(*shape, self.count)
 
 
 class FromStreams(Op):
@@ -40,10 +72,6 @@ class FromStreams(Op):
         if self.eps <= 0 or self.floor < 0:
             problem = f"eps is {self.eps}, floor {self.floor}"
             raise OpRuleError(op=self.label, problem=problem, fix="eps must be positive, floor not negative")
-
-    def wide_type(self) -> str:
-        """Return the dtype of the maps: float32 at least."""
-        return "f64" if self.streams.tensor.dtype == "f64" else "f32"
 
     def flops(self, at: Sizes) -> int:
         rows, width = self.fn.tensor.sizes
@@ -87,7 +115,7 @@ class Read(FromStreams):
     def infer(self, dim: Dims) -> tuple[Type, ...]:
         leading, streams = self.streams.tensor.shape[:-2], dim.size("N")
         out = self.streams.tensor.with_shape(*leading, dim.size("M"))
-        wide = self.wide_type()
+        wide = wide_dtype(self.streams.tensor.dtype)
         return out, TensorType(wide, (*leading, streams)), TensorType(wide, (*leading, streams, streams))
 
     def reference(

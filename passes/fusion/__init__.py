@@ -7,8 +7,9 @@ from regraft.passes.fusion.attend import group_attend
 from regraft.passes.fusion.experts import group_experts
 from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.rows import group_rows
+from regraft.passes.fusion.streams import carry_streams, group_streams
 
-DECODE = (group_attend, group_experts, group_rows)
+DECODE = (group_attend, group_experts, group_streams, group_rows)
 
 
 def fuse_decode(graph: Graph) -> Graph:
@@ -16,7 +17,7 @@ def fuse_decode(graph: Graph) -> Graph:
 
     What has no kernel stays as it is too. Memories, parameters and results keep their names.
     """
-    grouping = Grouping(graph)
+    grouping = Grouping(carry_streams(graph))
     for rule in DECODE:
         rule(grouping)
     return grouping.fused()

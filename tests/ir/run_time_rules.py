@@ -350,6 +350,11 @@ def _streams(m: Making, rows: int, streams: int, width: int, factors: int) -> li
     return [_channels(m, streams, width)[1], fn, base, scale]
 
 
+@rule("hyper.spread")
+def hyper_spread(m: Making) -> Sequence[Value]:
+    return m.add("hyper.spread", m.input(m.draw(FLOAT_TYPES), *m.leading(), m.size()), count=m.size())
+
+
 @rule("hyper.read")
 def hyper_read(m: Making) -> Sequence[Value]:
     streams, width = m.size(), m.size()

@@ -1,0 +1,85 @@
+"""Fusion into ``kernel.streams``: what a sublayer gives is written to the streams as the next one's input is read.
+
+Between two layers that takes a graph in which a layer gives what is to be written instead of writing it, so that the
+next one, to which the maps that read belong, does both.
+"""
+
+from __future__ import annotations
+
+from regraft.ir.graph import Graph, layer_of
+from regraft.ir.kinds import Layer, split_layers
+from regraft.ir.op import Value
+from regraft.ir.ops.core import Repeat
+from regraft.ir.ops.hyper import Collapse, Read, Spread, Write
+from regraft.ir.ops.kernels import StreamsStep
+from regraft.passes.fusion.groups import Grouping
+
+
+def group_streams(grouping: Grouping) -> None:
+    """Deal what reads streams to groups, with what has written them, and then what writes alone."""
+    for ops in grouping.layers.values():
+        for op in ops:
+            if isinstance(op, Read | Collapse) and grouping.free(op) and all(value.users for value in op.results):
+                write = op.streams.op
+                both = isinstance(write, Write) and grouping.free(write) and grouping.same_layer(write, op)
+                if not (both and write is not None and grouping.take(StreamsStep, [write, op])):
+                    grouping.take(StreamsStep, [op])
+        for op in ops:
+            if isinstance(op, Write) and grouping.free(op):
+                grouping.take(StreamsStep, [op])
+
+
+def carry_streams(graph: Graph) -> Graph:
+    """Return a graph in which each layer begins by writing what the one before it gives; ``graph`` stays as it is.
+
+    Before the first layer stands what makes it write the embedding to each stream. It is the same graph where layers
+    are not joined by streams alone, which start as copies of a vector.
+    """
+    layers = [item for item in split_layers(graph) if isinstance(item, Layer)]
+    ends = [write for layer, after in zip(layers, [*layers[1:], None], strict=True) for write in _ends(layer, after)]
+    enters = None if len(ends) < len(layers) or not ends else _entering(layers[0])
+    if enters is None or any(v in graph.outputs for end in ends for v in (end.out, *end.operands)):
+        return graph
+    carried = graph.copy()
+    start = carried[enters.out.name].op
+    assert isinstance(start, Repeat)
+    names = [carried.fresh(f"spread.{name}") for name in ("streams", "post", "comb")]
+    streams, post, comb = carried.add(Spread({"x": [start.x]}, {"count": start.parts}), names, before=start)
+    given = {"streams": [streams], "added": [start.x], "post": [post], "comb": [comb]}  # by what a write calls it
+    before: Repeat | Write = start
+    for layer, end in zip(layers, ends, strict=True):
+        _write(carried, before, given, f"layers.{layer.number}.streams")
+        made = carried[end.out.name].op
+        assert isinstance(made, Write)
+        given = {slot: [*values] for slot, values in made.slots.items()}
+        for slot, (value,) in given.items():
+            carried.rename(value, carried.fresh(f"layers.{layer.number}.carried.{slot}"))
+        before = made
+    _write(carried, before, given, "streams")
+    return carried
+
+
+def _write(graph: Graph, before: Repeat | Write, given: dict[str, list[Value]], name: str) -> None:
+    """Write what is ``given`` where streams are first read, in place of what made them before."""
+    first = min(before.out.users, key=graph.ops.index)
+    (streams,) = graph.add(Write(given, {}), [graph.fresh(name)], before=first)
+    graph.replace_uses(before.out, streams)
+    graph.erase(before)
+
+
+def _ends(layer: Layer, after: Layer | None) -> list[Write]:
+    """Return what writes the streams that a layer leaves, if it leaves nothing else and all goes to the next one."""
+    number = None if after is None else after.number
+    found = [op for op in layer.ops if isinstance(op, Write) and op.out in layer.outputs]
+    if len(found) != 1 or {layer_of(user.results[0].name) for user in found[0].out.users} != {number}:
+        return []
+    made = {value for op in layer.ops for value in op.results}
+    inside = all(value in made for value in (found[0].added, found[0].post, found[0].comb))
+    return found if inside and (found[0].streams in made or found[0].streams in layer.inputs) else []
+
+
+def _entering(layer: Layer) -> Repeat | None:
+    """Return what makes the streams that the first layer reads, if nobody else does."""
+    makers = [value.op for value in layer.inputs if isinstance(value.op, Repeat)]
+    inside = set(layer.ops)
+    return makers[0] if len(makers) == 1 and inside.issuperset(makers[0].out.users) else None
