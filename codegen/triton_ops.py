@@ -10,6 +10,7 @@ from regraft.codegen.names import Namespace, suffixes
 from regraft.codegen.torch_body import GLOBALS, Body
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
+from regraft.codegen.triton_convolved import emit_convolved
 from regraft.codegen.triton_experts import emit_experts, emit_grouped, emit_route
 from regraft.codegen.triton_streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
@@ -17,7 +18,7 @@ from regraft.ir.forms.rows import rows_form
 from regraft.ir.graph import relative
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Flatten, Slice, Unflatten
-from regraft.ir.ops.kernels import AttendStep, ExpertsStep, GroupedExperts, RouteStep, Rows, StreamsStep
+from regraft.ir.ops.kernels import AttendStep, ConvolvedStep, ExpertsStep, GroupedExperts, RouteStep, Rows, StreamsStep
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.precision import CastLike, Widen
 
@@ -77,6 +78,7 @@ def _stem_of(weight: str) -> str:
 
 KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     AttendStep: emit_attend,
+    ConvolvedStep: emit_convolved,
     ExpertsStep: emit_experts,
     GroupedExperts: emit_grouped,
     RouteStep: emit_route,

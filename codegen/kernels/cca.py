@@ -95,7 +95,7 @@ class CCA(Latent):
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""
-        arguments = self.pointers(dtype, ("x", "keys", "values"), ("q",))
+        arguments = self.pointers(dtype, ("q_proj", "k_proj", "v_now", "v_later", "keys", "values"), ("q",))
         return [Entry(f"{self.name}_kernel", {**arguments, "rows": "i32"})]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:

@@ -84,7 +84,8 @@ def turns_alike(one: Rope, other: Rope) -> bool:
     return one.attributes == other.attributes and one.pos is other.pos
 
 
-def _turns(op: Rope) -> bool:
+def turns_by_position(op: Rope) -> bool:
+    """Return whether a rotation turns by the positions of a call's tokens."""
     return not op.inverse and not op.offset and op.pos.name.rpartition(".")[2] == "pos" and op.pos.op is None
 
 
@@ -93,7 +94,7 @@ def peeled(value: Value, inside: set[Op]) -> Heads | None:
     heads = Heads(value)
     while heads.x.op in inside:
         op = heads.x.op
-        if isinstance(op, Rope) and not heads.ops and _turns(op):
+        if isinstance(op, Rope) and not heads.ops and turns_by_position(op):
             heads.rope = op
         elif isinstance(op, Temper) and heads.norm is None and heads.temper is None:
             heads.temper = op
@@ -161,7 +162,7 @@ def latent_form(ops: Sequence[Op]) -> LatentForm | None:
     read = found.one(keys.x, ReadRows)
     state = None if read is None else found.one(read.memory, StateRows)
     row = None if state is None else found.one(state.x, Concat)
-    if state is None or row is None or len(row.xs) != 2 or values.start or not _turns(turned):
+    if state is None or row is None or len(row.xs) != 2 or values.start or not turns_by_position(turned):
         return None
     norm, flat = found.one(row.xs[0], Norm), found.one(row.xs[1], Flatten)
     rope = None if flat is None else found.one(flat.x, Rope)

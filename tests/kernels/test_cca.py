@@ -44,9 +44,10 @@ def inputs(k: CCA, dtype: torch.dtype, starts: list[int], counts: list[int], row
     memory = [of(batch, rows, k.kv_heads, k.width) for _ in range(2)]
     weights = [of(k.packed, 1, k.taps[0]), of(k.packed), of(k.packed, k.width, k.taps[1]) * k.width**-0.5, of(k.packed)]
     initial = [of(k.half)] if k.initial else []
-    x, late = of(batch, 1, k.packed + 2 * k.half), of(batch, 1, k.half)
+    x = [of(batch, 1, width) for width in (k.heads * k.width, k.kv_heads * k.width, k.half, k.half)]
+    late = of(batch, 1, k.half)
     call = [cos, sin, torch.tensor(starts), torch.tensor(counts)]
-    return [x, *memory, *tails, late, *initial, *call, *weights, of(k.kv_heads)]
+    return [*x, *memory, *tails, late, *initial, *call, *weights, of(k.kv_heads)]
 
 
 def widened(tensors: list[Tensor]) -> list[Tensor]:
@@ -62,9 +63,9 @@ def test_it_computes_what_the_plain_form_does(case: str, tmp_path: Path) -> None
         for dtype in (torch.float32, torch.float16):
             fused = inputs(k, dtype, starts, counts)
             exact, plain = widened(fused), [x.clone() for x in fused]
-            got = [made.cca(*fused), *fused[1:6]]
-            wanted = [made.cca_plain(*exact), *exact[1:6]]
-            rounded = [made.cca_plain(*plain), *plain[1:6]]
+            got = [made.cca(*fused), *fused[4:9]]
+            wanted = [made.cca_plain(*exact), *exact[4:9]]
+            rounded = [made.cca_plain(*plain), *plain[4:9]]
             for x, y, z in zip(got, wanted, rounded, strict=True):
                 least = 2e-6 if dtype == torch.float32 else float(y.abs().max()) * 2**-11
                 assert (x - y).abs().max() <= max(2 * float((z - y).abs().max()), least)
@@ -104,7 +105,8 @@ class Twin:
         self.tokens = torch.arange(12)[None] * 17 % 128
         run = Interpreter(graph, TensorSource(tensors)).run(self.tokens, edges=edges)
         self.q, self.memory = run[edges[4]], run[edges[5]].fields
-        self.x = torch.cat([run[edge] for edge in edges[:4]], -1)
+        self.parts = [run[edge] for edge in edges[:4]]
+        self.x = torch.cat(self.parts, -1)
         norm, rope = graph["layers.1.attn.q_norm"].op, graph["layers.1.attn.q_rope"].op
         assert isinstance(norm, Norm)
         assert isinstance(rope, Rope)
@@ -136,7 +138,7 @@ def test_token_by_token_it_is_a_twins_prefill(twin: Twin, tmp_path: Path) -> Non
     for t in range(12):
         now = slice(t, t + 1)
         q = made.cca(
-            twin.x[:, now].contiguous(),
+            *(part[:, now].contiguous() for part in twin.parts),
             *kept,
             twin.cos[:, now],
             twin.sin[:, now],
@@ -157,14 +159,14 @@ def rows_of(k: Latent) -> CCARows:
 def row_inputs(k: Latent, dtype: torch.dtype, starts: list[int], counts: list[int], length: int) -> list[Tensor]:
     """Return what the op takes of so many tokens, in order."""
     step = CCA("cca", k.heads, k.kv_heads, k.width, k.taps, k.channels, k.eps, k.initial)
-    one = [inputs(step, dtype, starts, counts) for _ in range(length)]
+    one = inputs(step, dtype, starts, counts)
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(len(starts), length, one[0][0].shape[-1], generator=g, dtype=torch.float64).to(dtype)
-    many = 7 if k.initial else 6
+    x = torch.randn(len(starts), length, k.packed + 2 * k.half, generator=g, dtype=torch.float64).to(dtype)
+    many = 10 if k.initial else 9
     angles = 0.3 * torch.arange(length, dtype=torch.float64)[None, :, None, None]
-    cos, sin = (each.to(dtype) * torch.ones_like(one[0][many]) for each in (angles.cos(), angles.sin()))
+    cos, sin = (each.to(dtype) * torch.ones_like(one[many]) for each in (angles.cos(), angles.sin()))
     sign = torch.where(torch.arange(k.channels) < k.channels // 2, -1, 1).to(dtype)
-    return [x, *one[0][3:many], cos.contiguous(), (sin * sign).contiguous(), *one[0][many + 2 :]]
+    return [x, *one[6:many], cos.contiguous(), (sin * sign).contiguous(), *one[many + 2 :]]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "window" not in case])
@@ -215,7 +217,8 @@ def test_chunks_then_tokens_are_a_twins_prefill(twin: Twin, first: int, tmp_path
         assert torch.allclose(q, twin.q[:, now], atol=1e-5)
     for t in range(9, 12):
         now, call = slice(t, t + 1), (torch.tensor([t]), torch.tensor([1]))
-        q = made.cca(twin.x[:, now].contiguous(), *kept, twin.cos[:, now], twin.sin[:, now], *call, *twin.weights)
+        parts = [part[:, now].contiguous() for part in twin.parts]
+        q = made.cca(*parts, *kept, twin.cos[:, now], twin.sin[:, now], *call, *twin.weights)
         assert torch.allclose(q, twin.q[:, now], atol=1e-5)
     assert torch.allclose(kept[0], twin.memory["k"], atol=1e-5)
     assert torch.allclose(kept[1], twin.memory["v"], atol=1e-5)

@@ -1,0 +1,43 @@
+"""Fusion into ``kernel.convolved``: convolutions, coupling, norms and rotations before attention, and its new row."""
+
+from __future__ import annotations
+
+from regraft.ir.forms.convolved import convolved_form
+from regraft.ir.op import Op
+from regraft.ir.ops.attn import KV, Attend, Temper
+from regraft.ir.ops.core import Add, Concat, Flatten, Linear, Mean, Norm, Repeat, Scale, Slice, Unflatten
+from regraft.ir.ops.kernels import ConvolvedStep
+from regraft.ir.ops.pos import Rope
+from regraft.ir.ops.seq import Conv, Shift, Tail
+from regraft.passes.fusion.groups import Grouping
+
+_BEFORE = (Add, Concat, Conv, Flatten, KV, Mean, Norm, Repeat, Rope, Scale, Shift, Slice, Tail, Temper, Unflatten)
+
+
+def group_convolved(grouping: Grouping) -> None:
+    """Deal what stands between latent projections and attention to groups; attention reads their memories."""
+    for ops in grouping.layers.values():
+        for op in ops:
+            if isinstance(op, Attend) and grouping.free(op) and any(isinstance(other, Conv) for other in ops):
+                group = _before(grouping, op)
+                if convolved_form(grouping.ordered(group)) is not None:
+                    grouping.take(ConvolvedStep, group)
+
+
+def _before(grouping: Grouping, attend: Attend) -> set[Op]:
+    """Return what leads to an attention, back to the maps of a token's vector."""
+    found: set[Op] = set()
+    stack = [attend.q, attend.memory]
+    while stack:
+        op = stack.pop().op
+        if op is None or op in found or not isinstance(op, _BEFORE) or not grouping.free(op):
+            continue
+        if grouping.same_layer(op, attend) and not _of_map(op):
+            found.add(op)
+            stack.extend(value for value in op.operands if not value.is_weight)
+    return found
+
+
+def _of_map(op: Op) -> bool:
+    """Return whether an op is a part of what a map gives."""
+    return isinstance(op, Slice) and isinstance(op.x.op, Linear)
