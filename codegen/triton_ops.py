@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from regraft.codegen.kernels.rows import RowsWriter
+from regraft.codegen.kernels.rows import LOCALS, RowsWriter
 from regraft.codegen.names import Namespace, suffixes
 from regraft.codegen.torch_body import GLOBALS, Body
 from regraft.codegen.torch_code import ATOM, Code
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from regraft.codegen.triton_target import StepBody
 
 
-def argument_names(op: KernelOp, taken: list[str]) -> tuple[dict[Value, str], Namespace]:
+def argument_names(op: KernelOp, taken: Sequence[str]) -> tuple[dict[Value, str], Namespace]:
     """Return what a kernel's function calls its operands, and the scope with these names."""
     names = Namespace([*GLOBALS, *taken])
     inner = op.inner
@@ -42,7 +42,7 @@ def _rows(op: KernelOp, at: StepBody) -> Code:
     form = rows_form(op.stands_for)
     if form is None:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
-    given, scope = argument_names(op, ["row", "block", "options", "results", "rows", "blocks", "batch", "wide"])
+    given, scope = argument_names(op, LOCALS)
     gives = list(op.inner.outputs)
     plain = Body(at.shared, {}, None, relative, scope)
     for each in op.stands_for:
@@ -50,7 +50,8 @@ def _rows(op: KernelOp, at: StepBody) -> Code:
     returned = ", ".join(_own(plain, value, gives) for value in gives)
     plain.assign("", f"return {returned}")
     names = {**given, **{value: f"{scope.give(value, *suffixes(value.name))}_out" for value in gives}}
-    stem = "_".join(dict.fromkeys(_stem_of(v.name) for v in (each.weight for each in form.linears)))
+    linears = form.linears if form.heads is None else (*form.linears, form.heads)
+    stem = "_".join(dict.fromkeys(_stem_of(each.weight.name) for each in linears))
     like = next(name for value, name in given.items() if not value.is_weight)
     writer = RowsWriter(form, gives, names)
     name = at.shared.kernel(stem, lambda name: writer.kernel(name, like, plain.lines))

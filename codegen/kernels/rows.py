@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,11 +13,40 @@ from regraft.codegen.names import identifier, literal
 from regraft.ir.forms.elements import width
 from regraft.ir.forms.rows import RowsForm, needed
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import InverseRMS, LayerNorm, Linear, Norm
+from regraft.ir.ops.core import GroupedLinear, InverseRMS, LayerNorm, Linear, Norm
 
 _LOCALS = """
-    row block blocks i o seen live first tile mean total squares arrived BN BK tl triton activated tanh_of
+    row block blocks i o c x w head begin seen live first tile mean total squares finished arrived BN BK
+    tl triton activated tanh_of options results rows batch wide
 """
+LOCALS: tuple[str, ...] = tuple(_LOCALS.split())  # names that nothing of a model has in a kernel's text
+
+
+@dataclass(frozen=True)
+class Back:
+    """A map of each head by rows of its own, added up: ``y[h, o] = sum of x[h, i] * weight[h * width + i, o]``.
+
+    Attributes:
+        x: The tensor of heads.
+        weight: The tensor of rows.
+        tensor: The result.
+        heads: How many.
+        width: Channels of a head.
+        out: Channels of a head's result.
+    """
+
+    x: str
+    weight: str
+    tensor: str
+    heads: int
+    width: int
+    out: int
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """How many rows and columns of the weight a program takes at a time."""
+        columns = min(128, 1 << (self.out - 1).bit_length())
+        return min(8192 // columns, 1 << (self.width - 1).bit_length()), columns
 
 
 @dataclass(frozen=True)
@@ -28,12 +58,14 @@ class Part:
         maps: For each product a row needs, the weight's name and the expression of the weight's row.
         lines: Statements that make the stored elements of the products ``y_1``, ``y_2``, ... at the rows ``o``.
         stores: Names of the tensors written, and of the elements.
+        back: What is done to each head of them, once it is there.
     """
 
     rows: int
     maps: tuple[tuple[str, str], ...]
     lines: tuple[str, ...]
     stores: tuple[tuple[str, str], ...]
+    back: Back | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +110,8 @@ class RowsKernel(Kernel):
         results: Names of the tensors it gives and the shape of each for a token, wide ones in float32 at least.
         wide: Which results are.
         inside: Names and sizes of what only the last program reads.
-        depth: Elements of the vector that is mapped.
+        depth: Elements of the vector that is mapped, or of a head of it.
+        head_rows: Rows of the weight for each head, where each is mapped by rows of its own; else 0.
         vector: Statements that make its elements at ``i``.
         element: The variable that holds these.
         sums: What they wait for, in order.
@@ -98,6 +131,7 @@ class RowsKernel(Kernel):
     wide: tuple[str, ...]
     inside: tuple[tuple[str, int], ...]
     depth: int
+    head_rows: int
     vector: tuple[str, ...]
     element: str
     sums: tuple[Sum, ...]
@@ -118,18 +152,30 @@ class RowsKernel(Kernel):
         """Rows of the smallest part."""
         return min(part.rows for part in self.parts)
 
+    @property
+    def back(self) -> Back | None:
+        """What is done to each head of a part, the first."""
+        return self.parts[0].back
+
     def tiles(self) -> Sequence[Tile]:
         rows = sum(part.rows * len(part.maps) for part in self.parts)
         block = 1 << max(4, min(10, (self.depth - 1).bit_length()))
         size = rows * self.depth
         high = 4 if size >= 1 << 22 else 2 if size >= 1 << 20 else 1 if size >= 1 << 15 else 16
         deep = max(block, 16)
+        if self.head_rows:  # heads are shallow
+            high = max(high, 8192 // deep)
         choices = [(high, deep), (high * 2, deep), (high, min(deep * 2, 2048)), (high * 2, deep // 2)]
-        return [Tile({"BN": n, "BK": max(k, 16)}, warps=_warps(n * k)) for n, k in dict.fromkeys(choices)]
+        whole = math.gcd(self.head_rows, self.back.width if self.back else 0)  # rows of a program are one head's
+        most = whole & -whole or rows
+        choices = [(min(n, most), max(k, 16)) for n, k in choices]
+        return [Tile({"BN": n, "BK": k}, warps=_warps(n * k)) for n, k in dict.fromkeys(choices)]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         wide = {*self.wide, *(name for name, _ in self.inside)}
         arguments = {name: "*fp32" if name in wide else f"*{dtype}" for name in self.pointers}
+        if self.back:
+            arguments["finished"] = "*i32"
         if self.lasts:
             arguments["arrived"] = "*i32"
         return [Entry(f"{self.name}_kernel", arguments)]
@@ -142,6 +188,8 @@ class RowsKernel(Kernel):
         inside = sum(size for _, size in self.inside) * 4
         made = sum(_elements(shape) * (4 if name in self.wide else width) for name, shape in self.results)
         flops = 2 * self.depth * sum(part.rows * len(part.maps) for part in self.parts)
+        if self.back is not None:
+            flops += 2 * self.back.heads * self.back.width * self.back.out
         whole = (weights + read + inside) * batch
         return Moved(whole, (made + inside) * batch, weights, 1, flops * batch)
 
@@ -171,11 +219,12 @@ class RowsWriter:
     def __init__(self, form: RowsForm, gives: Sequence[Value], names: Mapping[Value, str]) -> None:
         self.form, self.gives, self.names = form, list(gives), dict(names)
         self.factors: dict[Op, tuple[str, ...]] = {}
+        self.backs = () if form.heads is None else (form.heads,)
         made = {value for op in (*form.linears, *form.after) for value in op.results}
         late = [v for v in self.gives if v.op in form.last]
         self.inside = [
             value
-            for value in dict.fromkeys(v for op in form.last for v in op.operands)
+            for value in dict.fromkeys(v for op in (*form.last, *self.backs) for v in op.operands)
             if value in made and value not in self.gives
         ]
         for value in self.inside:
@@ -185,7 +234,7 @@ class RowsWriter:
         products = [f"{stem}_{number + 1}" for number in range(2 * len(form.linears)) for stem in ("sum", "w", "y")]
         norms = [op for op in (*form.before, *form.last) if isinstance(op, InverseRMS | LayerNorm | Norm)]
         factors = [f"{self.stem(op.out)}_{what}" for op in norms for what in ("factor", "mean")]
-        self.taken = {*_LOCALS.split(), *self.names.values(), *products, *factors}
+        self.taken = {*LOCALS, *self.names.values(), *products, *factors}
 
     def kernel(self, name: str, like: str, plain: Sequence[str]) -> RowsKernel:
         """Return the kernel."""
@@ -193,7 +242,10 @@ class RowsWriter:
         operands = [v for v in self.names if v not in self.gives and v not in self.inside]
         sums = [self._sum(op, self._before) for op in form.before if isinstance(op, InverseRMS | LayerNorm | Norm)]
         vector = self._elements(self._before)
-        element = vector.at(form.x, "i")
+        mapped = form.linears[0]
+        grouped = isinstance(mapped, GroupedLinear)
+        depth = int(str(form.x.tensor.shape[-1]))
+        element = vector.at(form.x, f"head * {depth} + i" if grouped else "i")
         sides = [self._store(v, self._before) for v in self.gives if v.op in form.before]
         parts = tuple(self._part(values) for values in self._parted())
         last_sums: list[tuple[Sum, ...]] = []
@@ -209,7 +261,8 @@ class RowsWriter:
             results=tuple((self.names[v], _shape(v)) for v in self.gives),
             wide=tuple(self.names[v] for v in self.gives if v.tensor.dtype != _dtype(form)),
             inside=tuple((self.names[v], width(v)) for v in self.inside),
-            depth=width(form.x),
+            depth=depth,
+            head_rows=int(str(mapped.out.tensor.shape[-1])) if grouped else 0,
             vector=tuple(vector.lines),
             element=element,
             sums=tuple(sums),
@@ -229,9 +282,8 @@ class RowsWriter:
 
     def _before(self, value: Value, index: str) -> str | None:
         """Return what is loaded: weights and other operands."""
-        if value.op is not None and not value.is_weight and value in self.gives:
-            return None
-        if value not in self.names:
+        made = value.op is not None and not value.is_weight and (value in self.gives or value in self.inside)
+        if made or value not in self.names:
             return None
         return self._loaded(value, index)
 
@@ -273,26 +325,34 @@ class RowsWriter:
     def _parted(self) -> list[list[Value]]:
         """Return the stored values, those together that are made of the same maps' rows."""
         groups: dict[object, list[Value]] = {}
+        linears: set[Op] = set(self.form.linears)
         for value in self.stored:
-            maps = tuple(op for op in needed([value], (*self.form.linears, *self.form.after)) if isinstance(op, Linear))
+            maps = tuple(op for op in needed([value], (*self.form.linears, *self.form.after)) if op in linears)
             groups.setdefault((maps, width(value)), []).append(value)
-        return list(groups.values())
+        mapped_back = {op.x for op in self.backs}
+        return sorted(groups.values(), key=mapped_back.isdisjoint)  # what others wait for comes first
 
     def _part(self, values: list[Value]) -> Part:
         maps: dict[tuple[str, str], str] = {}
 
         def leaf(value: Value, index: str) -> str | None:
-            if isinstance(value.op, Linear) and value.op in self.form.linears:
+            if isinstance(value.op, Linear | GroupedLinear) and value.op in self.form.linears:
                 key = (self.names[value.op.weight], index)
                 found = maps.setdefault(key, f"y_{len(maps) + 1}")
-                if value.op.bias is None:
+                if isinstance(value.op, GroupedLinear) or value.op.bias is None:
                     return found
                 return f"{found} + {self._loaded(value.op.bias, index)}"
             return self._before(value, index)
 
         elements = self._elements(leaf)
         stores = tuple((self.names[value], elements.at(value, "o")) for value in values)
-        return Part(width(values[0]), tuple(maps), tuple(elements.lines), stores)
+        back = next((self._back(op) for op in self.backs if op.x in values), None)
+        return Part(width(values[0]), tuple(maps), tuple(elements.lines), stores, back)
+
+    def _back(self, op: GroupedLinear) -> Back:
+        heads, size = (int(str(dim)) for dim in op.x.tensor.shape[2:])
+        out = int(str(op.out.tensor.shape[-1]))
+        return Back(self.names[op.x], self.names[op.weight], self.names[op.out], heads, size, out)
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from regraft.ir.forms.elements import GATHERED, elementwise, of_token, reduced
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import Linear
+from regraft.ir.ops.core import GroupedLinear, Linear
 
 
 @dataclass(frozen=True)
@@ -17,28 +18,44 @@ class RowsForm:
     Attributes:
         x: The vector that the maps read.
         before: Ops on the way to it, computed anew by every program that needs them.
-        linears: The maps.
+        linears: The maps; or one map of each head's channels by rows of its own.
         after: Ops of which an element needs single elements of the maps' results.
+        heads: A map of each head of these back by its rows, computed by the program that finishes the head last.
         last: Ops that need all of these, computed once, by the program that finishes last.
     """
 
     x: Value
     before: tuple[Op, ...]
-    linears: tuple[Linear, ...]
+    linears: tuple[Linear | GroupedLinear, ...]
     after: tuple[Op, ...]
+    heads: GroupedLinear | None
     last: tuple[Op, ...]
 
 
-def maps(op: Op) -> bool:
-    """Return whether an op is a map of a token's vector by a parameter."""
+def maps(op: Op) -> TypeGuard[Linear | GroupedLinear]:
+    """Return whether an op is a map of a token's vector, or of each of its heads, by rows of a parameter."""
+    if isinstance(op, GroupedLinear):
+        return not op.transposed and _maps_heads(op)
     return isinstance(op, Linear) and op.weight.is_weight and of_token(op.x) and len(op.x.tensor.shape) == 3
+
+
+def maps_back(op: Op) -> TypeGuard[GroupedLinear]:
+    """Return whether an op adds up rows of a parameter, each times its channel of a head."""
+    return isinstance(op, GroupedLinear) and op.transposed and _maps_heads(op)
+
+
+def _maps_heads(op: GroupedLinear) -> bool:
+    return op.weight.is_weight and of_token(op.x) and len(op.x.tensor.shape) == 4
 
 
 def rows_form(ops: Sequence[Op]) -> RowsForm | None:
     """Return the form of a body, given in order, or none if it is not of this form."""
-    linears = tuple(op for op in ops if isinstance(op, Linear) and maps(op))
-    others = [op for op in ops if op not in linears]
-    if len({op.x for op in linears}) != 1 or not all(elementwise(op) or reduced(op) for op in others):
+    linears = [op for op in ops if maps(op)]
+    heads = [op for op in ops if maps_back(op)]
+    others = [op for op in ops if op not in linears and op not in heads]
+    if not linears or len({op.x for op in linears}) != 1 or not all(elementwise(op) or reduced(op) for op in others):
+        return None
+    if len(heads) > 1 or (len(linears) > 1 and any(isinstance(op, GroupedLinear) for op in linears)):
         return None
     made: set[Value] = {op.out for op in linears}
     whole: set[Value] = set()  # of these, what is there when all is
@@ -54,7 +71,9 @@ def rows_form(ops: Sequence[Op]) -> RowsForm | None:
             after.append(op)
             made.update(op.results)
     x = linears[0].x
-    return None if x in made | whole else RowsForm(x, tuple(before), linears, tuple(after), tuple(last))
+    if x in made | whole or any(op.x not in made or not set(others).isdisjoint(op.out.users) for op in heads):
+        return None
+    return RowsForm(x, tuple(before), tuple(linears), tuple(after), heads[0] if heads else None, tuple(last))
 
 
 def needed(values: Iterable[Value], ops: Iterable[Op]) -> list[Op]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.ir.forms.elements import ROW_LOCAL, elementwise, reduced
-from regraft.ir.forms.rows import maps, rows_form
+from regraft.ir.forms.rows import maps, maps_back, rows_form
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import Linear
+from regraft.ir.ops.core import GroupedLinear, Linear
 from regraft.ir.ops.kernels import Rows
 from regraft.passes.fusion.groups import Grouping
 
@@ -17,9 +17,9 @@ def group_rows(grouping: Grouping) -> None:
     for ops in grouping.layers.values():
         here = set(ops)
         free = [op for op in ops if grouping.free(op)]
-        anchors: dict[Value, list[Linear]] = {}
+        anchors: dict[Value, list[Linear | GroupedLinear]] = {}
         for op in free:
-            if isinstance(op, Linear) and maps(op):
+            if maps(op):
                 anchors.setdefault(op.x, []).append(op)
         for x, linears in anchors.items():
             before = _before(grouping, x, here)
@@ -45,16 +45,23 @@ def _before(grouping: Grouping, x: Value, here: set[Op]) -> list[Op]:
 
 
 def _grow(grouping: Grouping, group: dict[Op, None], ops: Sequence[Op]) -> None:
-    """Add what follows element by element, where nothing else is waited for."""
+    """Add what follows element by element, or head by head, where nothing else is waited for."""
     first = min(map(grouping.place.__getitem__, group))
     for op in ops:
-        if op in group or not grouping.free(op) or not isinstance(op, ROW_LOCAL) or not elementwise(op):
+        if op in group or not grouping.free(op) or not _follows(op):
             continue
         makers = [v.op for v in op.operands if not v.is_weight]
         waited = [maker for maker in makers if maker is not None and maker not in group]
         late = [maker for maker in waited if grouping.free(maker) and grouping.place[maker] > first]
-        if any(maker in group for maker in makers) and not late:
+        if late or not any(maker in group and not maps_back(maker) for maker in makers if maker is not None):
+            continue
+        if not maps_back(op) or rows_form(grouping.ordered([*group, op])) is not None:
             group[op] = None
+
+
+def _follows(op: Op) -> bool:
+    """Return whether an op can be computed of rows as they are made, or of a head's once they are there."""
+    return maps_back(op) or (isinstance(op, ROW_LOCAL) and elementwise(op))
 
 
 def _add_last(grouping: Grouping, ops: Sequence[Op]) -> None:
