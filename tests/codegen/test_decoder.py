@@ -1,0 +1,102 @@
+"""The decoder of a package for target ``triton``: steps that choose their token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests.codegen.programs import DECODERS, tokens_of
+from tests.codegen.test_triton import built
+from tests.ir.models import decoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(decoder(DECODERS["windows and full"]), tmp_path_factory.mktemp("decoder") / "package")[0]
+
+
+def names_of(model: Any) -> dict[str, Any]:
+    """Return what the package's file defines."""
+    return type(model).run.__globals__
+
+
+def likeliest(model: Any, prompts: Tensor, lengths: Tensor, steps: int) -> list[list[int]]:
+    """Return the tokens that a loop over the model's logits takes."""
+    cache = model.new_cache(len(prompts), prompts.shape[1] + steps)
+    logits = model(prompts, cache, lengths, last=1)
+    found = [logits[:, -1].argmax(-1)]
+    for _ in range(steps):
+        found.append(model(found[-1][:, None], cache)[:, -1].argmax(-1))
+    return [tokens.tolist() for tokens in found]
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_the_likeliest_tokens_are_those_of_the_logits(model: Any, interpreted: bool) -> None:
+    names_of(model)["INTERPRETED"] = interpreted
+    prompts, lengths = tokens_of(2, 6), torch.tensor([6, 4])
+    grown = names_of(model)["Decoder"](model, prompts, lengths, context=12)
+    found = [grown.tokens[:, 0].tolist()] + [grown.step().tolist() for _ in range(4)]
+    assert found == likeliest(model, prompts, lengths, 4)
+
+
+@pytest.mark.parametrize("drawn", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 5, "top_p": 0.9}, {}])
+def test_draws_by_kernels_are_those_of_plain_functions(model: Any, drawn: dict[str, Any]) -> None:
+    prompts = tokens_of(2, 5)
+    found: list[list[list[int]]] = []
+    for interpreted in (False, True, True):
+        names_of(model)["INTERPRETED"] = interpreted
+        grown = names_of(model)["Decoder"](model, prompts, context=12, temperature=0.9, seed=len(found) // 2, **drawn)
+        found.append([grown.tokens[:, 0].tolist()] + [grown.step().tolist() for _ in range(3)])
+    assert found[0] == found[1]
+    assert found[1] != found[2]  # another seed
+
+
+def test_draws_have_the_shares_of_the_logits(model: Any) -> None:
+    names_of(model)["INTERPRETED"] = False
+    choice = names_of(model)["Choice"]
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(2000, 1)
+    noise = (torch.arange(2000) + 0.5) / 2000
+    found = torch.bincount(names_of(model)["chosen"](logits, choice(noise, 1.0, 3, 1.0)), minlength=4) / 2000
+    wanted = torch.softmax(torch.tensor([0.0, 1.0, 2.0, -torch.inf]), -1)
+    assert (found - wanted).abs().max() < 1e-3
+
+
+def test_a_full_cache_is_refused_before_anything_is_written(model: Any) -> None:
+    names_of(model)["INTERPRETED"] = False
+    grown = names_of(model)["Decoder"](model, tokens_of(1, 4), context=6)
+    grown.step()
+    grown.step()
+    before = [tensor.clone() for layer in grown.cache.layers for memory in layer for tensor in memory]
+    tokens, lengths = grown.tokens.clone(), grown.cache.lengths.clone()
+    with pytest.raises(ValueError, match="7 tokens do not fit a cache made for 6"):
+        grown.step()
+    after = [tensor for layer in grown.cache.layers for memory in layer for tensor in memory]
+    assert all(map(torch.equal, before, after))
+    assert torch.equal(tokens, grown.tokens)
+    assert torch.equal(lengths, grown.cache.lengths)
+
+
+def test_a_sequence_that_ended_does_not_grow(model: Any) -> None:
+    names_of(model)["INTERPRETED"] = True
+    prompts = tokens_of(2, 5)
+    grown = names_of(model)["Decoder"](model, prompts, context=12)
+    first = grown.tokens[:, 0].tolist()
+    steps = [grown.step(torch.tensor([1, 0])).tolist()[0] for _ in range(3)]
+    assert [first[0], *steps] == [each[0] for each in likeliest(model, prompts, torch.tensor([5, 5]), 3)]
+    assert grown.cache.lengths.tolist() == [8, 5]
+
+
+def test_kernels_that_are_wrong_are_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = names_of(model)
+    monkeypatch.setitem(names, "INTERPRETED", True)
+    assert names["self_check"](model) < 1e-5
+    right = names["o"]
+    monkeypatch.setitem(names, "o", lambda *given: right(*given) * (1.0 if names["PLAIN"] else 1.2))
+    with pytest.raises(RuntimeError, match="kernels differ from plain PyTorch by"):
+        names["self_check"](model)
+    assert names["PLAIN"] is False
