@@ -17,17 +17,18 @@ from regraft.ir.op import Value
 class Forms:
     """A graph, and the same with other ops in its layers for calls of one token, such as latent attention absorbed.
 
-    Parameters and memories of ``step`` and ``fused`` are those of ``graph``, by name. ``fused`` is for calls of one token
-    too, made of kernels, for target ``triton``.
+    Parameters and memories of all forms are those of ``graph``, by name. ``fused`` is for calls of one token too, made
+    of kernels, and ``prefill`` for those of more, both for target ``triton``.
     """
 
     graph: Graph
     step: Graph | None = None
     fused: Graph | None = None
+    prefill: Graph | None = None
 
 
 class StepForm:
-    """A second form of a graph's layers, for calls of one token: other ops, the same parameters and memories.
+    """A second form of a graph's layers: other ops, the same parameters and memories.
 
     Attributes:
         graph: The graph of that form.
@@ -49,6 +50,10 @@ class StepForm:
         assert kept[0] == kept[1], "both forms keep the same"
         assert self.places.keys() >= set(graph.parameters()), "both forms read the same parameters"
         assert self.layers.keys() == wiring.index.keys(), "both forms have the same layers"
+
+    def same(self, values: Sequence[Value]) -> list[Value]:
+        """Return this form's values of the same names."""
+        return [self.graph[value.name] for value in values]
 
 
 def statements(lines: Sequence[str]) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from regraft.ir.ops.attn import KV, Attend, PickHeads
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.final import Last
 from regraft.ir.ops.index import Index
+from regraft.ir.ops.kernels import Kernel
 from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import TensorType
@@ -131,7 +132,8 @@ def _reader_sight(op: KV) -> Sight:
 
     A view's slots depend on what the memory keeps only.
     """
-    sights = [Sight.of(user) for user in op.out.users if isinstance(user, Attend)]
+    readers = [each for user in op.out.users for each in (user.stands_for if isinstance(user, Kernel) else [user])]
+    sights = [Sight.of(reader) for reader in readers if isinstance(reader, Attend)]
     return Sight.of(op) if Sight.of(op) in sights or not sights else sights[0]
 
 

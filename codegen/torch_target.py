@@ -102,6 +102,7 @@ class TorchTarget:
         self.graph, self.header, self.title = graph, header, title
         self.wiring = Wiring(graph)
         self.step = None if step is None else StepForm(step, self.wiring)
+        self.many: StepForm | None = None  # what is written for calls of many tokens, if that is not the graph itself
         dtype = graph.outputs[0].tensor.dtype
         self.wide = {value: stays_wide(value, dtype) for value in self.wiring.places}
         self.shared = Shared()
@@ -139,10 +140,13 @@ class TorchTarget:
         feeds = [f for f in self.wiring.feeds[kind.name] if not self._only_turns(layer, f.value)]
         results = self.wiring.results(kind)
         given = [layer.inputs[feed.place] for feed in feeds]
-        body, arguments = self._body(layer, feeds, given, results, self.wiring.places)
+        places = self.wiring.places
+        if self.many is not None:
+            layer, given, places = self.many.layers[layer.number], self.many.same(given), self.many.places
+        body, arguments = self._body(layer, feeds, given, results, places)
         step, forms = None, 1
         if self.step is not None:
-            values = [self.step.graph[value.name] for value in given]
+            values = self.step.same(given)
             step, _ = self._body(self.step.layers[layer.number], feeds, values, results, self.step.places)
             body.used |= step.used
             assert step.buffers.items() <= body.buffers.items(), "both forms map heads in the same way"
@@ -489,7 +493,7 @@ class TorchTarget:
             version=__version__,
             header=[(key, comment(text)) for key, text in self.header],
             title=comment(self.title),
-            **{"fused": None, **more},
+            **{"fused": None, "in_blocks": False, "unmasked": set[str](), **more},
             helpers={name: sorted(flags) for name, flags in self.shared.helpers.items()},
             scalings={key[3] for key in self.shared.ropes},
             turned_up=any(key[-1] != 1.0 for key in self.shared.ropes),

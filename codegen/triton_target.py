@@ -11,9 +11,11 @@ from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.names import Namespace, suffixes
 from regraft.codegen.torch_body import GLOBALS, Body, Shared, kept
 from regraft.codegen.torch_code import ATOM
+from regraft.codegen.torch_forms import StepForm
 from regraft.codegen.torch_target import TorchTarget
 from regraft.codegen.torch_text import signature
 from regraft.codegen.triton_ops import emit_kernel
+from regraft.codegen.triton_prefill import PrefillBody
 from regraft.codegen.wiring import Place, local_value
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
@@ -35,6 +37,8 @@ class SharedKernels(Shared):
         super().__init__()
         self.kernels: dict[Kernel, str] = {}  # without its name, and that
         self.called: list[Kernel] = []  # in the order in which calls are written
+        self.masked: set[str] = set()  # views of which a call of many tokens reads masks even where kernels run
+        self.in_blocks = False  # whether such a call has kernels
         self._kernel_names = Namespace([*GLOBALS, *_KERNEL_GLOBALS.split()])
 
     def kernel(self, stem: str, make: Callable[[str], Kernel]) -> str:
@@ -46,9 +50,14 @@ class SharedKernels(Shared):
         self.called.append(bare.called(name))
         return name
 
+    @property
+    def unmasked(self) -> set[str]:
+        """Views of which a call of many tokens reads masks only where its kernels do not run."""
+        return set(self.views.values()) - self.masked if self.in_blocks else set()
+
     def reserved(self) -> list[str]:
         """Return the names that no variable may have."""
-        return [*super().reserved(), *_KERNEL_GLOBALS.split(), *self.kernels.values()]
+        return [*super().reserved(), *_KERNEL_GLOBALS.split(), "in_blocks", "masked", *self.kernels.values()]
 
     def texts(self) -> list[str]:
         """Return each kernel's part of the file."""
@@ -219,16 +228,26 @@ class TritonTarget(TorchTarget):
         header: Lines for the top of ``model.py``: each a key and a text.
         title: The first line of its docstring.
         fused: The graph of a call of one token, fused; its parameters and memories are those of ``graph``, by name.
+        prefill: That of a call of many tokens, in the same way.
 
     Raises:
         MissingEmitterError: The target lacks an op.
         WiringError: The layers are fed in ways that one loop cannot spell.
     """
 
-    def __init__(self, graph: Graph, header: list[tuple[str, str]], title: str, fused: Graph) -> None:
+    def __init__(
+        self, graph: Graph, header: list[tuple[str, str]], title: str, fused: Graph, prefill: Graph | None = None
+    ) -> None:
         super().__init__(graph, header, title)
         self.shared: SharedKernels = SharedKernels()
         self.fused = fused
+        self.many = None if prefill is None else StepForm(prefill, self.wiring)
+
+    def new_body(
+        self, places: dict[Value, Place], owner: int | None, local: Callable[[str], str], names: Namespace, width: int
+    ) -> Body:
+        """Return an empty body, of kernels where they run."""
+        return PrefillBody(self.shared, places, owner, local, names, width)
 
     def _render(self, model: Body) -> str:
         target = StepTarget(self.fused, self)
@@ -237,4 +256,4 @@ class TritonTarget(TorchTarget):
         digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
         used = {name for written in target.blocks.values() for name in written.body.used} | set(body.used)
         fused = Fused(steps, tuple(body.lines), tuple(body.pasts.values()), frozenset(used), texts, f"regraft_{digest}")
-        return self.rendered(model, fused=fused)
+        return self.rendered(model, fused=fused, in_blocks=self.shared.in_blocks, unmasked=self.shared.unmasked)

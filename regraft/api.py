@@ -150,14 +150,18 @@ def build(
     from regraft.codegen.package import emit
     from regraft.codegen.torch_forms import Forms
     from regraft.passes.fusion import fuse_decode
+    from regraft.passes.fusion.prefill import fuse_prefill
     from regraft.passes.latent_forms import decoding_form
 
     subject = lift(model)
     lock = subject.files / "regraft.lock.json" if subject.files is not None else None
     step = decoding_form(subject.graph)
-    fused = fuse_decode(subject.graph if step is None else step) if target == "triton" else None
+    fused = prefill = None
+    if target == "triton":
+        fused = fuse_decode(subject.graph if step is None else step)
+        prefill = fuse_prefill(subject.graph)
     return emit(
-        Forms(subject.graph, step, fused),
+        Forms(subject.graph, step, fused, prefill),
         subject.require_source(),
         Path(out),
         target=target,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from regraft.ir.forms.flash import flash_form
 from regraft.ir.graph import Graph
-from regraft.ir.ops.kernels import GroupedExperts
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.kernels import Flash, GroupedExperts
 from regraft.ir.ops.moe import Experts
 from regraft.passes.fusion.groups import Grouping
 
@@ -17,7 +19,14 @@ def group_grouped_experts(grouping: Grouping) -> None:
             grouping.take(GroupedExperts, [op])
 
 
-PREFILL: tuple[Callable[[Grouping], None], ...] = (group_grouped_experts,)
+def group_flash(grouping: Grouping) -> None:
+    """Make a group of each attention to all rows that a window shows."""
+    for op in grouping.graph.run_time():
+        if isinstance(op, Attend) and flash_form([op]) is not None:
+            grouping.take(Flash, [op])
+
+
+PREFILL: tuple[Callable[[Grouping], None], ...] = (group_flash, group_grouped_experts)
 
 
 def fuse_prefill(graph: Graph) -> Graph:

@@ -1,0 +1,20 @@
+"""The form of ``kernel.flash``: attention of many tokens, nothing around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.ir.dims import T
+from regraft.ir.op import Op
+from regraft.ir.ops.attn import Attend
+
+
+def flash_form(ops: Sequence[Op]) -> Attend | None:
+    """Return the attention that a body is, or none: all queries of a call, each to all rows that its window shows."""
+    attend = ops[0]
+    if len(ops) != 1 or not isinstance(attend, Attend):
+        return None
+    kept = attend.memory.memory
+    dense = attend.chosen is None and attend.entries is None and kept.rate is None and kept.fixed is None
+    fits = attend.q.tensor.shape[1] == T and attend.scale > 0
+    return attend if dense and fits else None
