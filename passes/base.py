@@ -318,13 +318,14 @@ class Pass:
         """
         from regraft.passes.located import spell
 
-        for each in self.declared():
+        declared = {each.name: each for each in self.declared()}
+        for each in declared.values():
             value = getattr(self, each.name)
             other, _, wanted = each.needs.partition(": ")
             if not other or value == each.default:
                 continue
             found = getattr(self, other)
-            if found is None if not wanted else spell(found) != wanted:
+            if found is None if not wanted else spell(declared[other].kind.spell(found)) != wanted:
                 text, where = spell(each.kind.spell(value)), self.place(each.name)
                 raise OptionIdleError(owner=self.name, name=each.name, found=text, needs=each.needs, where=where)
 

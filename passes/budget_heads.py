@@ -98,7 +98,7 @@ class BudgetHeads(Pass):
     total: Count | None = optional_option(
         COUNT, "query heads of all layers together, or their share, dealt by what each number costs in measured KL"
     )
-    step: int = option(integer(1, MOST_HEADS), 1, "with total, heads go so many at a time")
+    step: int = option(integer(1, MOST_HEADS), 1, "heads go so many at a time", needs="total")
     keep: Keep | None = optional_option(KEEP, "the heads that stay, layer by layer, instead of a count")
     layout: str = option(
         choice("map", "padded"),

@@ -84,7 +84,10 @@ class ShareKV(Pass):
     )
     within: int | None = optional_option(integer(1, MOST_LAYERS), "measure only donors at most so many layers before")
     finalists: int = option(
-        integer(1, 1000), 8, "of the sets of readers that measure best pair by pair, measure so many whole"
+        integer(1, 1000),
+        8,
+        "of the sets of readers that measure best pair by pair, measure so many whole",
+        needs="donor: measured",
     )
     level: str | None = optional_option(
         choice(*LEVELS), "what is adapted to the reader; by default gauge with refit, and raw without"

@@ -109,7 +109,7 @@ class ToLatent(Pass):
     total: int | None = optional_option(
         integer(1, 10**7), "ranks of all layers together, dealt by what each layer's spectrum says a rank is worth"
     )
-    step: int = option(integer(1, 1024), 1, "with total, deal so many ranks at a time")
+    step: int = option(integer(1, 1024), 1, "deal so many ranks at a time", needs="total")
     layers: Selection | None = optional_option(LAYERS, "whose memories; by default all that hold keys and values")
     method: str = option(
         choice(*METHODS), "metric", "what the latent keeps most of: scores and outputs, keys and values, or weights"
@@ -193,7 +193,7 @@ class ToLatent(Pass):
             ranks = self._ranks(graph, sites, shapes)
         changed = {layer: sites[layer] for layer in ranks if self.rope != "all" or ranks[layer] < shapes[layer].full}
         self._check_refits(changed if self.refit else {}, graph)
-        explicit = replace(self, rank=dict(sorted(ranks.items())), total=None, layers=Selection.of(ranks))
+        explicit = replace(self, rank=dict(sorted(ranks.items())), total=None, step=1, layers=Selection.of(ranks))
         if not explicit._balance_is_open:
             return explicit
         if self.rope == "all" and all(rank == shapes[layer].full for layer, rank in ranks.items()):
@@ -230,6 +230,7 @@ class ToLatent(Pass):
         if self.rope == "all":
             problem = ("form", "rope: all") if self.form == "absorbed" else None
             problem = ("kept", "rope: all") if self.kept is not None else problem
+            problem = ("alike", "rope: all") if self.alike else problem
         if problem is not None:
             fix = "give rope a number of channels: what turns by head cannot be absorbed"
             where = self.place(problem[0])

@@ -90,6 +90,7 @@ def test_more_channels_lose_less(decoder: Any) -> None:
         ({}, "to-latent{rank=6, rope=4, kept={0: [0, 0], 1: [0, 2], 2: [0, 1]}}", RankError),
         ({}, "to-latent{rank=6, rope=4, kept={0: [0]}, layers=0}", RankError),
         ({}, "to-latent{rank=6, kept={0: [0]}}", OptionConflictError),
+        ({}, "to-latent{rank=6, alike=true}", OptionConflictError),
         ({"reads": {2: 0}}, "to-latent{rank=6, rope=4}", StructureError),
     ],
 )

@@ -411,6 +411,8 @@ def test_a_fitted_pass_without_text_is_refused() -> None:
         ("window{window=8, sink=fitted, sinks=4}", "sinks: 4 does nothing without sink: kept"),
         ("window{window=8, refit=false, ridge=0.1}", "ridge: 0.1 does nothing without refit: true"),
         ("budget-heads{heads=1, refit=false, mlp=true}", "mlp: true does nothing without refit: true"),
+        ("share-kv{donor={1: 0}, finalists=2}", "finalists: 2 does nothing without donor: measured"),
+        ("to-latent{rank=8, step=4}", "step: 4 does nothing without total"),
         ("absorb-mla{tokens=4}", "tokens: 4 does nothing without when: faster"),
     ],
 )
