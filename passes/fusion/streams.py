@@ -36,7 +36,8 @@ def carry_streams(graph: Graph) -> Graph:
     are not joined by streams alone, which start as copies of a vector.
     """
     layers = [item for item in split_layers(graph) if isinstance(item, Layer)]
-    ends = [write for layer, after in zip(layers, [*layers[1:], None], strict=True) for write in _ends(layer, after)]
+    following = [*layers[1:], None][: len(layers)]
+    ends = [write for layer, after in zip(layers, following, strict=True) for write in _ends(layer, after)]
     enters = None if len(ends) < len(layers) or not ends else _entering(layers[0])
     if enters is None or any(v in graph.outputs for end in ends for v in (end.out, *end.operands)):
         return graph
