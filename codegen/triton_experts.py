@@ -10,7 +10,7 @@ from regraft.codegen.kernels.route import Route as RouteKernel
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.elements import width
-from regraft.ir.forms.experts import ExpertsForm, Moved, RouteForm, SharedExpert, experts_form, route_form
+from regraft.ir.forms.experts import ExpertsForm, Moved, RouteForm, RouterState, SharedExpert, experts_form, route_form
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Norm
 from regraft.ir.ops.kernels import Kernel as KernelOp
@@ -46,15 +46,42 @@ def emit_route(op: KernelOp, at: StepBody) -> Code:
         weight_bias=linear is not None and linear.bias is not None,
         factor=form.factor,
         **_norm(form.norm),
+        **_of_state(form.state),
     )
     name = at.shared.kernel("router", kernel.called)
-    return _call(name, [form.x, *_named(kernel.arguments(), _routed(form))], op, at)
+    code = _call(name, [form.x, *_named(kernel.arguments(), _routed(form))], op, at)
+    alone = form.state is not None and len(op.gives) < 3  # no layer reads the state
+    return Code(f"{code.text}[1:]") if alone else code
+
+
+def _of_state(state: RouterState | None) -> dict[str, Any]:
+    """Return a router's constants of its state."""
+    if state is None:
+        return {}
+    norm = _norm(state.norm)
+    return {
+        "states": width(state.out),
+        "into_bias": state.into.bias is not None,
+        "carried": state.carried is not None,
+        "hidden": tuple(each.bias is not None for each in state.maps),
+        "activation": state.activation,
+        "state_norm": norm["norm"],
+        "state_norm_weight": norm["norm_weight"],
+        "state_norm_offset": norm["norm_offset"],
+    }
 
 
 def _routed(form: RouteForm) -> dict[str, Value | None]:
     """Return a router's operands after the first by the kernel's names."""
-    linear, assign = form.linear, form.assign
-    return {
+    linear, assign, state = form.linear, form.assign, form.state
+    inner: dict[str, Value | None] = {}
+    if state is not None:
+        inner = {"into": state.into.weight, "into_bias": state.into.bias, "state_norm": state.norm.weight}
+        if state.carried is not None:
+            inner |= {"carried": state.carried.x, "carried_gain": state.carried.by}
+        for number, each in enumerate(state.maps, 1):
+            inner |= {f"hidden_{number}": each.weight, f"hidden_{number}_bias": each.bias}
+    return inner | {
         "norm_weight": None if form.norm is None else form.norm.weight,
         "weight": None if linear is None else linear.weight,
         "weight_bias": None if linear is None else linear.bias,

@@ -15,6 +15,10 @@ class Route(Kernel):
 
     ``NAME(x, [norm_weight], weight, [weight_bias], [bias], [gain], [tokens, table])`` gives the shares, [..., chosen]
     in the weight's dtype, and the experts' numbers, int64. With ``given_logits`` it is ``NAME(logits, [bias], ...)``.
+    With ``states`` the normalised x becomes a state, [..., states], to which a `carried` one is added: the call is
+    ``NAME(x, [norm_weight], into, [into_bias], [carried, carried_gain], [state_norm], hidden_1, [hidden_1_bias], ...,
+    weight, ...)`` and gives the state too, before the others. What is computed of it, its norm and the ``hidden`` maps
+    with an activation behind each, is what the last program to arrive does: they are small (ZAYA1: 256 x 256).
     Of experts with equal ranks the first are chosen. Logits stay in float32, where the unfused form rounds them.
 
     Attributes:
@@ -38,6 +42,14 @@ class Route(Kernel):
         norm_weight: Whether this norm has a weight.
         norm_offset: Added to that weight.
         factor: Multiplies the normalised x.
+        states: Channels of the state, 0 without one.
+        into_bias: Whether a bias is added to it.
+        carried: Whether another state times a factor for each channel is.
+        state_norm: The epsilon of its RMS norm.
+        state_norm_weight: Whether this norm has a weight.
+        state_norm_offset: Added to that weight.
+        hidden: For each of the maps between, whether it has a bias.
+        activation: Of these.
     """
 
     template: ClassVar[str] = "route.py.j2"
@@ -62,6 +74,14 @@ class Route(Kernel):
     norm_weight: bool = False
     norm_offset: float = 0.0
     factor: float = 1.0
+    states: int = 0
+    into_bias: bool = False
+    carried: bool = False
+    state_norm: float = 0.0
+    state_norm_weight: bool = False
+    state_norm_offset: float = 0.0
+    hidden: tuple[bool, ...] = ()
+    activation: str = "gelu"
 
     @property
     def grouped(self) -> bool:
@@ -76,6 +96,12 @@ class Route(Kernel):
     def tiles(self) -> Sequence[Tile]:
         if self.given_logits:
             return [Tile(warps=1)]
+        if self.states:
+            return [
+                Tile({"BLOCK_E": 2, "BLOCK_M": 1024, "BLOCK_R": 32}, warps=8),
+                Tile({"BLOCK_E": 2, "BLOCK_M": 1024, "BLOCK_R": 64}, warps=8),
+                Tile({"BLOCK_E": 2, "BLOCK_M": 512, "BLOCK_R": 16}, warps=4),
+            ]
         return [
             Tile({"BLOCK_E": 2, "BLOCK_M": 1024}, warps=4),
             Tile({"BLOCK_E": 4, "BLOCK_M": 512}, warps=4),
@@ -89,16 +115,31 @@ class Route(Kernel):
         own = [] if self.given_logits else ["weight"]
         if not self.given_logits and self.norm is not None and self.norm_weight:
             own.insert(0, "norm_weight")
+        if self.states:
+            own[-1:] = [*self.of_state, "weight"]
         own += ["weight_bias"] if self.weight_bias else []
         own += ["bias"] if self.bias and not self.table else []
         own += ["gain"] if self.gain else []
         return own + (["tokens", "table"] if self.table else [])
+
+    @property
+    def of_state(self) -> list[str]:
+        """Names of what a state is made of and mapped by."""
+        maps = [
+            name
+            for number, biased in enumerate(self.hidden, 1)
+            for name in (f"hidden_{number}", *([f"hidden_{number}_bias"] if biased else []))
+        ]
+        into = ["into", *(["into_bias"] if self.into_bias else [])]
+        carried = ["carried", "carried_gain"] if self.carried else []
+        return [*into, *carried, *(["state_norm"] if self.state_norm_weight else []), *maps]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         whole = {"tokens": "*i64", "table": "*i64"}
         arguments = {"logits" if self.given_logits else "x": f"*{dtype}"}
         arguments |= {name: whole.get(name, f"*{dtype}") for name in self.arguments()}
         if not self.given_logits:
+            arguments |= {"inner": "*fp32", "state": f"*{dtype}"} if self.states else {}
             arguments |= {"logits": "*fp32", "arrived": "*i32"}
         return [Entry(f"{self.name}_kernel", arguments | {"shares": f"*{dtype}", "experts": "*i64"})]
 
@@ -111,9 +152,20 @@ class Route(Kernel):
             read += batch * self.experts * width
             return Moved(read, written, read + written)
         normed = self.width * (self.norm is not None and self.norm_weight)
-        read += (self.experts * self.width + normed + batch * self.width) * width
+        first = self.states or self.experts
+        read += (first * self.width + normed + batch * self.width) * width
         own = batch * (self.experts * 4 + 4)  # logits and counters, written and read again
-        flops = 2 * batch * self.experts * self.width
+        flops = 2 * batch * first * self.width
+        if self.states:
+            vectors = self.into_bias + self.carried + self.state_norm_weight + sum(self.hidden)
+            maps = len(self.hidden) * self.states + self.experts
+            read += (self.states * (vectors + maps) + batch * self.states * self.carried) * width
+            written += batch * self.states * width
+            flops += 2 * batch * maps * self.states
+            again = batch * self.states * (width + 4 * len(self.hidden))
+            return Moved(
+                read + own + again, written + own + again - batch * self.states * width, read + written, 1, flops
+            )
         return Moved(read + own, written + own, read + written, flops=flops)
 
 
@@ -185,5 +237,20 @@ def examples() -> list[Kernel]:
         ),
         Route("route", 2880, 32, 4, normalize=True, weight_bias=True, norm=1e-5, norm_weight=True),
         Route("route", 256, 17, 1, bias=True),
+        Route(
+            "route",
+            2048,
+            17,
+            1,
+            bias=True,
+            norm=1e-5,
+            norm_weight=True,
+            states=256,
+            into_bias=True,
+            carried=True,
+            state_norm=1e-5,
+            state_norm_weight=True,
+            hidden=(True, True),
+        ),
         Route("route", 2048, 64, 6, norm=1e-6, norm_weight=True),
     ]

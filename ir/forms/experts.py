@@ -14,6 +14,27 @@ from regraft.ir.ops.precision import CastLike, Widen
 
 
 @dataclass(frozen=True)
+class RouterState:
+    """What a router computes before its logits.
+
+    Attributes:
+        into: The map of the token's vector that gives its state.
+        carried: The factor for each channel of a state of an earlier layer that is added, if one is.
+        out: The state.
+        norm: Its norm.
+        maps: Maps of it, one after another, each with an activation behind.
+        activation: That.
+    """
+
+    into: Linear
+    carried: Gain | None
+    out: Value
+    norm: Norm
+    maps: tuple[Linear, ...]
+    activation: str
+
+
+@dataclass(frozen=True)
 class RouteForm:
     """A body that chooses experts.
 
@@ -24,6 +45,7 @@ class RouteForm:
         norm: The norm before it.
         factor: Multiplies what is mapped.
         assign: Where experts are looked up, by token.
+        state: What is computed between the norm and the map that gives the logits.
     """
 
     route: Route
@@ -32,6 +54,7 @@ class RouteForm:
     norm: Norm | None = None
     factor: float = 1.0
     assign: Assign | None = None
+    state: RouterState | None = None
 
 
 @dataclass(frozen=True)
@@ -104,11 +127,37 @@ def route_form(ops: Sequence[Op]) -> RouteForm | None:
     linear = body.made(route.logits, Linear)
     if linear is None:
         return RouteForm(route, route.logits, assign=assign) if body.whole and of_token(route.logits) else None
-    scale = body.made(linear.x, Scale)
-    norm, x = body.normed(linear.x if scale is None else scale.x)
+    state = _router_state(body, linear.x)
+    start = linear.x if state is None else state.into.x
+    scale = None if state is not None else body.made(start, Scale)
+    norm, x = body.normed(start if scale is None else scale.x)
     if not body.whole or not of_token(x) or not linear.weight.is_weight:
         return None
-    return RouteForm(route, x, linear, norm, 1.0 if scale is None else scale.factor, assign)
+    return RouteForm(route, x, linear, norm, 1.0 if scale is None else scale.factor, assign, state)
+
+
+def _router_state(body: _Body, value: Value) -> RouterState | None:
+    """Return what a router computes on the way to ``value`` from its state; none if the body has no such state."""
+    maps: list[Linear] = []
+    kinds: list[str] = []
+    while (act := body.made(value, Activation)) is not None:
+        linear = body.made(act.x, Linear)
+        if linear is None or linear.weight.tensor.sizes[0] != linear.weight.tensor.sizes[1]:
+            return None
+        maps.insert(0, linear)
+        kinds.append(act.kind)
+        value = linear.x
+    norm = body.made(value, Norm) if maps else None
+    if norm is None or norm.clamp or len(set(kinds)) > 1:
+        return None
+    total = body.made(norm.x, Add)
+    carried = None if total is None else body.made(total.b, Gain)
+    if total is not None and (carried is None or carried.x.op in body.inside or not carried.by.is_weight):
+        return None
+    into = body.made(norm.x if total is None else total.a, Linear)
+    if into is None or not into.weight.is_weight:
+        return None
+    return RouterState(into, carried, norm.x, norm, tuple(maps), kinds[0])
 
 
 def experts_form(ops: Sequence[Op]) -> ExpertsForm | None:

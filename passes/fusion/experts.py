@@ -26,19 +26,44 @@ def group_experts(grouping: Grouping) -> None:
 
 
 def _route(grouping: Grouping, route: Route) -> None:
+    """Take as much of what leads to a choice as there is a kernel for."""
     ops: list[Op] = [route]
     if route.given is not None and isinstance(route.given.op, Assign):
         ops.append(route.given.op)
-    whole, x = [*ops], route.logits
-    for kind in (Linear, Scale):
-        if isinstance(x.op, kind) and grouping.free(x.op) and len(x.users) == 1:
-            whole.append(x.op)
-            x = x.op.x
-    for candidate, start in ((whole, x), (ops, route.logits)):
-        again = _norm(grouping, start) if len(candidate) > len(ops) else []
-        fits = route_form(grouping.ordered([*again, *candidate])) is not None and _inside(candidate, route)
-        if fits and grouping.take(RouteStep, candidate, again):
+    linear = route.logits.op
+    found = [(ops, route.logits)]
+    if isinstance(linear, Linear) and grouping.free(linear):
+        found.insert(0, ([*ops, linear], linear.x))
+        scale = linear.x.op
+        if isinstance(scale, Scale) and grouping.free(scale):
+            found.insert(0, ([*ops, linear, scale], scale.x))
+        chain = _state(grouping, linear.x)
+        if chain and isinstance(chain[-1], Linear):
+            found.insert(0, ([*ops, linear, *chain], chain[-1].x))
+    for candidate, start in found:
+        again = _norm(grouping, start) if candidate is not ops else []
+        form = route_form(grouping.ordered([*again, *candidate]))
+        if form is None or not _inside(candidate, route, *(() if form.state is None else (form.state.out.op,))):
+            continue
+        if grouping.take(RouteStep, candidate, again):
             return
+
+
+def _state(grouping: Grouping, value: Value) -> list[Op]:
+    """Return what a router computes from its state to the vector that it maps, the map that gives the state last."""
+    chain: list[Op] = []
+    while isinstance(op := value.op, Activation | Linear) and grouping.free(op):
+        chain.append(op)
+        value = op.x
+    norm = value.op
+    if not chain or not isinstance(norm, Norm) or not grouping.free(norm):
+        return []
+    into, total = norm.x.op, norm.x.op
+    chain.append(norm)
+    if isinstance(total, Add) and isinstance(total.b.op, Gain):
+        chain += [total, total.b.op]
+        into = total.a.op
+    return [*chain, into] if isinstance(into, Linear) and all(map(grouping.free, [*chain, into])) else []
 
 
 def _mix(grouping: Grouping, experts: Experts) -> None:
@@ -99,7 +124,7 @@ def _norm(grouping: Grouping, x: Value) -> list[Op]:
     return [narrow, norm] if isinstance(narrow, CastLike) and narrow not in grouping.of else [norm]
 
 
-def _inside(ops: Iterable[Op], last: Op) -> bool:
-    """Return whether what ops make, all but the last, is read by them alone."""
+def _inside(ops: Iterable[Op], *given: Op | None) -> bool:
+    """Return whether what ops make, all but those whose results are given, is read by them alone."""
     found = set(ops)
-    return all(found.issuperset(v.users) for op in found if op is not last for v in op.results)
+    return all(found.issuperset(v.users) for op in found if op not in given for v in op.results)

@@ -31,11 +31,26 @@ CASES = {
     "logits, one of a few": replace(LOGITS, chosen=1, bias=True),
 }
 
+STATES = Route(
+    *("route", 70, 17, 2),
+    bias=True,
+    norm=1e-5,
+    norm_weight=True,
+    states=12,
+    into_bias=True,
+    carried=True,
+    state_norm=1e-5,
+    state_norm_weight=True,
+    hidden=(True, False),
+)
+
 
 def routed(folder: Path, k: Route) -> Any:
     """Return the kernel's module, with tiles so small that several programs share a row and chunks are ragged."""
     made = module(folder, k)
-    made.ROUTE_TILES["default"] = Tile({} if k.given_logits else {"BLOCK_E": 8, "BLOCK_M": 32}).launch()
+    made.ROUTE_TILES["default"] = Tile(
+        {} if k.given_logits else {"BLOCK_E": 8, "BLOCK_M": 32, **({"BLOCK_R": 8} if k.states else {})}
+    ).launch()
     return made
 
 
@@ -45,9 +60,14 @@ def inputs(k: Route, dtype: torch.dtype = torch.float32, batch: int = 3) -> list
     def of(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g)
 
+    mapped = k.states or k.width
     given = {
         "norm_weight": of(k.width),
-        "weight": of(k.experts, k.width) / k.width**0.5,
+        "into": of(k.states, k.width) / k.width**0.5,
+        "carried": of(batch, 1, k.states),
+        **{name: of(k.states) for name in ("into_bias", "carried_gain", "state_norm", "hidden_1_bias")},
+        **{name: of(k.states, k.states) for name in ("hidden_1", "hidden_2")},
+        "weight": of(k.experts, mapped) / mapped**0.5,
         "weight_bias": of(k.experts),
         "bias": of(k.experts),
         "gain": of(k.experts),
@@ -83,6 +103,25 @@ def test_half_precision_rounds_the_shares_alone(tmp_path: Path, k: Route) -> Non
     assert torch.equal(experts, numbers)
     assert shares.dtype == torch.float16
     torch.testing.assert_close(shares.double(), expected, rtol=2**-10, atol=1e-6)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_state_is_handed_on_and_chooses(tmp_path: Path, dtype: torch.dtype, carried: bool) -> None:
+    k = replace(STATES, carried=carried)
+    made, given = routed(tmp_path, k), inputs(k, dtype)
+    state, shares, experts = made.route(*given)
+    expected = made.route_plain(*wide(given))[0]
+    torch.testing.assert_close(state.double(), expected, rtol=2**-10 if dtype is torch.float16 else 1e-5, atol=1e-5)
+    _, weighed, numbers = made.route_plain(*given)  # of the state as it is stored
+    assert torch.equal(experts, numbers)
+    torch.testing.assert_close(shares, weighed, rtol=2**-9 if dtype is torch.float16 else 1e-4, atol=1e-6)
+    with touched() as run:
+        made.route(*given)
+    moved = k.moved(given[0].element_size(), 3, 1)
+    assert (len(run.launches), run.read, run.written) == (1, moved.read, moved.written)
+    for ours, fake in zip(made.route(*given), made.route_plain(*given), strict=True):
+        assert (ours.shape, ours.dtype) == (fake.shape, fake.dtype)
 
 
 @pytest.mark.parametrize(
