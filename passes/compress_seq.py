@@ -249,11 +249,10 @@ class _Compress(Rule[Attend, Site]):
             done += f", and the first {options.sinks} as they are"
         if options.chosen is not None:
             done += f", of which an index chooses {options.chosen}"
-        done += never_outrun(edit.graph, options.reach + options.sinks)
         if site.output is not None:
             refit_output(edit, site.output, options.target, options.ridge)
             done += f", {refit_text(site.output, options.target, options.ridge)}"
-        return done
+        return done + never_outrun(edit.graph, options.reach + options.sinks)
 
 
 @dataclass

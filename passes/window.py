@@ -291,7 +291,6 @@ class _AddWindow(Rule[Attend, _Site]):
         elif options.first:
             done += f" and at the first {options.first}"
         _narrow(edit, attend, options.window or 0, options.first)
-        done += never_outrun(edit.graph, (options.window or 0) + options.first)
         readers = (layer_of(op.results[0].name) for op in attend.memory.users if op is not attend)
         others = sorted({layer for layer in readers if layer is not None})
         if others and isinstance(attend.memory.op, KV):
@@ -299,7 +298,7 @@ class _AddWindow(Rule[Attend, _Site]):
         if site.output is not None:
             refit_output(edit, site.output, options.target, options.ridge)
             done += f", {refit_text(site.output, options.target, options.ridge)}"
-        return done
+        return done + never_outrun(edit.graph, (options.window or 0) + options.first)
 
 
 def _narrow(edit: Editor, attend: Attend, window: int, first: int) -> None:
