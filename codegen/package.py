@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from regraft.codegen.names import comment
 from regraft.codegen.render import render
+from regraft.codegen.schedule import schedule
 from regraft.codegen.torch_forms import Forms
 from regraft.codegen.torch_target import Program, TorchTarget
 from regraft.codegen.triton_target import TritonTarget
@@ -41,6 +42,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+STEP_CONTEXTS = (1, 4096, 131072, 1048576)  # at which a package says what a decoded token has to move
 GOLDEN_PARAMETERS = 2_000_000_000  # a larger model gets no golden logits: the interpreter holds it in float32
 GOLDEN_LOGITS = 8_000_000  # numbers in the golden file, at most, unless the vocabulary needs more
 _TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -82,6 +84,7 @@ def emit(
     recipe = read_object(lock) if lock is not None else {"regraft": 1, "pipeline": []}
     facts = _facts(graph, recipe)
     program = _target(target, forms, facts).program()
+    facts["step"] = _step(forms)
     with OutputFolder(out, f"build {hashlib.sha256(program.model_py.encode()).hexdigest()}") as folder:
         try:
             digests = _weights(folder, program, source, shard_bytes, progress)
@@ -109,6 +112,17 @@ def _target(target: str, forms: Forms, facts: dict[str, Any]) -> TorchTarget:
         return TorchTarget(forms.graph, header, title, forms.step)
     assert forms.fused is not None, "target triton is given the fused step"
     return TritonTarget(forms.graph, header, title, forms.fused, forms.prefill)
+
+
+def _step(forms: Forms) -> dict[str, Any] | None:
+    """Return what a step of one token launches and has to move, at some contexts; none without kernels."""
+    if forms.fused is None:
+        return None
+    found = [schedule(forms.graph, forms.fused, 1, context) for context in STEP_CONTEXTS]
+    return {
+        "kernels": found[0].whole.launches,
+        "least_bytes": {str(each.context): each.whole.least for each in found},
+    }
 
 
 # -- text
@@ -201,6 +215,7 @@ def _texts(graph: Graph, program: Program, facts: dict[str, Any], recipe: Mappin
         "eos": list(cast("tuple[int, ...]", meta.get("eos") or ())),
         "parameters": facts["parameters"],
         "layers": program.layers,
+        **({"step": facts["step"]} if facts.get("step") else {}),
     }
     measured = cast("Mapping[str, Any]", recipe.get("measured") or {})
     inputs = recipe.get("inputs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,15 @@ from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.kernels import EmbedStep
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    functools os triton tl SPACE INTERPRETED on_kernels target tile arrivals sigmoid_of tanh_of softplus_of activated
+    Choice Decoder INTERPRETED PLAIN SPACE able activated arrivals choice chosen functools on_kernels os
+    self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
+    triton
 """
 
 
@@ -39,6 +43,7 @@ class SharedKernels(Shared):
         self.called: list[Kernel] = []  # in the order in which calls are written
         self.masked: set[str] = set()  # views of which a call of many tokens reads masks even where kernels run
         self.in_blocks = False  # whether such a call has kernels
+        self.turns: dict[str, tuple[object, ...]] = {}  # rotations that a step's layers are given, and their parameters
         self._kernel_names = Namespace([*GLOBALS, *_KERNEL_GLOBALS.split()])
 
     def kernel(self, stem: str, make: Callable[[str], Kernel]) -> str:
@@ -72,6 +77,8 @@ class StepBody(Body):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.calls: list[Kernel | Op] = []  # what a step launches, in order
+        self.turned: dict[str, tuple[str, str]] = {}  # rotations that a kernel gives: their cosine and sine
+        self._shown: dict[Value, str] = {}  # views of rows as they are kept, and where they are
 
     def write(self, op: Op, kept: set[Value]) -> None:
         """Add an op; a memory that it makes is where it is kept."""
@@ -84,7 +91,17 @@ class StepBody(Body):
         self.calls += self.shared.called[before:]
         tensors = [v for v in op.results if isinstance(v.type, TensorType)]
         names = [self.names.give(v, *suffixes(self.local(v.name))) for v in tensors]
-        self.assign(", ".join(names), code.text, ", ".join(map(self.told, tensors)))
+        turned = self.turned if isinstance(op, EmbedStep) else {}
+        targets = [*names, *(name for pair in turned.values() for name in pair)]
+        self.assign(", ".join(targets), code.text, ", ".join(map(self.told, tensors)))
+        for rope, pair in turned.items():
+            self.assign(rope, ", ".join(pair))
+
+    def turned_first(self) -> dict[str, tuple[object, ...]]:
+        """Return the rotations of a step, with their parameters: the kernel that asks for them gives them all."""
+        turns = self.shared.turns
+        self.turned = {rope: (self.names.give((rope, 0), "cos"), self.names.give((rope, 1), "sin")) for rope in turns}
+        return turns
 
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls, by the memory's name."""
@@ -93,7 +110,12 @@ class StepBody(Body):
     def memory(self, memory: Value) -> str:
         """Return the variable that holds a memory, of this layer or given to it."""
         own = {self.local(kept(op).name): past for op, past in self.pasts.items()}
-        return own.get(self.local(memory.name)) or self.names[memory]
+        return own.get(self.local(memory.name)) or self._shown.get(memory) or self.names[memory]
+
+    def show(self, view: Value, past: str) -> None:
+        """Let a view be the first field of a memory, which has its rows as they are seen."""
+        self._shown[view] = past
+        self.names.alias(view, f"{past}[:1]")
 
     def keep(self, op: Op) -> None:
         """Declare a memory, in the order in which the module keeps them."""
@@ -124,7 +146,8 @@ class Fused:
         steps: Each class's, by name.
         lines: The model's.
         pasts: Variables of the model's own memories.
-        used: Rotations and views that the layers are given.
+        used: Rotations and views that the layers are given and no kernel gives.
+        placed: Whether anything reads the positions.
         kernels: Their texts.
         space: Where custom ops are registered.
     """
@@ -133,6 +156,7 @@ class Fused:
     lines: tuple[str, ...]
     pasts: tuple[str, ...]
     used: frozenset[str]
+    placed: bool
     kernels: list[str]
     space: str
 
@@ -173,6 +197,18 @@ class StepTarget(TorchTarget):
         gives = ("None", "Tensor")[count] if count < 2 else f"tuple[{', '.join(['Tensor'] * count)}]"
         arguments = [f"{name}: {type}" for name, type in written.arguments]
         return Step(signature("step", arguments, gives), tuple(written.body.lines))
+
+    def _model(self) -> Body:
+        """Return the body of the model's step, which may begin with a kernel that gives the rotations."""
+        shared = self.shared
+        assert isinstance(shared, SharedKernels)
+        shared.turns = {name: key for key, name in shared.ropes.items() if name in self.used}
+        return super()._model()
+
+    @property
+    def used(self) -> set[str]:
+        """Rotations, views and facts of the call that layers are given."""
+        return {name for written in self.blocks.values() for name in written.body.used}
 
     # -- what differs from a call of many tokens
 
@@ -252,8 +288,15 @@ class TritonTarget(TorchTarget):
     def _render(self, model: Body) -> str:
         target = StepTarget(self.fused, self)
         steps, body = target.steps()
+        lines = body.lines
+        if not any("return head" in line for line in lines):
+            made = lines[-1].removeprefix("return ")
+            lines = [*lines[:-1], f"return {made} if choice is None else chosen({made}[:, 0], choice)"]
         texts = self.shared.texts()
         digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
-        used = {name for written in target.blocks.values() for name in written.body.used} | set(body.used)
-        fused = Fused(steps, tuple(body.lines), tuple(body.pasts.values()), frozenset(used), texts, f"regraft_{digest}")
+        assert isinstance(body, StepBody)
+        used = frozenset((target.used | set(body.used)) - body.turned.keys())
+        placed = any(self.shared.type_of(name) != "Tensor" for name in used) or bool(re.search(r"\bpos\b", str(lines)))
+        pasts = tuple(body.pasts.values())
+        fused = Fused(steps, tuple(lines), pasts, used, placed, texts, f"regraft_{digest}")
         return self.rendered(model, fused=fused, in_blocks=self.shared.in_blocks, unmasked=self.shared.unmasked)
