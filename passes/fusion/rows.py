@@ -53,10 +53,27 @@ def _grow(grouping: Grouping, group: dict[Op, None], ops: Sequence[Op]) -> None:
         makers = [v.op for v in op.operands if not v.is_weight]
         waited = [maker for maker in makers if maker is not None and maker not in group]
         late = [maker for maker in waited if grouping.free(maker) and grouping.place[maker] > first]
-        if late or not any(maker in group and not maps_back(maker) for maker in makers if maker is not None):
+        if not any(maker in group and not maps_back(maker) for maker in makers if maker is not None):
+            continue
+        lead = _lead(grouping, late, group)
+        if lead is None or (lead and not grouping.convex(dict.fromkeys(grouping.ordered([*group, *lead, op])))):
             continue
         if not maps_back(op) or rows_form(grouping.ordered([*group, op])) is not None:
-            group[op] = None
+            group.update(dict.fromkeys([*lead, op]))
+
+
+def _lead(grouping: Grouping, late: Sequence[Op], group: dict[Op, None]) -> list[Op] | None:
+    """Return what leads, element by element and for them alone, to ops that are waited for; none if more than that."""
+    found: dict[Op, None] = {}
+    stack = list(late)
+    while stack:
+        op = stack.pop()
+        if not isinstance(op, ROW_LOCAL) or not elementwise(op) or len(op.results[0].users) > 1 or op in group:
+            return None
+        found[op] = None
+        makers = [v.op for v in op.operands if v.op is not None and grouping.free(v.op) and v.op not in found]
+        stack += [maker for maker in makers if grouping.same_layer(maker, op)]
+    return list(found)
 
 
 def _follows(op: Op) -> bool:
