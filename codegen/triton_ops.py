@@ -12,13 +12,23 @@ from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
 from regraft.codegen.triton_convolved import emit_convolved
 from regraft.codegen.triton_experts import emit_experts, emit_grouped, emit_route
+from regraft.codegen.triton_pool import emit_pool
 from regraft.codegen.triton_streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
 from regraft.ir.graph import relative
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Flatten, Slice, Unflatten
-from regraft.ir.ops.kernels import AttendStep, ConvolvedStep, ExpertsStep, GroupedExperts, RouteStep, Rows, StreamsStep
+from regraft.ir.ops.kernels import (
+    AttendStep,
+    ConvolvedStep,
+    ExpertsStep,
+    GroupedExperts,
+    PoolStep,
+    RouteStep,
+    Rows,
+    StreamsStep,
+)
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.precision import CastLike, Widen
 
@@ -82,6 +92,7 @@ KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     ConvolvedStep: emit_convolved,
     ExpertsStep: emit_experts,
     GroupedExperts: emit_grouped,
+    PoolStep: emit_pool,
     RouteStep: emit_route,
     Rows: _rows,
     StreamsStep: emit_streams,

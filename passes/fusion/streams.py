@@ -49,14 +49,14 @@ def carry_streams(graph: Graph) -> Graph:
     given = {"streams": [streams], "added": [start.x], "post": [post], "comb": [comb]}  # by what a write calls it
     before: Repeat | Write = start
     for layer, end in zip(layers, ends, strict=True):
-        _write(carried, before, given, f"layers.{layer.number}.streams")
+        _write(carried, before, given, f"layers.{layer.number}.written")
         made = carried[end.out.name].op
         assert isinstance(made, Write)
         given = {slot: [*values] for slot, values in made.slots.items()}
         for slot, (value,) in given.items():
             carried.rename(value, carried.fresh(f"layers.{layer.number}.carried.{slot}"))
         before = made
-    _write(carried, before, given, "streams")
+    _write(carried, before, given, "written")
     return carried
 
 

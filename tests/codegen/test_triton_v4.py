@@ -18,17 +18,23 @@ from regraft.frontends.tensors import Declared
 from regraft.frontends.twin import random_tensors, twin_config
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.interpret import Interpreter
-from regraft.ir.ops.kernels import StreamsStep
+from regraft.ir.op import Value
+from regraft.ir.ops.compress import Compressed
+from regraft.ir.ops.core import Norm
+from regraft.ir.ops.kernels import Kernel, PoolStep, StreamsStep
+from regraft.ir.ops.memory import ReadRows, RowPositions
+from regraft.ir.ops.pos import Rope
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
 from regraft.passes import fusion
 from regraft.passes.fusion import fuse_decode
+from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.streams import carry_streams, group_streams
 from regraft.programs import load_program
 from tests.codegen.programs import tokens_of
 from tests.codegen.test_triton import stepped
 
-OURS = (group_streams,)
+OURS = (group_pool, group_streams)
 
 
 def flash() -> Graph:
@@ -65,13 +71,79 @@ def test_a_step_is_the_graphs(program: Program) -> None:
     wanted = program.interpreter(tokens)
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(program.model, tokens, 3, interpreted=False) - wanted).abs().max() < bound
-    assert (stepped(program.model, tokens[:, :17], 14, interpreted=True) - wanted[:, :17]).abs().max() < bound
+    assert (stepped(program.model, tokens[:, :16], 14, interpreted=True) - wanted[:, :16]).abs().max() < bound
 
 
-def test_each_layer_has_two_boundaries(program: Program) -> None:
-    found = Counter(layer_of(op.results[0].name) for op in program.fused.run_time() if isinstance(op, StreamsStep))
-    assert found == {**dict.fromkeys(range(program.graph.layer_count()), 2), None: 1}
-    assert not [op for op in program.fused.run_time() if op.opname in ("hyper.read", "hyper.write", "hyper.collapse")]
+def test_idle_rows_stay_where_they_are(program: Program) -> None:
+    tokens = tokens_of(3, 14, 128)
+    expected, stands = program.interpreter(tokens), torch.tensor([6, 6, 6])
+    type(program.model).run.__globals__["INTERPRETED"] = False
+    cache = program.model.new_cache(3, 14)
+    program.model(tokens[:, :6], cache)
+    for call in range(8):
+        lengths = torch.tensor([1, 0 if call % 2 else 1, 0 if call % 3 == 1 else 1])
+        logits = program.model(tokens.gather(1, stands[:, None]), cache, lengths)
+        for row in lengths.nonzero().flatten().tolist():
+            assert (logits[row, 0] - expected[row, stands[row]]).abs().max() < 2e-5
+        stands = stands + lengths
+    assert stands.tolist() == [14, 10, 11]
+
+
+def kernels(graph: Graph, kind: type[Kernel]) -> Counter[int | None]:
+    """Return how many kernels of a kind each layer of a graph has."""
+    return Counter(layer_of(op.results[0].name) for op in graph.run_time() if isinstance(op, kind))
+
+
+def test_each_layer_has_two_boundaries_and_pools_once(program: Program) -> None:
+    layers = program.graph.layer_count()
+    assert kernels(program.fused, StreamsStep) == {**dict.fromkeys(range(layers), 2), None: 1}
+    pooled = {layer_of(op.out.name) for op in program.graph.run_time() if isinstance(op, Compressed)}
+    assert kernels(program.fused, PoolStep) == dict.fromkeys(pooled, 1)
+    plain = [op for op in program.fused.run_time() if not isinstance(op, Kernel)]
+    left = ("hyper.read", "hyper.write", "hyper.collapse", "state.compressed")
+    assert not [op for op in plain if op.opname in left or isinstance(op, RowPositions)]
+
+
+def turn(graph: Graph, layer: int) -> Rope:
+    """Return what turns the first pooled rows of a layer."""
+    return next(op for op in graph.in_layer(layer) if isinstance(op, Rope) and isinstance(op.pos.op, RowPositions))
+
+
+def norm(graph: Graph, layer: int) -> Norm:
+    """Return what norms the first pooled rows of a layer."""
+    return next(op for op in graph.in_layer(layer) if isinstance(op, Norm) and pooled_rows(op.x))
+
+
+def pooled_rows(x: Value) -> bool:
+    """Return whether a value holds pooled rows as they are read."""
+    return isinstance(x.op, ReadRows) and isinstance(x.op.memory.op, Compressed)
+
+
+def pooled_layers(graph: Graph) -> dict[int, list[int]]:
+    """Return the layers whose rows are made of so many tokens each, by these."""
+    found: dict[int, list[int]] = {}
+    for op in graph.run_time():
+        if isinstance(op, Compressed) and op.out.name.endswith("pool.memory"):
+            found.setdefault(op.rate, []).append(layer_of(op.out.name) or 0)
+    return found
+
+
+def test_rows_of_two_memories_that_are_not_alike_are_pooled_apart() -> None:
+    graph = flash()
+    near = pooled_layers(graph)[4]
+    graph.set_attribute(turn(graph, near[0]), "base", 7.0)
+    graph.set_attribute(norm(graph, near[1]), "eps", 0.5)
+    made = kernels(fuse_decode(graph), PoolStep)
+    assert [made[layer] for layer in near] == [2, 2, *[1] * (len(near) - 2)]
+
+
+def test_rows_that_no_kernel_makes_stay() -> None:
+    graph = flash()
+    near, far = pooled_layers(graph).values()
+    graph.set_attribute(turn(graph, near[0]), "offset", 1.5)  # the other memory's rows are pooled alone
+    graph.set_attribute(turn(graph, far[0]), "layout", "halves")
+    made = kernels(fuse_decode(graph), PoolStep)
+    assert (made[near[0]], made[far[0]]) == (1, 0)
 
 
 def test_carried_streams_mean_the_same() -> None:
