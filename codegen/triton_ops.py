@@ -11,6 +11,7 @@ from regraft.codegen.torch_body import GLOBALS, Body
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
 from regraft.codegen.triton_convolved import emit_convolved
+from regraft.codegen.triton_embed import emit_embed, emit_layer_rows
 from regraft.codegen.triton_experts import emit_experts, emit_grouped, emit_route
 from regraft.codegen.triton_pool import emit_pool
 from regraft.codegen.triton_streams import emit_streams
@@ -22,8 +23,10 @@ from regraft.ir.ops.core import Flatten, Slice, Unflatten
 from regraft.ir.ops.kernels import (
     AttendStep,
     ConvolvedStep,
+    EmbedStep,
     ExpertsStep,
     GroupedExperts,
+    LayerRowsStep,
     PoolStep,
     RouteStep,
     Rows,
@@ -90,6 +93,8 @@ def _stem_of(weight: str) -> str:
 KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     AttendStep: emit_attend,
     ConvolvedStep: emit_convolved,
+    EmbedStep: emit_embed,
+    LayerRowsStep: emit_layer_rows,
     ExpertsStep: emit_experts,
     GroupedExperts: emit_grouped,
     PoolStep: emit_pool,

@@ -167,7 +167,7 @@ class RowsKernel(Kernel):
             high = max(high, 8192 // deep)
         choices = [(high, deep), (high * 2, deep), (high, min(deep * 2, 2048)), (high * 2, deep // 2)]
         whole = math.gcd(self.head_rows, self.back.width if self.back else 0)  # rows of a program are one head's
-        most = whole & -whole or rows
+        most = whole & -whole or 1 << (rows - 1).bit_length()
         choices = [(min(n, most), max(k, 16)) for n, k in choices]
         return [Tile({"BN": n, "BK": k}, warps=_warps(n * k)) for n, k in dict.fromkeys(choices)]
 

@@ -163,6 +163,26 @@ class Rows(Kernel):
     """
 
 
+@op("kernel.embed")
+class EmbedStep(Kernel):
+    """What a step begins with: a token's rows of the tables, scaled or shifted: specs/kernels.md, K11.
+
+    The same launch gives the step's cosines and sines, which are no values of the graph.
+
+    Example:
+        %y = kernel.embed %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
+    """
+
+
+@op("kernel.layer_rows")
+class LayerRowsStep(Kernel):
+    """What layers are given of their own: a token's rows, added to what is mapped from the stream and normed.
+
+    Example:
+        %y = kernel.layer_rows %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
+    """
+
+
 @op("kernel.attend")
 class AttendStep(Kernel):
     """Attention of one token a sequence to a memory, split along it: specs/kernels.md, K3, K7.
