@@ -10,7 +10,16 @@ from regraft.codegen.kernels.route import Route as RouteKernel
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.elements import width
-from regraft.ir.forms.experts import ExpertsForm, Moved, RouteForm, RouterState, SharedExpert, experts_form, route_form
+from regraft.ir.forms.experts import (
+    ExpertsForm,
+    Moved,
+    NormedSums,
+    RouteForm,
+    RouterState,
+    SharedExpert,
+    experts_form,
+    route_form,
+)
 from regraft.ir.op import Value
 from regraft.ir.ops.core import Norm
 from regraft.ir.ops.kernels import Kernel as KernelOp
@@ -104,11 +113,13 @@ def emit_experts(op: KernelOp, at: StepBody) -> Code:
         shared=0 if shared is None else width(shared.gate.out),
         shared_limit=None if shared is None else shared.limit,
         shared_share=shared is not None and shared.share is not None,
-        residual="none" if form.residual is None else "add" if form.residual_moved is None else "move",
+        shared_norm=form.normed is not None,
+        residual=_kind_of_residual(form),
+        gain=form.normed is not None and form.normed.gain is not None,
         **_norm(form.norm),
     )
     operands = _mixed(form) | _of_shared(shared) | _moves("out", form.out_moved)
-    operands |= _moves("residual", form.residual_moved)
+    operands |= _moves("residual", form.residual_moved) | _norms(form.normed)
     return _call(at.shared.kernel("experts", kernel.called), _named(kernel.arguments(), operands), op, at)
 
 
@@ -155,6 +166,25 @@ def _mixed(form: ExpertsForm) -> dict[str, Value | None]:
         "gate_up_bias": experts.gate_up_bias,
         "down_bias": experts.down_bias,
         "residual": form.residual,
+    }
+
+
+def _kind_of_residual(form: ExpertsForm) -> str:
+    if form.normed is not None:
+        return "norms"
+    return "none" if form.residual is None else "add" if form.residual_moved is None else "move"
+
+
+def _norms(normed: NormedSums | None) -> dict[str, Value | None]:
+    """Return the weights of the norms behind a mixture and the MLP beside it."""
+    if normed is None:
+        return {}
+    return {
+        "shared_norm": normed.shared_norm.weight,
+        "out_norm": normed.out.weight,
+        "shared_out_norm": normed.shared_out.weight,
+        "sum_norm": normed.both.weight,
+        "gain": None if normed.gain is None else normed.gain.by,
     }
 
 

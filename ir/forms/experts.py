@@ -87,6 +87,25 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class NormedSums:
+    """What is done to two sums that are normed before they are added to the residual stream, normed once more.
+
+    Attributes:
+        shared_norm: The norm before the expert that every token takes.
+        out: The norm of the chosen experts' sum.
+        shared_out: That of what the other one gives.
+        both: That of both together.
+        gain: A number that multiplies the result.
+    """
+
+    shared_norm: Norm
+    out: Norm
+    shared_out: Norm
+    both: Norm
+    gain: Gain | None
+
+
+@dataclass(frozen=True)
 class ExpertsForm:
     """A body that mixes experts.
 
@@ -99,6 +118,7 @@ class ExpertsForm:
         out_moved: What is done to the sum before that.
         residual_moved: What is done to the residual.
         out: The result.
+        normed: How sums are normed before the residual is added, if they are.
     """
 
     experts: Experts
@@ -109,6 +129,7 @@ class ExpertsForm:
     out_moved: Moved | None
     residual_moved: Moved | None
     out: Value
+    normed: NormedSums | None = None
 
 
 def route_form(ops: Sequence[Op]) -> RouteForm | None:
@@ -171,12 +192,14 @@ def experts_form(ops: Sequence[Op]) -> ExpertsForm | None:
     norm, x = body.normed(experts.x)
     if norm is not None and experts.skip == "identity":
         return None
+    if norm is not None and isinstance(body.reader(experts.out), Norm):
+        return _normed_form(body, experts, norm, x)
     y, shared, residual = experts.out, None, None
     out_moved = residual_moved = None
     while (op := body.reader(y)) is not None:
         if isinstance(op, Add) and residual_moved is None:
             other = op.b if op.a is y else op.a
-            beside = None if shared is not None else _shared(body, other, experts)
+            beside = None if shared is not None else _shared(body, other, experts, experts.x)
             if beside is not None:
                 shared = beside
             elif residual is None:
@@ -204,14 +227,44 @@ def experts_form(ops: Sequence[Op]) -> ExpertsForm | None:
     return ExpertsForm(experts, x, norm, shared, residual, out_moved, residual_moved, y)
 
 
-def _shared(body: _Body, value: Value, experts: Experts) -> SharedExpert | None:
-    """Return the expert that gives a value, of the vector that ``experts`` takes; none if the body has none there."""
+def _normed_form(body: _Body, experts: Experts, norm: Norm, x: Value) -> ExpertsForm | None:
+    """Return the form of a body in which the experts' sum and an MLP beside them are normed, and so is their sum."""
+    out = body.next(experts.out, Norm)
+    total = None if out is None else body.next(out.out, Add)
+    if out is None or total is None:
+        return None
+    shared_out = body.made(total.b if total.a is out.out else total.a, Norm)
+    shared = None if shared_out is None else _shared(body, shared_out.x, experts, None)
+    if shared_out is None or shared is None or shared.share is not None:
+        return None
+    shared_norm, same = body.normed(shared.gate.x)
+    both = body.next(total.out, Norm)
+    added = None if both is None else body.next(both.out, Add)
+    if shared_norm is None or same is not x or both is None or added is None:
+        return None
+    residual = added.b if added.a is both.out else added.a
+    gain = body.next(added.out, Gain)
+    if gain is not None and (not gain.by.is_weight or width(gain.by) != 1):
+        return None
+    norms = (norm, shared_norm, out, shared_out, both)
+    alike = all(each.eps == norm.eps and each.offset == norm.offset and not each.clamp for each in norms)
+    if not alike or any(each.weight is None for each in norms) or experts.gate_up_bias is not None:
+        return None
+    if not body.whole or residual.op in body.inside:
+        return None
+    normed = NormedSums(shared_norm, out, shared_out, both, gain)
+    last = added.out if gain is None else gain.out
+    return ExpertsForm(experts, x, norm, shared, residual, None, None, last, normed)
+
+
+def _shared(body: _Body, value: Value, experts: Experts, x: Value | None) -> SharedExpert | None:
+    """Return the expert that gives a value, of the vector ``x`` if it is told; none if the body has none there."""
     share = None
     made = value.op
     if isinstance(made, Gain) and made in body.inside:
         sigmoid = body.made(made.by, Activation)
         share = None if sigmoid is None or sigmoid.kind != "sigmoid" else body.made(sigmoid.x, Linear)
-        if share is None or share.bias is not None or width(share.out) != 1 or share.x is not experts.x:
+        if share is None or share.bias is not None or width(share.out) != 1 or share.x is not x:
             return None
         body.taken.add(made)
         value = made.x
@@ -230,7 +283,7 @@ def _shared(body: _Body, value: Value, experts: Experts) -> SharedExpert | None:
     up = body.made(hidden.b if low is None else low.x, Linear)
     if gate is None or up is None or gate.bias is not None or up.bias is not None:
         return None
-    if gate.x is not experts.x or up.x is not experts.x:
+    if up.x is not gate.x or (x is not None and gate.x is not x):
         return None
     return SharedExpert(gate, up, down, act.kind, limit, share)
 
@@ -262,6 +315,14 @@ class _Body:
         """Return the op that reads a value, the only one."""
         users = [user for user in value.users if user in self.inside]
         return users[0] if len(users) == 1 else None
+
+    def next(self, value: Value, kind: type[Found]) -> Found | None:
+        """Take the op that reads a value, the only one, if it is of a kind."""
+        op = self.reader(value)
+        if not isinstance(op, kind):
+            return None
+        self.taken.add(op)
+        return op
 
     def normed(self, value: Value) -> tuple[Norm | None, Value]:
         """Take the norm that makes a value, and return it with what it norms."""

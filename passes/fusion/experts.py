@@ -69,6 +69,8 @@ def _state(grouping: Grouping, value: Value) -> list[Op]:
 def _mix(grouping: Grouping, experts: Experts) -> None:
     """Take as much of what is around a mixture as there is a kernel for."""
     norm = _norm(grouping, experts.x)
+    if _mix_normed(grouping, experts, norm):
+        return
     steps = [{experts: None}, *_behind(grouping, experts)]
     for number in range(len(steps), 0, -1):
         ops = [op for step in steps[:number] for op in step]
@@ -78,6 +80,42 @@ def _mix(grouping: Grouping, experts: Experts) -> None:
                 continue
             if grouping.take(ExpertsStep, ops, again):
                 return
+
+
+def _mix_normed(grouping: Grouping, experts: Experts, norm: list[Op]) -> bool:
+    """Take a mixture with the MLP beside it, if both are normed before they are added; return whether."""
+    ops: dict[Op, None] = {experts: None}
+    y = experts.out
+    beside: Linear | None = None
+    for kind in (Norm, Add, Norm, Add, Gain):
+        op = next(iter(y.users)) if len(y.users) == 1 else None
+        if op is None or not isinstance(op, kind):
+            break
+        ops[op] = None
+        if isinstance(op, Add) and beside is None:
+            other = op.b.op if op.a is y else op.a.op
+            down = other.x.op if isinstance(other, Norm) else None
+            if other is None or not isinstance(down, Linear):
+                return False
+            ops[other] = None
+            beside = down
+        y = op.results[0]
+    if beside is None:
+        return False
+    start: Value | None = None
+    stack: list[Op | None] = [beside]
+    while stack:
+        op = stack.pop()
+        if isinstance(op, Activation | Clamp | Linear | Mul):
+            ops[op] = None
+            stack.extend(v.op for v in op.operands if not v.is_weight)
+        elif isinstance(op, Norm):
+            start = op.out
+    again = [] if start is None else [*norm, *(op for op in _norm(grouping, start) if op not in norm)]
+    form = experts_form(grouping.ordered([*again, *ops]))
+    if form is None or form.out.op is None or not _inside(ops, form.out.op):
+        return False
+    return grouping.take(ExpertsStep, ops, again)
 
 
 def _behind(grouping: Grouping, experts: Experts) -> Iterator[dict[Op, None]]:

@@ -28,6 +28,9 @@ CASES = {
         BARE, activation="quick_gelu", limit=1.0, shift=1.0, biases=True, skip="identity", residual="add"
     ),
     "more pieces than one, biases, none": replace(BARE, inner=70, skip="zero", biases=True, activation="gelu_tanh"),
+    "an MLP beside, all normed": replace(
+        BARE, shared=18, shared_norm=True, norm=1e-6, norm_weight=True, residual="norms", gain=True
+    ),
     "a share without norm": replace(BARE, shared=18, shared_share=True, activation="gelu"),
 }
 
@@ -63,6 +66,8 @@ def inputs(k: Experts, dtype: torch.dtype = torch.float32, batch: int = 3) -> li
         "shared_share": of(1, m) / m**0.5,
         "residual": of(batch, 1, m),
         **{name: of(m) for name in ("out_bias", "out_gain", "residual_bias", "residual_gain")},
+        **{name: of(m) for name in ("shared_norm", "out_norm", "shared_out_norm", "sum_norm")},
+        "gain": of(1),
     }
     if k.skip != "none":
         given["experts"][-1, 0, 0] = e  # the last row, which is the only one of a batch of one, skips
@@ -113,7 +118,10 @@ def test_rows_do_not_know_of_each_other(tmp_path: Path) -> None:
     assert torch.equal(made.experts(*moved), made.experts(*given)[order])
 
 
-@pytest.mark.parametrize("name", ["a shared one, normed, added", "biases, a shift, the input", "a share without norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["a shared one, normed, added", "biases, a shift, the input", "a share without norm", "an MLP beside, all normed"],
+)
 def test_bytes_are_those_touched(tmp_path: Path, name: str) -> None:
     k = replace(CASES[name], skip="none")
     made, given = tiled(tmp_path, k), inputs(k, batch=1)
@@ -143,3 +151,5 @@ def test_the_op_is_one_of_pytorchs(tmp_path: Path) -> None:
 def test_an_identity_takes_no_norm() -> None:
     with pytest.raises(ValueError, match="the norm comes before"):
         replace(BARE, skip="identity", norm=1e-6)
+    with pytest.raises(ValueError, match="an expert that every token takes"):
+        replace(BARE, residual="norms", norm=1e-6)
