@@ -33,6 +33,7 @@ from regraft.passes.fusion.streams import carry_streams, group_streams
 from regraft.programs import load_program
 from tests.codegen.programs import tokens_of
 from tests.codegen.test_triton import stepped
+from tests.passes.exactness import run, twin
 
 OURS = (group_pool, group_streams)
 
@@ -153,6 +154,20 @@ def test_carried_streams_mean_the_same() -> None:
     assert carried is not graph
     source, tokens = weights_of(graph), tokens_of(2, 9, 128)
     assert torch.equal(Interpreter(graph, source, "f64")(tokens), Interpreter(carried, source, "f64")(tokens))
+
+
+@pytest.mark.parametrize(("name", "boundaries"), [("DeepSeek-V3", 2), ("gemma-4-E2B", 4)])
+def test_streams_that_a_model_is_given(name: str, boundaries: int, tmp_path: Path) -> None:
+    graph, source = twin(name)
+    graph = run(graph, "add-hyper-connections").graph
+    fused = fuse_decode(graph)
+    found = kernels(fused, StreamsStep)
+    assert {found[layer] for layer in range(graph.layer_count())} == {
+        boundaries
+    }  # Gemma's layers scale what they write
+    emit(Forms(graph, fused=fused), source, tmp_path / "package", target="triton")
+    tokens, model = tokens_of(2, 9), load_program(tmp_path / "package", dtype="float32")
+    assert (stepped(model, tokens, 5, interpreted=False) - Interpreter(graph, source)(tokens)).abs().max() < 2e-5
 
 
 ONE_LAYER = """graph @one {{family = "test"}} (%x: f32[B, T, 6], %made: f32[B, T, 6]) {{
