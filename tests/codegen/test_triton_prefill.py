@@ -1,0 +1,200 @@
+"""Target ``triton``: calls of many tokens, by kernels in Triton's interpreter and as target ``torch`` computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from regraft.codegen.package import emit
+from regraft.codegen.torch_forms import Forms
+from regraft.ir.graph import Graph
+from regraft.ir.interpret import Interpreter
+from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.kernels import Flash
+from regraft.ir.parse import parse_graph
+from regraft.ir.text import print_graph
+from regraft.passes.fusion import fuse_decode
+from regraft.passes.fusion.prefill import fuse_prefill
+from regraft.programs import load_program
+from tests.codegen.programs import DECODERS, source_of, tokens_of
+from tests.ir.models import FULL, LayerSpec, decoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MIXED: dict[str, Sequence[LayerSpec]] = {
+    "windows, all rows and readers": [LayerSpec(window=4), FULL, LayerSpec(donor=0, window=2), LayerSpec(donor=1)],
+    "first rows and uneven heads": [
+        LayerSpec(window=4, first=3),
+        LayerSpec(donor=0, window=2, first=1),
+        LayerSpec(heads=3, head_map=(0, 1, 1), window=6),
+        LayerSpec(heads=4, kv_heads=1, moe=True),
+    ],
+}
+
+
+def built(layers: Sequence[LayerSpec], folder: Path) -> tuple[Any, Interpreter]:
+    """Return the program of a decoder with random weights, and its interpreter."""
+    graph = decoder(layers)
+    source = source_of(graph)
+    forms = Forms(graph, fused=fuse_decode(graph), prefill=fuse_prefill(graph))
+    emit(forms, source, folder, target="triton")
+    return load_program(folder, dtype="float32"), Interpreter(graph, source)
+
+
+def file_of(model: Any) -> dict[str, Any]:
+    """Return the names of an emitted file."""
+    return type(model).run.__globals__
+
+
+def ways(model: Any) -> Iterator[bool]:
+    """Yield twice: where plain functions run, and where kernels do."""
+    for interpreted in (False, True):
+        file_of(model)["INTERPRETED"] = interpreted
+        yield interpreted
+
+
+def bound(wanted: Tensor) -> float:
+    """Return how far logits in float32 may be from those of the graph."""
+    return 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_calls_of_many_tokens_are_the_graphs(name: str, tmp_path: Path) -> None:
+    model, interpreter = built(MIXED[name], tmp_path / "package")
+    tokens = tokens_of(2, 11)
+    wanted = interpreter(tokens)
+    for _ in ways(model):
+        cache = model.new_cache(2, 12)
+        chunks = torch.cat([model(tokens[:, start:end], cache) for start, end in ((0, 3), (3, 9), (9, 11))], 1)
+        assert (chunks - wanted).abs().max() < bound(wanted)
+        assert (model(tokens) - wanted).abs().max() < bound(wanted)
+        assert (model(tokens[:, :1]) - wanted[:, :1]).abs().max() < bound(wanted)
+
+
+@pytest.mark.parametrize("context", [4, 9])
+def test_rows_of_a_batch_have_lengths_of_their_own(context: int, tmp_path: Path) -> None:
+    layers = [LayerSpec(window=3, first=2), LayerSpec(window=5)]
+    model, interpreter = built(layers, tmp_path / "package")
+    tokens, counts = tokens_of(3, context), torch.tensor([[2, 0, 1], [2, context - 2, 2]])
+    wanted = interpreter(tokens)
+    for _ in ways(model):
+        cache, start = model.new_cache(3, context), torch.zeros(3, dtype=torch.int64)
+        for count in counts:
+            length = max(2, int(count.max()))
+            places = start[:, None] + torch.arange(length)
+            found = model(tokens.gather(1, places.clamp(max=context - 1)), cache, lengths=count)
+            for row, (at, new) in enumerate(zip(start.tolist(), count.tolist(), strict=True)):
+                difference = found[row, :new] - wanted[row, at : at + new]
+                assert not new or difference.abs().max() < bound(wanted)
+            start = start + count
+
+
+def test_where_kernels_run_nobody_makes_a_mask(tmp_path: Path) -> None:
+    model, _ = built([LayerSpec(window=3, first=2), LayerSpec(window=5), FULL], tmp_path / "package")
+    made: list[Tensor] = []
+    names = file_of(model)
+    bias = names["bias"]
+
+    def noted(seen: Tensor, dtype: torch.dtype) -> Tensor:
+        made.append(seen)
+        return bias(seen, dtype)
+
+    names["bias"] = noted
+    for interpreted in ways(model):
+        made.clear()
+        cache = model.new_cache(1, 12)
+        model(tokens_of(1, 6), cache)
+        model(tokens_of(1, 6), cache)
+        assert bool(made) != interpreted
+
+
+def test_a_view_that_others_read_keeps_its_mask(tmp_path: Path) -> None:
+    layers = [LayerSpec(window=4), LayerSpec(window=4, rate=2, chosen=2)]
+    model, interpreter = built(layers, tmp_path / "package")
+    tokens = tokens_of(2, 11)
+    wanted = interpreter(tokens)
+    for _ in ways(model):
+        cache = model.new_cache(2, 12)
+        found = torch.cat([model(tokens[:, :6], cache), model(tokens[:, 6:], cache)], 1)
+        assert (found - wanted).abs().max() < bound(wanted)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_gradients_are_those_of_plain_functions(name: str, tmp_path: Path) -> None:
+    model, _ = built(MIXED[name], tmp_path / "package")
+    weights = list(model.requires_grad_(True).parameters())
+    tokens, lengths = tokens_of(2, 9), torch.tensor([9, 6])
+    found: list[tuple[Tensor, ...]] = []
+    for _ in ways(model):
+        score = model(tokens, lengths=lengths)[:, :6].log_softmax(-1)[..., 3].sum()
+        found.append(torch.autograd.grad(score, weights))
+    for plain, fused in zip(*found, strict=True):
+        assert (plain - fused).abs().max() <= 1e-5 * max(1.0, float(plain.abs().max()))
+
+
+class Call(nn.Module):
+    """A call of a model after earlier tokens, as a module."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, start: Tensor, count: Tensor, memories: list[Any]) -> Tensor:
+        run = self.model.run if tokens.shape[1] > 1 else self.model.run_step
+        return run(tokens, start, count, memories, 16, False, None)
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_a_call_is_one_graph_of_kernels(length: int, tmp_path: Path) -> None:
+    model, _ = built([LayerSpec(moe=True)], tmp_path / "package")
+    file_of(model)["INTERPRETED"] = True
+    tokens, start, count = tokens_of(2, length), torch.tensor([3, 0]), torch.full((2,), length)
+    given = (tokens, start, count, model.new_cache(2, 16).layers)
+    call = Call(model)
+    expected = {"flash", "grouped_experts"} if length > 1 else {"attention", "experts"}
+    with torch.no_grad():
+        traced = make_fx(lambda *x: call(*x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*given)
+        exported = torch.export.export(call, given)
+    for graph in (traced.graph, exported.graph):
+        called = {str(node.target).split(".")[1] for node in graph.nodes if str(node.target).startswith("regraft_")}
+        assert expected <= called
+
+
+def test_a_call_compiles_whole(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    model, _ = built([LayerSpec(window=4), FULL], tmp_path / "package")
+    file_of(model)["INTERPRETED"] = True
+    found: list[Tensor] = []
+    for run in (model.run, torch.compile(model.run, fullgraph=True, backend="eager")):
+        cache = model.new_cache(2, 16)
+        model(tokens_of(2, 3), cache)
+        with torch.no_grad():
+            given = (tokens_of(2, 7), cache.lengths, torch.tensor([7, 4]), cache.layers, 16, False, None)
+            found += [run(*given), *(field for layer in cache.layers for rows in layer for field in rows)]
+    half = len(found) // 2
+    for plain, compiled in zip(found[:half], found[half:], strict=True):
+        assert torch.allclose(plain, compiled, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_fused_graph_means_what_the_plain_one_does(name: str) -> None:
+    graph = decoder(DECODERS[name])
+    fused = fuse_prefill(graph)
+    fused.verify()
+    assert parse_graph(print_graph(fused)).equals(fused)
+    assert any(isinstance(op, Flash) for op in fused.ops)
+    assert not any(isinstance(op, Attend) for op in fused.ops)
+    source, tokens = source_of(graph), tokens_of(2, 7)
+    assert torch.equal(Interpreter(graph, source, "f64")(tokens), Interpreter(fused, source, "f64")(tokens))
+
+
+def test_attention_to_chosen_rows_stays_as_it_is() -> None:
+    graph: Graph = fuse_prefill(decoder([LayerSpec(window=4), LayerSpec(window=4, rate=2, chosen=2)]))
+    assert [type(op).__name__ for op in graph.ops if isinstance(op, Attend | Flash)] == ["Flash", "Attend"]
