@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regraft.codegen.kernels.attend import AttendStep, HeadNorm, Turn
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
-from regraft.ir.forms.attend import AttendForm, Heads, LatentForm, attend_form, latent_form
+from regraft.ir.forms.attend import AttendForm, Heads, LatentForm, ValuesForm, attend_form, latent_form, values_form
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Norm
@@ -29,6 +29,9 @@ def emit_attend(op: KernelOp, at: StepBody) -> Code:
     latent = latent_form(op.stands_for)
     if latent is not None:
         return _latent(op, latent, at)
+    values = values_form(op.stands_for)
+    if values is not None:
+        return _values(op, values, at)
     raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
 
 
@@ -67,7 +70,7 @@ def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
     attend = form.attend
     heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
     latent = int(str(form.plain.tensor.shape[3]))
-    kept = form.memory.memory
+    kept, norm = form.memory.memory, form.norm
     kernel = AttendStep(
         name="",
         heads=heads,
@@ -80,20 +83,55 @@ def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
         ring=kept.window is not None,
         kept=kept.first,
         **_sight(attend),
-        q_apart=True,
-        k_norm=HeadNorm(form.norm.eps, form.norm.weight is not None, form.norm.offset, latent),
+        q_apart=form.turned is not None,
+        k_apart=form.row is None and form.key is not None,
+        k_norm=None if norm is None else HeadNorm(norm.eps, norm.weight is not None, norm.offset, latent),
         turn=_turn(form.rope, latent),
     )
-    row = at.of(_outside(op, form.row)).within(ATOM)
-    codes = {
-        "q": at.passed(_outside(op, form.plain)),
-        "q_turned": at.passed(_outside(op, form.turned)),
-        "k": f"{row}.unflatten(-1, (1, {width}))",
-        "keys": f"{at.memory(_outside(op, form.memory))}[0].unflatten(-1, (1, {width}))",
-    }
-    weight = _weight(form.norm)
-    codes |= {} if weight is None else {"k_norm": at.passed(_outside(op, weight))}
+    given = {"q": form.plain, "q_turned": form.turned, "k_norm": _weight(norm), "sink": attend.sink}
+    codes = {name: at.passed(_outside(op, value)) for name, value in given.items() if value is not None}
+    made = {"k": form.row or form.latent, "k_turned": form.key if kernel.k_apart else None}
+    for name, value in made.items():
+        if value is not None:
+            codes[name] = _one_head(at, _outside(op, value))
+    codes["keys"] = f"{at.memory(_outside(op, form.memory))}[0].unflatten(-1, (1, {width}))"
     return _call(kernel, at, {**codes, **_rope(form.rope, at)})
+
+
+def _values(op: KernelOp, form: ValuesForm, at: StepBody) -> Code:
+    attend, norm = form.attend, form.norm
+    heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
+    kept = form.memory.memory
+    kernel = AttendStep(
+        name="",
+        heads=heads,
+        kv_heads=form.heads,
+        width=width,
+        value_width=width,
+        rows="values",
+        slots=_SLOTS if kept.window is None else kept.window + kept.first,
+        scale=attend.scale,
+        ring=kept.window is not None,
+        kept=kept.first,
+        **_sight(attend),
+        q_norm=_norm(form.q),
+        k_norm=HeadNorm(norm.eps, norm.weight is not None),
+        v_norm=HeadNorm(norm.eps, weighted=False),
+        turn=_turn(form.rope, 0),
+    )
+    given = {"q": form.q.x, "q_norm": _weight(form.q.norm), "k": form.x, "k_norm": norm.weight, "sink": attend.sink}
+    codes = {name: at.passed(_outside(op, value)) for name, value in given.items() if value is not None}
+    shape = f"({form.heads}, {kernel.row_width})"
+    codes["keys"] = f"{at.memory(_outside(op, form.memory))}[0].unflatten(-1, {shape})"
+    return _call(kernel, at, {**codes, **_rope(form.rope, at)})
+
+
+def _one_head(at: StepBody, value: Value) -> str:
+    """Return the code of a vector as the only head."""
+    code = at.of(value)
+    if len(value.tensor.shape) == 4:
+        return code.text
+    return f"{code.within(ATOM)}.unflatten(-1, (1, {value.tensor.shape[-1]}))"
 
 
 def _call(kernel: AttendStep, at: StepBody, codes: dict[str, str]) -> Code:
@@ -110,7 +148,7 @@ def _outside(op: KernelOp, value: Value) -> Value:
     return found
 
 
-def _sight(attend: Attend) -> dict[str, object]:
+def _sight(attend: Attend) -> dict[str, Any]:
     return {
         "window": attend.window,
         "first": attend.first,

@@ -44,7 +44,8 @@ def emit_embed(op: KernelOp, at: StepBody) -> Code:
         *(f"self.{name}_angles" for name in turns),
     ]
     name = at.shared.kernel("embed_token", kernel.called)
-    return Code(f"{name}({', '.join(arguments)})")
+    alone = own is None and not turns  # the function gives a tuple
+    return Code(f"{name}({', '.join(arguments)}){'[0]' if alone else ''}")
 
 
 def wave_of(key: Sequence[object]) -> Wave:

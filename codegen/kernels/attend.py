@@ -91,6 +91,7 @@ class AttendStep(Kernel):
         first: The first rows, which are seen beside a window.
         head_map: The key/value head of each query head; evenly dealt if None.
         q_apart: Whether the channels of queries after ``value_width`` come in a tensor of their own (latents).
+        k_apart: Whether those of new keys do.
         q_norm: Norm of each query.
         k_norm: Norm of each key; with ``values`` over the same numbers as the norm of values.
         v_norm: Norm of each value.
@@ -118,6 +119,7 @@ class AttendStep(Kernel):
     first: int = 0
     head_map: tuple[int, ...] | None = None
     q_apart: bool = False
+    k_apart: bool = False
     q_norm: HeadNorm | None = None
     k_norm: HeadNorm | None = None
     v_norm: HeadNorm | None = None
@@ -189,7 +191,7 @@ class AttendStep(Kernel):
     @property
     def stride_of(self) -> dict[str, tuple[str, int]]:
         """The tensor and the axis of each of `strides`."""
-        tensors = {"Q": "q", "TURNED": "q_turned", "K": "k", "V": "v", "GATE": "gate"}
+        tensors = {"Q": "q", "TURNED": "q_turned", "K": "k", "FAR": "k_turned", "V": "v", "GATE": "gate"}
         axes = {"BATCH": 0, "HEAD": 2}
         split = {name: name.split("_") for name in self.strides}
         return {name: (tensors[tensor], axes[axis]) for name, (tensor, axis) in split.items()}
@@ -234,16 +236,17 @@ class AttendStep(Kernel):
     def arguments(self) -> tuple[str, ...]:
         """The op's tensors in order, those left out that this kernel has no use for.
 
-        ``q [B, 1, Hq, D]``, ``q_turned [B, 1, Hq, D - Dv]``, ``k [B, 1, Hkv, D]``, ``v [B, 1, Hkv, Dv]``, ``cos`` and
-        ``sin``, ``q_norm [D]``, ``k_norm [D]``, ``temper [Hkv]``, ``sink [Hq]``, ``gate [B, 1, Hq]`` or
-        ``[B, 1, Hq, Dv]``, ``keys [B, N, Hkv, D]``, ``values [B, N, Hkv, Dv]``, ``start [B]``. With ``shared`` and
-        ``values`` rows there is no ``v`` and ``keys`` are all that is kept; with ``values`` ``k`` is what both norms
-        are over. The last axis is contiguous; heads of queries and gates may stand apart.
+        ``q [B, 1, Hq, D]``, ``q_turned [B, 1, Hq, D - Dv]``, ``k [B, 1, Hkv, D]``, ``k_turned [B, 1, 1, D - Dv]``,
+        ``v [B, 1, Hkv, Dv]``, ``cos`` and ``sin``, ``q_norm [D]``, ``k_norm [D]``, ``temper [Hkv]``, ``sink [Hq]``,
+        ``gate [B, 1, Hq]`` or ``[B, 1, Hq, Dv]``, ``keys [B, N, Hkv, D]``, ``values [B, N, Hkv, Dv]``, ``start [B]``.
+        With ``shared`` and ``values`` rows there is no ``v`` and ``keys`` are all that is kept; with ``values`` both
+        norms are over ``k``. The last axis is contiguous; heads of queries and gates may stand apart.
         """
         needed = {
             "q": True,
             "q_turned": self.q_apart,
             "k": self.writes,
+            "k_turned": self.k_apart,
             "v": self.writes and self.rows == "apart",
             "cos": self.turn is not None,
             "sin": self.turn is not None,
@@ -271,7 +274,9 @@ class AttendStep(Kernel):
             values = {"Q_BATCH": self.heads * self.value_width, "Q_HEAD": self.value_width}
             values |= {"TURNED_BATCH": self.heads * self.far, "TURNED_HEAD": self.far}
         if self.writes:
-            values["K_BATCH"] = self.kv_heads * self.width
+            values["K_BATCH"] = self.kv_heads * (self.near if self.k_apart else self.width)
+        if self.k_apart:
+            values["FAR_BATCH"] = self.kv_heads * self.far
         if self.writes and self.rows == "apart":
             values["V_BATCH"] = self.kv_heads * self.value_width
         if self.gate is not None:
@@ -343,7 +348,7 @@ class AttendStep(Kernel):
 
     def _merged_bytes(self, found: int, batch: int) -> int:
         """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
-        sizes = self.tiles()[0].sizes
+        sizes = self.cut.sizes
         splits = max(1, min(sizes["SPLITS"] // batch, self.slots // sizes["LEAST"]))
         rows = sizes["ROWS"]
         even = math.ceil(found / splits)

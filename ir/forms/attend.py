@@ -9,7 +9,7 @@ from typing import TypeVar
 from regraft.ir.forms.elements import of_token
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend, Temper
-from regraft.ir.ops.core import Concat, Flatten, Norm, Slice, Unflatten
+from regraft.ir.ops.core import Concat, Flatten, Gain, Norm, Slice, Unflatten
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType
@@ -63,8 +63,10 @@ class LatentForm:
         memory: Its memory.
         state: What makes it.
         plain: Queries of the latent's channels.
-        turned: Queries of those that turn.
-        row: What a new row is made of: the latent before its norm, and the channels that turn.
+        turned: Queries of those that turn, if any do.
+        row: What holds the latent before its norm and the channels that turn, side by side, if one value does.
+        latent: The latent before its norm.
+        key: The channels that turn.
         norm: The latent's norm.
         rope: Both rotations are as this one.
     """
@@ -73,8 +75,33 @@ class LatentForm:
     memory: Value
     state: StateRows
     plain: Value
-    turned: Value
-    row: Value
+    turned: Value | None
+    row: Value | None
+    latent: Value
+    key: Value | None
+    norm: Norm | None
+    rope: Rope | None
+
+
+@dataclass(frozen=True)
+class ValuesForm:
+    """A body of attention to a memory of values, of which keys are made: the pass ``key-from-value``.
+
+    Attributes:
+        attend: The attention.
+        memory: Its memory.
+        heads: Its heads.
+        q: Queries.
+        x: What both norms are over.
+        norm: The keys' norm.
+        rope: What turns queries and keys; of keys those channels are kept that turn.
+    """
+
+    attend: Attend
+    memory: Value
+    heads: int
+    q: Heads
+    x: Value
     norm: Norm
     rope: Rope
 
@@ -147,40 +174,150 @@ def _alike(q: Rope | None, k: Rope | None) -> bool:
 
 def latent_form(ops: Sequence[Op]) -> LatentForm | None:
     """Return the form of a body of absorbed latent attention, or none if it is not of this form."""
-    found = _Match(set(ops))
+    found = Match(set(ops))
     attend = next((op for op in ops if isinstance(op, Attend)), None)
-    if attend is None or attend.chosen is not None or attend.entries is not None or attend.sink is not None:
+    if attend is None or attend.chosen is not None or attend.entries is not None:
         return None
-    whole = found.one(attend.q, Concat)
     view = found.one(attend.memory, ViewRows)
-    if whole is None or view is None or len(whole.xs) != 2 or view.v is None:
+    if view is None or view.v is None:
         return None
     keys, values = found.one(view.k, Unflatten), found.one(view.v, Slice)
-    turned = found.one(whole.xs[1], Rope)
-    if keys is None or values is None or turned is None or keys.parts != 1 or values.x is not keys.out:
-        return None
-    read = found.one(keys.x, ReadRows)
+    read = None if keys is None else found.one(keys.x, ReadRows)
     state = None if read is None else found.one(read.memory, StateRows)
-    row = None if state is None else found.one(state.x, Concat)
-    if state is None or row is None or len(row.xs) != 2 or values.start or not turns_by_position(turned):
+    if keys is None or values is None or state is None:
         return None
-    norm, flat = found.one(row.xs[0], Norm), found.one(row.xs[1], Flatten)
+    if keys.parts != 1 or values.x is not keys.out or values.start:
+        return None
+    queries, row = _latent_queries(attend.q, found), _latent_row(state.x, found)
+    if queries is None or row is None or found.taken | {attend} != set(ops):
+        return None
+    plain, turned = queries
+    if row.width != values.stop or not _alike(turned, row.rope):
+        return None
+    q_turned = None if turned is None else turned.x
+    return LatentForm(attend, state.out, state, plain, q_turned, row.row, row.latent, row.key, row.norm, row.rope)
+
+
+@dataclass(frozen=True)
+class _Row:
+    row: Value | None
+    latent: Value
+    key: Value | None
+    norm: Norm | None
+    rope: Rope | None
+    width: int
+
+
+def _latent_queries(q: Value, found: Match) -> tuple[Value, Rope | None] | None:
+    """Return queries of a latent, and the rotation of the others; none if they are put together in another way."""
+    whole = found.one(q, Concat)
+    if whole is None:
+        return q, None
+    turned = found.one(whole.xs[-1], Rope)
+    if len(whole.xs) != 2 or turned is None or not turns_by_position(turned):
+        return None
+    return whole.xs[0], turned
+
+
+def _latent_row(x: Value, found: Match) -> _Row | None:
+    """Return what a row is made of: a latent, normed or not, and a key that turns or none."""
+    whole = found.one(x, Concat)
+    parts = [x] if whole is None else list(whole.xs)
+    if len(parts) > 2:
+        return None
+    norm = found.one(parts[0], Norm)
+    latent = parts[0] if norm is None else norm.x
+    width = int(str(latent.tensor.shape[-1]))
+    if (norm is not None and norm.clamp) or len(latent.tensor.shape) != 3:
+        return None
+    if len(parts) == 1:
+        return _Row(None, latent, None, norm, None, width)
+    flat = found.one(parts[1], Flatten)
     rope = None if flat is None else found.one(flat.x, Rope)
-    if norm is None or norm.clamp or rope is None or not turns_alike(rope, turned):
+    if rope is None:
         return None
-    latent, heads = found.one(norm.x, Slice), found.one(rope.x, Unflatten)
-    key = None if heads is None else found.one(heads.x, Slice)
-    if latent is None or key is None or latent.x is not key.x or latent.start or key.start != latent.stop:
+    heads = found.one(rope.x, Unflatten)
+    key = rope.x if heads is None else heads.x
+    cuts = found.one(latent, Slice), found.one(key, Slice)
+    if cuts == (None, None):
+        return _Row(None, latent, key, norm, rope, width)
+    first, second = cuts
+    if first is None or second is None or first.x is not second.x or first.start or second.start != first.stop:
         return None
-    if values.stop != latent.stop or found.taken | {attend} != set(ops):
+    return _Row(first.x, latent, key, norm, rope, width)
+
+
+def values_form(ops: Sequence[Op]) -> ValuesForm | None:
+    """Return the form of a body of attention to kept values, or none if it is not of this form."""
+    found = Match(set(ops))
+    attend = next((op for op in ops if isinstance(op, Attend)), None)
+    view = None if attend is None else found.one(attend.memory, ViewRows)
+    if attend is None or view is None or view.v is None or attend.chosen is not None or attend.entries is not None:
         return None
-    return LatentForm(attend, state.out, state, whole.xs[0], turned.x, latent.x, norm, rope)
+    q, values = peeled(attend.q, found.inside), found.one(view.v, Slice)
+    heads = None if values is None else found.one(values.x, Unflatten)
+    read = None if heads is None else found.one(heads.x, ReadRows)
+    state = None if read is None else found.one(read.memory, StateRows)
+    if q is None or q.rope is None or q.temper is not None or values is None or heads is None or state is None:
+        return None
+    flat = found.one(state.x, Flatten)
+    row = None if flat is None else found.one(flat.x, Concat)
+    normed = None if row is None else found.one(row.xs[0], Norm)
+    turned = () if row is None else tuple(found.one(x, Slice) for x in row.xs[1:])
+    rope = found.one(turned[0].x, Rope) if turned and turned[0] is not None else None
+    norm = None if rope is None else found.one(rope.x, Norm)
+    if normed is None or rope is None or norm is None or not _alike(q.rope, rope):
+        return None
+    spans = _turned_spans(rope)
+    if [None if cut is None else (cut.x, cut.start, cut.stop) for cut in turned] != [(rope.out, *s) for s in spans]:
+        return None
+    if norm.x is not normed.x or norm.eps != normed.eps or norm.offset or norm.clamp or normed.clamp or normed.weight:
+        return None
+    if values.start or not _woven(view.k, values, norm, spans, found) or found.taken | {attend, *q.ops} != set(ops):
+        return None
+    return ValuesForm(attend, state.out, heads.parts, q, norm.x, norm, rope)
+
+
+def _turned_spans(rope: Rope) -> tuple[tuple[int, int], ...]:
+    """Return which channels turn at all."""
+    half = rope.channels // 2
+    pairs = half if rope.pairs is None else rope.pairs
+    if rope.layout != "halves" or pairs == half:
+        return ((0, 2 * pairs),)
+    return ((0, pairs), (half, half + pairs))
+
+
+def _woven(k: Value, values: Slice, norm: Norm, spans: Sequence[tuple[int, int]], found: Match) -> bool:
+    """Return whether keys are put together of kept channels, which turn, and of values times the norm's weight."""
+    whole = found.one(k, Concat)
+    width = values.stop
+    wanted: list[tuple[bool, int, int]] = []
+    at, kept = 0, width
+    for start, stop in spans:
+        wanted += [(False, at, start)] if at < start else []
+        wanted.append((True, kept, kept + stop - start))
+        at, kept = stop, kept + stop - start
+    wanted += [(False, at, width)] if at < width else []
+    cuts = [] if whole is None else [found.one(x, Slice) for x in whole.xs]
+    for cut, (turns, start, stop) in zip(cuts, wanted, strict=False):
+        if cut is None or (cut.start, cut.stop) != (start, stop):
+            return False
+        if not (cut.x is values.x if turns else _plain_keys(cut.x, values, norm, found)):
+            return False
+    return len(cuts) == len(wanted)
+
+
+def _plain_keys(x: Value, values: Slice, norm: Norm, found: Match) -> bool:
+    if norm.weight is None:
+        return x is values.out
+    gain = found.one(x, Gain)
+    return gain is not None and gain.x is values.out and gain.by is norm.weight
 
 
 Found = TypeVar("Found", bound=Op)
 
 
-class _Match:
+class Match:
     """Ops of a body, taken one by one."""
 
     def __init__(self, inside: set[Op]) -> None:

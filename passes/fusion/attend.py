@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from regraft.ir.forms.attend import attend_form, latent_form
+from regraft.ir.forms.attend import attend_form, latent_form, values_form
+from regraft.ir.forms.elements import of_token
 from regraft.ir.op import Op
 from regraft.ir.ops.attn import KV, Attend, Temper
-from regraft.ir.ops.core import Concat, Flatten, Norm, Slice, Unflatten
+from regraft.ir.ops.core import Concat, Flatten, Gain, Norm, Slice, Unflatten
 from regraft.ir.ops.kernels import AttendStep
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
@@ -29,6 +30,11 @@ def _group(grouping: Grouping, attend: Attend) -> None:
     if isinstance(state, ViewRows):
         group = _leading(grouping, attend, _LATENT)
         if latent_form(grouping.ordered(group)) is not None:
+            grouping.take(AttendStep, group)
+            return
+        group = _leading(grouping, attend, (*_LATENT, Gain))
+        group = [op for op in group if not (isinstance(op, Unflatten) and of_token(op.x))]  # the projections' matter
+        if values_form(grouping.ordered(group)) is not None:
             grouping.take(AttendStep, group)
     elif not here or isinstance(state, KV):
         group = _leading(grouping, attend, _HEADS)
