@@ -39,8 +39,8 @@ class Parts(Builder):
         assert isinstance(width, int)
         return self(Linear, name, x, self.weight(f"model.{self.path(name)}.weight", out, width))
 
-    def heads(self, name: str, x: Value, count: int) -> Value:
-        return self(Unflatten, name, self.mapped(f"{name}_proj", x, count * HEAD), parts=count)
+    def heads(self, name: str, x: Value, count: int, width: int = HEAD) -> Value:
+        return self(Unflatten, name, self.mapped(f"{name}_proj", x, count * width), parts=count)
 
     def normed(self, name: str, x: Value, *, weighted: bool = True) -> Value:
         width = x.tensor.shape[-1]
@@ -65,22 +65,22 @@ def plain(b: Parts, x: Value, *, norms: bool = False, gated: bool = False) -> Va
     return merged
 
 
-def latent(b: Parts, x: Value, *, compressed: bool = True) -> Value:
+def latent(b: Parts, x: Value, *, head: int = HEAD, rank: int = RANK, compressed: bool = True) -> Value:
     """Multi-head latent attention, expanded; queries come from a latent of their own or not."""
     of = b.normed("q_latent", b.mapped("q_a", x, RANK)) if compressed else x
-    q = b(Unflatten, "q", b.mapped("q_b", of, HEADS * (HEAD + TURNED)), parts=HEADS)
-    q_plain = b(Slice, "q_plain", q, start=0, stop=HEAD)
-    q_turned = b.turned("q_rope", b(Slice, "q_turning", q, start=HEAD, stop=HEAD + TURNED), TURNED)
-    made = b.mapped("kv_a", x, RANK + TURNED)
-    key = b(Unflatten, "key", b(Slice, "key_part", made, start=RANK, stop=RANK + TURNED), parts=1)
-    kept = b.normed("kv_latent", b(Slice, "latent_part", made, start=0, stop=RANK))
+    q = b.heads("q", of, HEADS, head + TURNED)
+    q_plain = b(Slice, "q_plain", q, start=0, stop=head)
+    q_turned = b.turned("q_rope", b(Slice, "q_turning", q, start=head, stop=head + TURNED), TURNED)
+    made = b.mapped("kv_a", x, rank + TURNED)
+    key = b(Unflatten, "key", b(Slice, "key_part", made, start=rank, stop=rank + TURNED), parts=1)
+    kept = b.normed("kv_latent", b(Slice, "latent_part", made, start=0, stop=rank))
     row = b(Concat, "row", [kept, b(Flatten, "key_row", b.turned("k_rope", key, TURNED))])
     memory = b(StateRows, "memory", row)
     rows = b(ReadRows, "rows", memory)
-    rows_latent = b(Slice, "row_latent", rows, start=0, stop=RANK)
-    shared = b(Repeat, "k_shared_rows", b(Slice, "row_key", rows, start=RANK, stop=RANK + TURNED), parts=HEADS)
-    k = b(Concat, "k", [b.heads("k_b", rows_latent, HEADS), shared])
-    view = b(ViewRows, "view", memory, k, v=b.heads("v_b", rows_latent, HEADS))
+    latents = b(Slice, "row_latent", rows, start=0, stop=rank)
+    shared = b(Repeat, "k_shared_rows", b(Slice, "row_key", rows, start=rank, stop=rank + TURNED), parts=HEADS)
+    k = b(Concat, "k", [b.heads("k_b", latents, HEADS, head), shared])
+    view = b(ViewRows, "view", memory, k, v=b.heads("v_b", latents, HEADS))
     ctx = b(Attend, "ctx", b(Concat, "q_whole", [q_plain, q_turned]), view, scale=0.4)
     return b(Flatten, "merged", ctx)
 
@@ -128,6 +128,7 @@ def run_time(op: Op) -> bool:
 UNEVEN = "budget-heads{keep={0: [0, 1, 2], 1: [1, 3]}, refit=false}"
 CASES: dict[str, tuple[Graph, str, int]] = {
     "latent": (model(latent), "", 5),
+    "wide latent": (model(latent, head=72, rank=140), "", 5),
     "latent of plain queries": (model(latent, compressed=False), "", 4),
     "latent shared": (model(plain), "to-latent{rank=6, rope=2, refit=false}", 5),
     "latent without rotation": (model(plain), "to-latent{rank=6, rope=0, refit=false}", 4),
