@@ -25,7 +25,6 @@ _FREE = {  # operations that launch nothing and are no views by their schema
     "aten::_reshape_alias",
     "aten::lift_fresh",
     "aten::promote_types",
-    "aten::promote_types",
     "aten::set_",
     "aten::resize_",
 }
