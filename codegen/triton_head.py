@@ -27,6 +27,7 @@ def emit_head(op: KernelOp, at: StepBody) -> Code:
         offset=form.norm.offset,
         scale=form.scale,
         cap=form.cap,
+        wide=form.wide,
     )
     name = at.shared.kernel("head", kernel.called)
     values = [op.outside(value) for value in (form.x, form.norm.weight, form.linear.weight) if value is not None]

@@ -27,6 +27,7 @@ class Head(Kernel):
         offset: Added to the norm's weight.
         scale: Multiplies logits; above 0.
         cap: Bounds logits, after that: ``cap tanh(logit / cap)``.
+        wide: Whether the stream is in float32, whatever the map is.
     """
 
     template: ClassVar[str] = "head.py.j2"
@@ -37,6 +38,7 @@ class Head(Kernel):
     offset: float = 0.0
     scale: float = 1.0
     cap: float | None = None
+    wide: bool = False
 
     @property
     def spread(self) -> int:
@@ -66,7 +68,7 @@ class Head(Kernel):
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the three functions, each for one stream and for several."""
-        given = {"x": f"*{dtype}", "gain": f"*{dtype}", "weight": f"*{dtype}"}
+        given = {"x": "*fp32" if self.wide else f"*{dtype}", "gain": f"*{dtype}", "weight": f"*{dtype}"}
         merged = {"keys": "*i64", "seen": "*i32", "tokens": "*i64", "batch": "i32"}
         drawn = {"noise": "*fp32", "temperature": "fp32", "top_k": "i32", "top_p": "fp32"}
         of: list[Entry] = []
@@ -85,7 +87,7 @@ class Head(Kernel):
         rows = self.vocab * self.width * width
         groups = -(-batch // _STREAMS)
         return Moved(
-            read=rows + (1 + batch) * self.width * width + keys + 4 * groups,
+            read=rows + self.width * width + self._read(width, batch) + keys + 4 * groups,
             written=keys + 8 * batch + 4 * groups,
             least=rows + self.width * width,
             flops=2 * self.vocab * self.width * batch,
@@ -94,8 +96,11 @@ class Head(Kernel):
     def moved_logits(self, width: int, batch: int) -> Moved:
         """Return what it moves to write logits."""
         rows, out = self.vocab * self.width * width, self.vocab * width * batch
-        read = rows + (1 + batch) * self.width * width
+        read = rows + self.width * width + self._read(width, batch)
         return Moved(read, out, rows + self.width * width + out, flops=2 * self.vocab * self.width * batch)
+
+    def _read(self, width: int, batch: int) -> int:
+        return batch * self.width * (4 if self.wide else width)
 
 
 def examples() -> list[Kernel]:
@@ -103,6 +108,6 @@ def examples() -> list[Kernel]:
     return [
         Head("head", width=1536, vocab=262144, eps=1e-6, cap=30.0),  # Gemma 4 E2B
         Head("head", width=5376, vocab=262144, eps=1e-6, cap=30.0),  # Gemma 4 31B
-        Head("head", width=2048, vocab=262272, eps=1e-5),  # ZAYA1-8B
+        Head("head", width=2048, vocab=262272, eps=1e-5, wide=True),  # ZAYA1-8B
         Head("head", width=4096, vocab=128256, eps=1e-5),  # Llama-3.1-8B
     ]
