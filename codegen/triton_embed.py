@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.embed import Embedding, Wave
 from regraft.codegen.kernels.layer_rows import LayerRows
-from regraft.codegen.torch_code import ATOM, Code
+from regraft.codegen.torch_code import Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.elements import width
 from regraft.ir.forms.embed import embed_form, layer_rows_form
@@ -35,10 +35,9 @@ def emit_embed(op: KernelOp, at: StepBody) -> Code:
         own_scale=1.0 if own is None else own.scale,
         waves=tuple(wave_of(key) for key in turns.values()),
     )
-    tokens = at.of(_outside(op, x.embed.tokens)).within(ATOM)
     tables = [x.embed.table, x.bias, x.gain, None if own is None else own.embed.table]
     arguments = [
-        f"{tokens}.contiguous()",
+        at.passed(_outside(op, x.embed.tokens)),
         at.call("start"),
         *(at.passed(_outside(op, value)) for value in tables if value is not None),
         *(f"self.{name}_angles" for name in turns),

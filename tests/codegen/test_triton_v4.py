@@ -90,6 +90,20 @@ def test_idle_rows_stay_where_they_are(program: Program) -> None:
     assert stands.tolist() == [14, 10, 11]
 
 
+def test_kernels_read_tokens_side_by_side(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def step(tokens: torch.Tensor, start: torch.Tensor, count: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.extend((tokens, count))
+        return torch.zeros(3, 1, 1)
+
+    monkeypatch.setattr(program.model, "step", step)
+    tokens, lengths = tokens_of(3, 14, 128)[:, 2:3], torch.ones(3, 2, dtype=torch.int64)[:, 0]
+    program.model(tokens, program.model.new_cache(3, 14), lengths)
+    assert torch.equal(seen[0], tokens)
+    assert all(x.is_contiguous() for x in seen)
+
+
 def kernels(graph: Graph, kind: type[Kernel]) -> Counter[int | None]:
     """Return how many kernels of a kind each layer of a graph has."""
     return Counter(layer_of(op.results[0].name) for op in graph.run_time() if isinstance(op, kind))
