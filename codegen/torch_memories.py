@@ -78,9 +78,14 @@ def _pool(op: Compressed, at: Scope) -> Code:
     return Code(f"{name}({', '.join([at.past(op), *values, at.call('start'), at.call('count')])})")
 
 
+def _readers(memory: Value) -> list[Op]:
+    """Return the ops that read a memory, those that kernels stand for among them."""
+    return [each for user in memory.users for each in (user.stands_for if isinstance(user, Kernel) else [user])]
+
+
 def _reader_far(op: ViewRows, rate: int) -> Far:
     """Return what a reader sees of pooled rows; where they are kept does not depend on it."""
-    for user in op.out.users:
+    for user in _readers(op.out):
         if isinstance(user, Attend) and user.entries is op.out and user.disjoint:
             return Far(rate, user.window, user.first)
         if isinstance(user, Index):
@@ -132,8 +137,7 @@ def _reader_sight(op: KV) -> Sight:
 
     A view's slots depend on what the memory keeps only.
     """
-    readers = [each for user in op.out.users for each in (user.stands_for if isinstance(user, Kernel) else [user])]
-    sights = [Sight.of(reader) for reader in readers if isinstance(reader, Attend)]
+    sights = [Sight.of(reader) for reader in _readers(op.out) if isinstance(reader, Attend)]
     return Sight.of(op) if Sight.of(op) in sights or not sights else sights[0]
 
 
@@ -170,6 +174,7 @@ def _entries(op: Attend, entries: Value, at: Scope) -> str:
     rows = at.of(entries).text
     seen = Far(rate, op.window, op.first) if op.disjoint else Far(rate)
     index = None if op.chosen is None else op.chosen.op
+    index = index.stands_for[-1] if isinstance(index, Kernel) else index
     if isinstance(index, Index) and _index_far(index, rate) != seen:
         raise lacking(op, "to rows that an index chooses among others than it sees")
     if op.head_map is not None:

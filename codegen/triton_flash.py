@@ -1,13 +1,14 @@
-"""Target ``triton``: calls of ``kernel.flash``."""
+"""Target ``triton``: calls of ``kernel.flash``, and of ``kernel.index`` for many tokens."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.flash import Flash
+from regraft.codegen.kernels.index import Index
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
-from regraft.ir.forms.flash import flash_form
+from regraft.ir.forms.flash import flash_form, scores_form
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
@@ -50,3 +51,27 @@ def _head_map(attend: Attend, heads: int) -> tuple[int, ...] | None:
     kv_heads = attend.memory.memory.field("k").shape[0]
     even = heads % kv_heads == 0 and attend.groups == tuple(head // (heads // kv_heads) for head in range(heads))
     return None if even else attend.groups
+
+
+def emit_scores(op: KernelOp, at: PrefillBody) -> Code:
+    """Return the call that chooses rows for many tokens."""
+    index = scores_form(op.stands_for)
+    if index is None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    kept = index.memory.memory
+    heads, width = (int(str(dim)) for dim in index.q.tensor.shape[2:])
+    kernel = Index(
+        name="",
+        heads=heads,
+        width=width,
+        chosen=index.chosen,
+        scale=index.scale,
+        rate=kept.rate or 1,
+        window=index.window,
+        first=index.first,
+    )
+    name = at.shared.kernel("index", kernel.called)
+    q, weights, memory = (at.of(value).within(ATOM) for value in op.inputs)
+    rows = f"{memory}[0].flatten(2)" if len(kept.fields[0].shape) > 1 else f"{memory}[0]"
+    given = f"{q}.contiguous(), {weights}.contiguous(), {rows}.contiguous(), {at.call('start')}"
+    return Code(f"{name}({given})" if kept.rate else f"{at.helper('best_shown')}({name}, {given})")

@@ -10,11 +10,11 @@ from regraft.codegen.torch_body import Body
 from regraft.codegen.torch_code import ATOM, Code, Sight
 from regraft.codegen.torch_ops import emit_op
 from regraft.codegen.triton_experts import emit_grouped
-from regraft.codegen.triton_flash import emit_flash
+from regraft.codegen.triton_flash import emit_flash, emit_scores
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Windowed
-from regraft.ir.ops.kernels import Flash, GroupedExperts, Kernel
+from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel
 
 if TYPE_CHECKING:
     from regraft.codegen.triton_target import SharedKernels
@@ -68,6 +68,7 @@ class PrefillBody(Body):
 KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code]] = {
     Flash: emit_flash,
     GroupedExperts: emit_grouped,
+    IndexStep: emit_scores,
 }
 
 

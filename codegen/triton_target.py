@@ -62,7 +62,7 @@ class SharedKernels(Shared):
 
     def reserved(self) -> list[str]:
         """Return the names that no variable may have."""
-        return [*super().reserved(), *_KERNEL_GLOBALS.split(), "in_blocks", "masked", *self.kernels.values()]
+        return [*super().reserved(), *_KERNEL_GLOBALS.split(), "best_shown", "in_blocks", "masked", *self.kernels.values()]
 
     def texts(self) -> list[str]:
         """Return each kernel's part of the file."""

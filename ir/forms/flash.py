@@ -1,4 +1,4 @@
-"""The form of ``kernel.flash``: attention of many tokens, nothing around it."""
+"""The forms of ``kernel.flash`` and, of many tokens, ``kernel.index``: one op, nothing around it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from regraft.ir.dims import T
 from regraft.ir.op import Op
 from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.index import Index
 
 
 def flash_form(ops: Sequence[Op]) -> Attend | None:
@@ -18,3 +19,12 @@ def flash_form(ops: Sequence[Op]) -> Attend | None:
     dense = attend.chosen is None and attend.entries is None and kept.rate is None and kept.fixed is None
     fits = attend.q.tensor.shape[1] == T and attend.scale > 0
     return attend if dense and fits else None
+
+
+def scores_form(ops: Sequence[Op]) -> Index | None:
+    """Return the choice of rows that a body is, or none: by keys that all heads share."""
+    index = ops[0]
+    if len(ops) != 1 or not isinstance(index, Index):
+        return None
+    shape = index.memory.memory.fields[0].shape
+    return index if index.q.tensor.shape[1] == T and (len(shape) == 1 or shape[0] == 1) else None

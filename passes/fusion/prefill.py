@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regraft.ir.forms.flash import flash_form
+from regraft.ir.forms.flash import flash_form, scores_form
 from regraft.ir.graph import Graph
 from regraft.ir.ops.attn import Attend
-from regraft.ir.ops.kernels import Flash, GroupedExperts
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep
 from regraft.ir.ops.moe import Experts
 from regraft.passes.fusion.groups import Grouping
 
@@ -26,7 +27,14 @@ def group_flash(grouping: Grouping) -> None:
             grouping.take(Flash, [op])
 
 
-PREFILL: tuple[Callable[[Grouping], None], ...] = (group_flash, group_grouped_experts)
+def group_scores(grouping: Grouping) -> None:
+    """Make a group of each choice of rows by keys that all heads share."""
+    for op in grouping.graph.run_time():
+        if isinstance(op, Index) and scores_form([op]) is not None:
+            grouping.take(IndexStep, [op])
+
+
+PREFILL: tuple[Callable[[Grouping], None], ...] = (group_flash, group_scores, group_grouped_experts)
 
 
 def fuse_prefill(graph: Graph) -> Graph:

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from regraft.api import build, lift
+from regraft.api import twin as write_twin
 from regraft.codegen.package import emit
 from regraft.codegen.torch_forms import Forms
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.attn import Attend
-from regraft.ir.ops.kernels import Flash
+from regraft.ir.ops.index import Index
+from regraft.ir.ops.kernels import Flash, IndexStep
 from regraft.ir.parse import parse_graph
 from regraft.ir.text import print_graph
 from regraft.passes.fusion import fuse_decode
@@ -116,7 +119,7 @@ def test_where_kernels_run_nobody_makes_a_mask(tmp_path: Path) -> None:
 
 
 def test_a_view_that_others_read_keeps_its_mask(tmp_path: Path) -> None:
-    layers = [LayerSpec(window=4), LayerSpec(window=4, rate=2, chosen=2)]
+    layers = [LayerSpec(window=4), LayerSpec(kv_heads=1, window=4, rate=2, chosen=2)]
     model, interpreter = built(layers, tmp_path / "package")
     tokens = tokens_of(2, 11)
     wanted = interpreter(tokens)
@@ -200,5 +203,25 @@ def test_a_fused_graph_means_what_the_plain_one_does(name: str) -> None:
 
 
 def test_attention_to_chosen_rows_stays_as_it_is() -> None:
-    graph: Graph = fuse_prefill(decoder([LayerSpec(window=4), LayerSpec(window=4, rate=2, chosen=2)]))
-    assert [type(op).__name__ for op in graph.ops if isinstance(op, Attend | Flash)] == ["Flash", "Attend"]
+    graph: Graph = fuse_prefill(decoder([LayerSpec(window=4), LayerSpec(kv_heads=1, window=4, rate=2, chosen=2)]))
+    kinds = (Attend, Flash, Index, IndexStep)
+    assert [type(op).__name__ for op in graph.ops if isinstance(op, kinds)] == ["Flash", "IndexStep", "Attend"]
+    several = fuse_prefill(decoder([LayerSpec(kv_heads=2, window=4, rate=2, chosen=2)]))
+    assert [type(op).__name__ for op in several.ops if isinstance(op, kinds)] == ["Index", "Attend"]
+
+
+def test_rows_of_all_tokens_are_chosen_by_their_keys(tmp_path: Path) -> None:
+    write_twin("builtin:DeepSeek-V3.2", tmp_path / "twin")
+    subject = lift(tmp_path / "twin")
+    interpreter = Interpreter(subject.graph, subject.require_source())
+    model = load_program(build(tmp_path / "twin", tmp_path / "package", target="triton"), dtype="float32")
+    tokens = tokens_of(2, 12)
+    wanted = interpreter(tokens)
+    for _ in ways(model):
+        cache = model.new_cache(2, 13)
+        first = model(tokens[:, :5], cache, lengths=torch.tensor([5, 4]))
+        rest = torch.stack((tokens[0, 5:11], tokens[1, 4:10]))
+        found = model(rest, cache)
+        assert (first[0] - wanted[0, :5]).abs().max() < bound(wanted)
+        for row, start in enumerate((5, 4)):
+            assert (found[row] - wanted[row, start : start + 6]).abs().max() < bound(wanted)
