@@ -12,7 +12,7 @@ from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
 from regraft.codegen.triton_convolved import emit_convolved
 from regraft.codegen.triton_embed import emit_embed, emit_layer_rows
-from regraft.codegen.triton_experts import emit_experts, emit_grouped, emit_route
+from regraft.codegen.triton_experts import emit_experts, emit_route
 from regraft.codegen.triton_pool import emit_pool
 from regraft.codegen.triton_streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
@@ -25,7 +25,6 @@ from regraft.ir.ops.kernels import (
     ConvolvedStep,
     EmbedStep,
     ExpertsStep,
-    GroupedExperts,
     LayerRowsStep,
     PoolStep,
     RouteStep,
@@ -96,7 +95,6 @@ KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     EmbedStep: emit_embed,
     LayerRowsStep: emit_layer_rows,
     ExpertsStep: emit_experts,
-    GroupedExperts: emit_grouped,
     PoolStep: emit_pool,
     RouteStep: emit_route,
     Rows: _rows,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from regraft.ir.forms.elements import of_token, width
+from regraft.ir.forms.taking import Found, Taking
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Activation, Add, Bias, Clamp, Gain, Linear, Mul, Norm, Scale
 from regraft.ir.ops.moe import Assign, Experts, Route
@@ -142,15 +142,15 @@ def route_form(ops: Sequence[Op]) -> RouteForm | None:
     body.taken.add(route)
     assign = None
     if route.given is not None:
-        assign = body.made(route.given, Assign)
+        assign = body.made_perhaps(route.given, Assign)
         if assign is None:
             return None
-    linear = body.made(route.logits, Linear)
+    linear = body.made_perhaps(route.logits, Linear)
     if linear is None:
         return RouteForm(route, route.logits, assign=assign) if body.whole and of_token(route.logits) else None
     state = _router_state(body, linear.x)
     start = linear.x if state is None else state.into.x
-    scale = None if state is not None else body.made(start, Scale)
+    scale = None if state is not None else body.made_perhaps(start, Scale)
     norm, x = body.normed(start if scale is None else scale.x)
     if not body.whole or not of_token(x) or not linear.weight.is_weight:
         return None
@@ -161,21 +161,21 @@ def _router_state(body: _Body, value: Value) -> RouterState | None:
     """Return what a router computes on the way to ``value`` from its state; none if the body has no such state."""
     maps: list[Linear] = []
     kinds: list[str] = []
-    while (act := body.made(value, Activation)) is not None:
-        linear = body.made(act.x, Linear)
+    while (act := body.made_perhaps(value, Activation)) is not None:
+        linear = body.made_perhaps(act.x, Linear)
         if linear is None or linear.weight.tensor.sizes[0] != linear.weight.tensor.sizes[1]:
             return None
         maps.insert(0, linear)
         kinds.append(act.kind)
         value = linear.x
-    norm = body.made(value, Norm) if maps else None
+    norm = body.made_perhaps(value, Norm) if maps else None
     if norm is None or norm.clamp or len(set(kinds)) > 1:
         return None
-    total = body.made(norm.x, Add)
-    carried = None if total is None else body.made(total.b, Gain)
+    total = body.made_perhaps(norm.x, Add)
+    carried = None if total is None else body.made_perhaps(total.b, Gain)
     if total is not None and (carried is None or carried.x.op in body.inside or not carried.by.is_weight):
         return None
-    into = body.made(norm.x if total is None else total.a, Linear)
+    into = body.made_perhaps(norm.x if total is None else total.a, Linear)
     if into is None or not into.weight.is_weight:
         return None
     return RouterState(into, carried, norm.x, norm, tuple(maps), kinds[0])
@@ -233,7 +233,7 @@ def _normed_form(body: _Body, experts: Experts, norm: Norm, x: Value) -> Experts
     total = None if out is None else body.next(out.out, Add)
     if out is None or total is None:
         return None
-    shared_out = body.made(total.b if total.a is out.out else total.a, Norm)
+    shared_out = body.made_perhaps(total.b if total.a is out.out else total.a, Norm)
     shared = None if shared_out is None else _shared(body, shared_out.x, experts, None)
     if shared_out is None or shared is None or shared.share is not None:
         return None
@@ -262,25 +262,25 @@ def _shared(body: _Body, value: Value, experts: Experts, x: Value | None) -> Sha
     share = None
     made = value.op
     if isinstance(made, Gain) and made in body.inside:
-        sigmoid = body.made(made.by, Activation)
-        share = None if sigmoid is None or sigmoid.kind != "sigmoid" else body.made(sigmoid.x, Linear)
+        sigmoid = body.made_perhaps(made.by, Activation)
+        share = None if sigmoid is None or sigmoid.kind != "sigmoid" else body.made_perhaps(sigmoid.x, Linear)
         if share is None or share.bias is not None or width(share.out) != 1 or share.x is not x:
             return None
         body.taken.add(made)
         value = made.x
-    down = body.made(value, Linear)
-    hidden = None if down is None or down.bias is not None else body.made(down.x, Mul)
-    act = None if hidden is None else body.made(hidden.a, Activation)
+    down = body.made_perhaps(value, Linear)
+    hidden = None if down is None or down.bias is not None else body.made_perhaps(down.x, Mul)
+    act = None if hidden is None else body.made_perhaps(hidden.a, Activation)
     if down is None or hidden is None or act is None or act.kind != experts.activation:
         return None
-    high, low = body.made(act.x, Clamp), body.made(hidden.b, Clamp)
+    high, low = body.made_perhaps(act.x, Clamp), body.made_perhaps(hidden.b, Clamp)
     limit = None if high is None else high.high
     if (high is None) != (low is None) or (high is not None and high.low is not None):
         return None
     if low is not None and (limit is None or low.high != limit or low.low != -limit):
         return None
-    gate = body.made(act.x if high is None else high.x, Linear)
-    up = body.made(hidden.b if low is None else low.x, Linear)
+    gate = body.made_perhaps(act.x if high is None else high.x, Linear)
+    up = body.made_perhaps(hidden.b if low is None else low.x, Linear)
     if gate is None or up is None or gate.bias is not None or up.bias is not None:
         return None
     if up.x is not gate.x or (x is not None and gate.x is not x):
@@ -288,28 +288,13 @@ def _shared(body: _Body, value: Value, experts: Experts, x: Value | None) -> Sha
     return SharedExpert(gate, up, down, act.kind, limit, share)
 
 
-Found = TypeVar("Found", bound=Op)
-
-
-class _Body:
-    """Ops of a body, taken one by one."""
-
-    def __init__(self, ops: Sequence[Op]) -> None:
-        self.inside = set(ops)
-        self.taken: set[Op] = set()
+class _Body(Taking):
+    """Ops of a body, taken one by one, back from a value or on to what reads it."""
 
     @property
     def whole(self) -> bool:
         """Whether all are taken."""
         return self.taken == self.inside
-
-    def made(self, value: Value, kind: type[Found]) -> Found | None:
-        """Take the op that makes a value, if it is of a kind."""
-        op = value.op
-        if op not in self.inside or not isinstance(op, kind):
-            return None
-        self.taken.add(op)
-        return op
 
     def reader(self, value: Value) -> Op | None:
         """Return the op that reads a value, the only one."""
@@ -330,7 +315,7 @@ class _Body:
         if norm not in self.inside or not isinstance(norm, Norm) or norm.clamp:
             return None, value
         self.taken.add(norm)
-        narrow = self.made(norm.x, CastLike)
+        narrow = self.made_perhaps(norm.x, CastLike)
         return norm, norm.x if narrow is None else narrow.x
 
     def moved(self, value: Value) -> tuple[Moved | None, Value]:

@@ -43,7 +43,9 @@ def _route(grouping: Grouping, route: Route) -> None:
     for candidate, start in found:
         again = _norm(grouping, start) if candidate is not ops else []
         form = route_form(grouping.ordered([*again, *candidate]))
-        if form is None or not _inside(candidate, route, *(() if form.state is None else (form.state.out.op,))):
+        if form is None or not _inside(
+            grouping, candidate, route, *(() if form.state is None else (form.state.out.op,))
+        ):
             continue
         if grouping.take(RouteStep, candidate, again):
             return
@@ -76,7 +78,7 @@ def _mix(grouping: Grouping, experts: Experts) -> None:
         ops = [op for step in steps[:number] for op in step]
         for again in (norm, []) if norm else ([],):
             form = experts_form(grouping.ordered([*again, *ops]))
-            if form is None or form.out.op is None or not _inside(ops, form.out.op):
+            if form is None or form.out.op is None or not _inside(grouping, ops, form.out.op):
                 continue
             if grouping.take(ExpertsStep, ops, again):
                 return
@@ -113,7 +115,7 @@ def _mix_normed(grouping: Grouping, experts: Experts, norm: list[Op]) -> bool:
             start = op.out
     again = [] if start is None else [*norm, *(op for op in _norm(grouping, start) if op not in norm)]
     form = experts_form(grouping.ordered([*again, *ops]))
-    if form is None or form.out.op is None or not _inside(ops, form.out.op):
+    if form is None or form.out.op is None or not _inside(grouping, ops, form.out.op):
         return False
     return grouping.take(ExpertsStep, ops, again)
 
@@ -162,7 +164,8 @@ def _norm(grouping: Grouping, x: Value) -> list[Op]:
     return [narrow, norm] if isinstance(narrow, CastLike) and narrow not in grouping.of else [norm]
 
 
-def _inside(ops: Iterable[Op], *given: Op | None) -> bool:
+def _inside(grouping: Grouping, ops: Iterable[Op], *given: Op | None) -> bool:
     """Return whether what ops make, all but those whose results are given, is read by them alone."""
     found = set(ops)
-    return all(found.issuperset(v.users) for op in found if op not in given for v in op.results)
+    made = [value for op in found if op not in given for value in op.results]
+    return all(found.issuperset(value.users) and value not in grouping.graph.outputs for value in made)

@@ -72,6 +72,8 @@ class Grouping:
         self.of.update(dict.fromkeys(wanted, group))
         for op in reversed(group.again):
             users = [user for value in op.results for user in value.users]
+            if any(value in self.graph.outputs for value in op.results):
+                continue
             if all(user in self.gone or (user in self.of and op in self.of[user].again) for user in users):
                 self.gone.add(op)
         return True
