@@ -32,6 +32,7 @@ _KERNEL_GLOBALS = """
     self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
     triton
 """
+_PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked")
 
 
 class SharedKernels(Shared):
@@ -62,7 +63,7 @@ class SharedKernels(Shared):
 
     def reserved(self) -> list[str]:
         """Return the names that no variable may have."""
-        return [*super().reserved(), *_KERNEL_GLOBALS.split(), "best_shown", "in_blocks", "masked", *self.kernels.values()]
+        return [*super().reserved(), *_KERNEL_GLOBALS.split(), *_PREFILL_GLOBALS, *self.kernels.values()]
 
     def texts(self) -> list[str]:
         """Return each kernel's part of the file."""
