@@ -18,8 +18,13 @@ from regraft.cli.session import Session
     show_default=True,
     help="Plain, or with kernels.",
 )
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Compile every tile of kernels that none is known for, and take the best of each target: minutes, no GPU.",
+)
 @allow_key_option
-def build(session: Session, model: str, out: str, target: str, allow_keys: tuple[str, ...]) -> None:
+def build(session: Session, model: str, out: str, target: str, search: bool, allow_keys: tuple[str, ...]) -> None:
     """Write a package for MODEL: a readable model.py, its weights, tokenizer, generate.py, verify.py and a card.
 
     The package needs torch, safetensors and tokenizers, and nothing of regraft. With target triton, which needs triton
@@ -32,7 +37,7 @@ def build(session: Session, model: str, out: str, target: str, allow_keys: tuple
 
     lifted = api.lift(model, allow_keys=allow_keys)
     with session.progress() as progress:
-        path = str(api.build(lifted, out, target=target, progress=progress))
+        path = str(api.build(lifted, out, target=target, search=search, progress=progress))
     quantized = packing(lifted.graph, lifted.graph).to_json()
     if session.json:
         session.show(list, lambda: {"schema": "regraft.build/1", "out": path, "target": target, "quantized": quantized})

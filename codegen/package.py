@@ -74,6 +74,7 @@ def emit(
     Raises:
         UnknownTargetError: There is no such target.
         MissingEmitterError, WiringError: The target cannot write the graph.
+        NoTileError, TritonMissingError: The search found no tile, or is not possible here.
         OutputExistsError, DiskFullError, OutputError: The folder cannot be written.
         CheckpointError: A tensor cannot be read.
     """
@@ -111,14 +112,14 @@ def _target(target: str, forms: Forms, facts: dict[str, Any]) -> TorchTarget:
     if target == "torch":
         return TorchTarget(forms.graph, header, title, forms.step)
     assert forms.fused is not None, "target triton is given the fused step"
-    return TritonTarget(forms.graph, header, title, forms.fused, forms.prefill)
+    return TritonTarget(forms.graph, header, title, forms.fused, forms.prefill, forms.tiles)
 
 
 def _step(forms: Forms) -> dict[str, Any] | None:
     """Return what a step of one token launches and has to move, at some contexts; none without kernels."""
     if forms.fused is None:
         return None
-    found = [schedule(forms.graph, forms.fused, 1, context) for context in STEP_CONTEXTS]
+    found = [schedule(forms.graph, forms.fused, 1, context, forms.tiles) for context in STEP_CONTEXTS]
     return {
         "kernels": found[0].whole.launches,
         "least_bytes": {str(each.context): each.whole.least for each in found},

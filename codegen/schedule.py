@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from regraft.codegen.kernels.kernel import Kernel, Moved
+from regraft.codegen.kernels.tables import Tiles
 from regraft.codegen.torch_body import Body
 from regraft.codegen.triton_target import StepBody, StepTarget, TritonTarget
 from regraft.ir.cost import call_sizes
@@ -79,7 +80,7 @@ def total(moved: Iterable[Moved]) -> Moved:
     return sum(moved, Moved(0, 0, 0, 0, 0))
 
 
-def schedule(graph: Graph, fused: Graph, batch: int = 1, context: int = 4096) -> Schedule:
+def schedule(graph: Graph, fused: Graph, batch: int = 1, context: int = 4096, tiles: Tiles | None = None) -> Schedule:
     """Return what the step of a package for target ``triton`` launches and moves.
 
     Args:
@@ -87,12 +88,13 @@ def schedule(graph: Graph, fused: Graph, batch: int = 1, context: int = 4096) ->
         fused: Its step, as `fuse_decode` makes it.
         batch: Sequences.
         context: Tokens of each after the step.
+        tiles: Where the kernels' tiles come from, which some leave more bytes with than others.
 
     Raises:
         MissingEmitterError: The target lacks an op.
         ValueError: A number is not positive.
     """
-    plain = TritonTarget(graph, [], "", fused)
+    plain = TritonTarget(graph, [], "", fused, tiles=tiles)
     plain.written()
     step = StepTarget(fused, plain)
     around = step.written()

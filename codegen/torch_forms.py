@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import chain
 
+from regraft.codegen.kernels.tables import Tiles
 from regraft.codegen.wiring import Place, Wiring
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Layer, split_layers
@@ -18,13 +19,15 @@ class Forms:
     """A graph, and the same with other ops in its layers for calls of one token, such as latent attention absorbed.
 
     Parameters and memories of all forms are those of ``graph``, by name. ``fused`` is for calls of one token too, made
-    of kernels, and ``prefill`` for those of more, both for target ``triton``.
+    of kernels, and ``prefill`` for those of more, both for target ``triton``; ``tiles`` is where their kernels' tiles
+    come from, if not from what we ship.
     """
 
     graph: Graph
     step: Graph | None = None
     fused: Graph | None = None
     prefill: Graph | None = None
+    tiles: Tiles | None = None
 
 
 class StepForm:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.kernels.tables import COUNTED, Tiles
 from regraft.codegen.names import Namespace, suffixes
 from regraft.codegen.torch_body import GLOBALS, Body, Shared, kept
 from regraft.codegen.torch_code import ATOM
@@ -38,8 +39,9 @@ _PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked")
 class SharedKernels(Shared):
     """What the blocks of one program share, kernels among it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tiles: Tiles) -> None:
         super().__init__()
+        self.tiles = tiles
         self.kernels: dict[Kernel, str] = {}  # without its name, and that
         self.called: list[Kernel] = []  # in the order in which calls are written
         self.masked: set[str] = set()  # views of which a call of many tokens reads masks even where kernels run
@@ -53,7 +55,7 @@ class SharedKernels(Shared):
         if bare not in self.kernels:
             self.kernels[bare] = self._kernel_names.give(bare, stem)
         name = self.kernels[bare]
-        self.called.append(bare.called(name))
+        self.called.append(replace(bare.called(name), counted=self.tiles.of(bare).get(COUNTED)))
         return name
 
     @property
@@ -67,7 +69,7 @@ class SharedKernels(Shared):
 
     def texts(self) -> list[str]:
         """Return each kernel's part of the file."""
-        return [kernel.called(name).text() for kernel, name in self.kernels.items()]
+        return [kernel.called(name).text(self.tiles.of(kernel)) for kernel, name in self.kernels.items()]
 
 
 class StepBody(Body):
@@ -266,6 +268,7 @@ class TritonTarget(TorchTarget):
         title: The first line of its docstring.
         fused: The graph of a call of one token, fused; its parameters and memories are those of ``graph``, by name.
         prefill: That of a call of many tokens, in the same way.
+        tiles: Where the kernels' tiles come from; what is shipped with us by default.
 
     Raises:
         MissingEmitterError: The target lacks an op.
@@ -273,10 +276,16 @@ class TritonTarget(TorchTarget):
     """
 
     def __init__(
-        self, graph: Graph, header: list[tuple[str, str]], title: str, fused: Graph, prefill: Graph | None = None
+        self,
+        graph: Graph,
+        header: list[tuple[str, str]],
+        title: str,
+        fused: Graph,
+        prefill: Graph | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         super().__init__(graph, header, title)
-        self.shared: SharedKernels = SharedKernels()
+        self.shared: SharedKernels = SharedKernels(tiles or Tiles(graph.outputs[0].tensor.dtype))
         self.fused = fused
         self.many = None if prefill is None else StepForm(prefill, self.wiring)
 

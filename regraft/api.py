@@ -131,7 +131,12 @@ def opt(model: str | Path | Model | Graph, pipeline: str | Recipe) -> PipelineRe
 
 
 def build(
-    model: str | Path | Model, out: str | Path, *, target: str = "torch", progress: Progress | None = None
+    model: str | Path | Model,
+    out: str | Path,
+    *,
+    target: str = "torch",
+    search: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a package that runs without regraft: program, weights, tokenizer, card and checks. Return its folder.
 
@@ -141,12 +146,15 @@ def build(
         model: As in `lift`; the package of a folder that `apply` wrote carries its recipe and its measured quality.
         out: The folder to write; it must not exist.
         target: ``torch``, or ``triton`` for fused kernels.
+        search: Compile all tiles of kernels that none was searched for yet, for every target, and take the best.
         progress: Called with what is done, what there is to do, and what it is.
 
     Raises:
         MissingEmitterError: The target lacks an op of the model.
+        TritonMissingError: ``search``, and Triton is not installed.
         OutputExistsError, DiskFullError: The folder cannot be written.
     """
+    from regraft.codegen.kernels.tables import Tiles
     from regraft.codegen.package import emit
     from regraft.codegen.torch_forms import Forms
     from regraft.passes.fusion import fuse_decode
@@ -161,7 +169,7 @@ def build(
         fused = fuse_decode(subject.graph if step is None else step)
         prefill = fuse_prefill(subject.graph)
     return emit(
-        Forms(subject.graph, step, fused, prefill),
+        Forms(subject.graph, step, fused, prefill, Tiles(subject.graph.outputs[0].tensor.dtype, search=search)),
         subject.require_source(),
         Path(out),
         target=target,

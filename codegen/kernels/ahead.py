@@ -261,7 +261,6 @@ def _run(payloads: Sequence[str], said: IO[str]) -> Iterator[str]:
 def _environment(cache: str) -> dict[str, str]:
     """Return the environment of the compiler's process, which keeps what Triton caches to itself."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default so far, said so that no warning is printed
     root = str(Path(importlib.import_module("regraft").__file__ or "").parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     environment["TRITON_CACHE_DIR"] = cache

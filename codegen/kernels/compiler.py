@@ -68,7 +68,7 @@ def _compiled(job: Mapping[str, Any], path: Path) -> dict[str, Any]:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": job["warps"], "num_stages": job["stages"]}
+    options = {"num_warps": job["warps"], "num_stages": job["stages"], "enable_fp_fusion": True}  # as launched
     result = importlib.import_module("triton").compile(source, target=_target(job["target"]), options=options)
     return _measured(result, path)
 

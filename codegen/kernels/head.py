@@ -82,7 +82,7 @@ class Head(Kernel):
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
         """Return what the choice of the likeliest token moves."""
-        programs = self.tiles()[0].sizes["PROGRAMS"]
+        programs = self.cut.sizes["PROGRAMS"]
         keys = 8 * programs * batch
         rows = self.vocab * self.width * width
         groups = -(-batch // _STREAMS)

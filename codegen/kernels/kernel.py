@@ -88,11 +88,23 @@ class Moved:
         )
 
 
+@dataclass(frozen=True)
 class Kernel(ABC):
-    """A fused kernel. Subclasses are frozen dataclasses of constants with a ``name``."""
+    """A fused kernel. Subclasses are frozen dataclasses of constants.
+
+    Attributes:
+        name: The emitted custom op's; functions and classes beside it start with it.
+        counted: The tile that `moved` counts with; the first if None.
+    """
 
     template: ClassVar[str]  # a file of codegen/templates/kernels
-    name: str  # the emitted custom op's; functions and classes beside it start with it
+    name: str
+    counted: Tile | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def cut(self) -> Tile:
+        """The tile that `moved` counts with."""
+        return self.counted or self.tiles()[0]
 
     def text(self, tiles: Mapping[str, Tile] | None = None) -> str:
         """Return the kernel's part of an emitted file.

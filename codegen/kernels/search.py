@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from regraft.codegen.kernels.ahead import Built, Failed, Job, compile_ahead
 from regraft.codegen.kernels.alone import kernel_file
@@ -115,6 +115,36 @@ def search(
                 raise NoTileError(kernel=kernel.name, count=len(candidates), target=target, notes=notes)
             tables.setdefault(kernel.name, {})[target] = candidates[0].tile
     return tables
+
+
+def compared(kernel: Kernel, targets: Sequence[str] = TARGETS, dtype: str = "bf16") -> dict[str, Candidate]:
+    """Return the best of a kernel's tiles for each target; its ``problem`` says so where none fits.
+
+    Raises:
+        TritonMissingError: Triton is not installed.
+    """
+    return {target: found[0] for (_, target), found in _all_ranked([kernel], targets, dtype).items()}
+
+
+def found_fitting(kernel: Kernel, targets: Sequence[str] = TARGETS, dtype: str = "bf16") -> dict[str, Candidate]:
+    """Return the first of a kernel's tiles that fits each target, without looking at the others.
+
+    Raises:
+        TritonMissingError: Triton is not installed.
+    """
+    text, entries = kernel_file([kernel]), kernel.entries(dtype)
+    found: dict[str, Candidate] = {}
+    waiting = list(targets)
+    for tile in kernel.tiles():
+        outcomes = iter(compile_ahead([Job(text, entry, tile, target) for target in waiting for entry in entries]))
+        for target in waiting:
+            (candidate,) = _ranking(kernel, target, [(tile, [next(outcomes) for _ in entries])])
+            narrow = not candidate.problem and not any(each.wide_loads for each in candidate.built)
+            found[target] = replace(candidate, problem="no loads of 16 bytes") if narrow else candidate
+        waiting = [target for target in waiting if found[target].problem]
+        if not waiting:
+            return found
+    return found | compared(kernel, waiting, dtype)
 
 
 def _all_ranked(

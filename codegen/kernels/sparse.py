@@ -157,7 +157,7 @@ class Sparse(Kernel):
 
     def _merged(self, near: int, context: int, batch: int) -> int:
         """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
-        sizes = self.tiles()[0].sizes
+        sizes = self.cut.sizes
         count = (context // self.rate if self.chosen is None else self.chosen) + near
         splits = max(1, sizes["SPLITS"] // (1 << (batch - 1).bit_length()))
         each = max(sizes["LEAST"], math.ceil(math.ceil(count / splits) / sizes["ROWS"]) * sizes["ROWS"])

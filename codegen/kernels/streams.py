@@ -97,7 +97,7 @@ class Streams(Kernel):
         stored, given, least = self.needed(width, batch)
         if not self.maps:
             return Moved(least - stored, stored, least)
-        parts = batch * -(-self.width // self.tiles()[0].sizes["BLOCK"])
+        parts = batch * -(-self.width // self.cut.sizes["BLOCK"])
         read = least - given + parts * (self.maps + 1) * 4 + batch * 4
         written = stored + given + parts * self.sums * 4 + batch * 4
         return Moved(read, written, least, flops=self.products(batch))
