@@ -14,6 +14,7 @@ from regraft.codegen.triton_convolved import emit_convolved
 from regraft.codegen.triton_embed import emit_embed, emit_layer_rows
 from regraft.codegen.triton_experts import emit_experts, emit_route
 from regraft.codegen.triton_pool import emit_pool
+from regraft.codegen.triton_sparse import emit_index, emit_sparse
 from regraft.codegen.triton_streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
@@ -25,10 +26,12 @@ from regraft.ir.ops.kernels import (
     ConvolvedStep,
     EmbedStep,
     ExpertsStep,
+    IndexStep,
     LayerRowsStep,
     PoolStep,
     RouteStep,
     Rows,
+    SparseStep,
     StreamsStep,
 )
 from regraft.ir.ops.kernels import Kernel as KernelOp
@@ -96,8 +99,10 @@ KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     LayerRowsStep: emit_layer_rows,
     ExpertsStep: emit_experts,
     PoolStep: emit_pool,
+    IndexStep: emit_index,
     RouteStep: emit_route,
     Rows: _rows,
+    SparseStep: emit_sparse,
     StreamsStep: emit_streams,
 }
 

@@ -28,6 +28,8 @@ class Index(Kernel):
         turned: Channels of a query that turn here; keys turn where they are written. 0: queries come turned.
         offset: The first of these channels.
         layout: Which of them turn together: ``"halves"`` or ``"interleaved"``.
+        writes: Whether the token's own key comes with the call, not turned yet, and is added to the memory, which holds
+            one of every token.
     """
 
     template: ClassVar[str] = "index.py.j2"
@@ -42,6 +44,20 @@ class Index(Kernel):
     turned: int = 0
     offset: int = 0
     layout: str = "halves"
+    writes: bool = False
+
+    def __post_init__(self) -> None:
+        assert not self.writes or (self.rate == 1 and self.window is None and not self.first)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The function's tensors in order, those left out that this kernel has no use for.
+
+        ``q [B, T, H, D]``, ``weights [B, T, H]``, ``k [B, 1, 1, D]``, ``keys [B, N, D]``, ``cos`` and ``sin``
+        ``[B, T, 1, channels]``, or one number for each pair of interleaved channels, ``start [B]``. All are contiguous.
+        """
+        turn = ("cos", "sin") if self.turned else ()
+        return ("q", "weights", *(("k",) if self.writes else ()), "keys", *turn, "start")
 
     @property
     def block_heads(self) -> int:
@@ -63,6 +79,11 @@ class Index(Kernel):
         """Bins of the histogram that the scores' launch makes."""
         return BINS
 
+    @property
+    def steps(self) -> tuple[bool, ...]:
+        """Whether scores are those of a step, where they may be of one or of many tokens."""
+        return (True,) if self.writes else (True, False)
+
     def rows(self, tokens: int) -> int:
         """Return the rows that the last of so many tokens sees."""
         end = tokens if self.window is None else tokens - 1 - self.window + self.rate
@@ -77,12 +98,8 @@ class Index(Kernel):
         ]
 
     def entries(self, dtype: str) -> Sequence[Entry]:
-        turned = {"cos": f"*{dtype}", "sin": f"*{dtype}"} if self.turned else {}
         scores = {
-            "q": f"*{dtype}",
-            "weights": f"*{dtype}",
-            "keys": f"*{dtype}",
-            **turned,
+            **dict.fromkeys(self.arguments, f"*{dtype}"),
             "start": "*i64",
             "scores": "*fp32",
             "state": "*i32",
@@ -93,17 +110,17 @@ class Index(Kernel):
         }
         choose = {"scores": "*fp32", "start": "*i64", "state": "*i32", "counts": "*i32", "lists": "*i32"}
         return [
-            Entry(f"{self.name}_scores_kernel", scores, {"STEP": True}),
-            Entry(f"{self.name}_scores_kernel", scores, {"STEP": False}),
+            *(Entry(f"{self.name}_scores_kernel", scores, {"STEP": step}) for step in self.steps),
             Entry(f"{self.name}_choose_kernel", {**choose, "numbers": "*i64", "N": "i32"}, {"CHUNKS": 64}),
         ]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
         rows = self.rows(context)
-        keys = rows * self.width * width
-        given = self.heads * (self.width + 1) * width + 2 * self._angles * width + 8 if rows else 8
+        own = self.width * width if self.writes else 0
+        keys = rows * self.width * width - own
+        given = self.heads * (self.width + 1) * width + 2 * self._angles * width + own + 8 if rows else 8
         chosen = 8 * self.chosen
-        read, written = given + keys + 8, 4 * rows + chosen
+        read, written = given + keys + 8, 4 * rows + chosen + own
         if rows > self.chosen:  # a histogram, which is cleared again, and lists of what may be chosen
             chunks = -(-(context // self.rate) // CHUNK)
             read += 16 * -(-(self.first // self.rate + rows) // 4) + 4 * BINS + 4 * self.chosen + 8 * chunks
@@ -111,7 +128,7 @@ class Index(Kernel):
         return Moved(
             read=read * batch,
             written=written * batch,
-            least=(given + keys + chosen) * batch,
+            least=(given + keys + own + chosen) * batch,
             launches=2,
             flops=2 * rows * self.heads * self.width * batch,
         )
@@ -136,4 +153,5 @@ def examples() -> list[Kernel]:
         layout="interleaved",
     )
     pro = replace(flash, name="index_pro", chosen=1024)
-    return [flash, pro, Index("index_v32", heads=64, width=128, chosen=2048, scale=128**-0.5, turned=64)]
+    latent = Index("index_v32", heads=64, width=128, chosen=2048, scale=128**-0.5, turned=64, writes=True)
+    return [flash, pro, latent]

@@ -26,7 +26,7 @@ class Sparse(Kernel):
         value_width: The first channels of a row, which are the values.
         scale: What products are multiplied by.
         window: The last tokens, whose rows are seen beside entries; None if rows are chosen of a memory of all tokens.
-        rate: Tokens that an entry is made of: it is seen once all of them are there.
+        rate: Tokens that an entry is made of: it is seen once all of them are there. None if there are no entries.
         chosen: Rows or entries that are chosen for a query; None if it sees all entries.
         sink: Whether each head has a further score, which takes no value.
         q_apart: Whether the channels of queries after ``value_width`` come in a tensor of their own.
@@ -46,7 +46,7 @@ class Sparse(Kernel):
     value_width: int
     scale: float
     window: int | None = None
-    rate: int = 1
+    rate: int | None = 1
     chosen: int | None = None
     sink: bool = False
     q_apart: bool = False
@@ -60,9 +60,15 @@ class Sparse(Kernel):
 
     def __post_init__(self) -> None:
         assert self.window is not None or (self.chosen is not None and self.rate == 1)
+        assert self.rate is not None or self.chosen is None
         assert self.k_normed in (None, self.value_width, self.width)
         assert not self.tail or self.turned <= self.tail
         assert not self.back or (self.layout == "interleaved" and self.turned and self.value_width == self.width)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there are entries beside a window."""
+        return self.window is not None and self.rate is not None
 
     @property
     def tail(self) -> int:
@@ -108,7 +114,7 @@ class Sparse(Kernel):
             "sink": self.sink,
             "chosen": self.chosen is not None,
             "keys": True,
-            "entries": self.window is not None,
+            "entries": self.gathers,
             "start": True,
         }
         return tuple(name for name, there in needed.items() if there)
@@ -129,7 +135,7 @@ class Sparse(Kernel):
     def entries(self, dtype: str) -> Sequence[Entry]:
         types = dict.fromkeys(self.arguments, f"*{dtype}") | {"start": "*i64"}
         types |= {"chosen": "*i64"} if self.chosen is not None else {}
-        sizes = {"N": "i32"} | ({"E": "i32"} if self.window is not None else {})
+        sizes = {"N": "i32"} | ({"E": "i32"} if self.gathers else {})
         scratch = {"out": f"*{dtype}", "parts": "*fp32", "weights": "*fp32", "counters": "*i32"}
         nothing: dict[str, Constant] = {}
         return [
@@ -137,7 +143,7 @@ class Sparse(Kernel):
         ]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
-        far = context // self.rate
+        far = 0 if self.rate is None else context // self.rate
         far = far if self.chosen is None else min(far, self.chosen)
         own = 1 if self.writes else 0
         near = 0 if self.window is None else min(self.window, context) - own
@@ -158,7 +164,8 @@ class Sparse(Kernel):
     def _merged(self, near: int, context: int, batch: int) -> int:
         """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
         sizes = self.cut.sizes
-        count = (context // self.rate if self.chosen is None else self.chosen) + near
+        far = 0 if self.rate is None else context // self.rate
+        count = (far if self.chosen is None else self.chosen) + near
         splits = max(1, sizes["SPLITS"] // (1 << (batch - 1).bit_length()))
         each = max(sizes["LEAST"], math.ceil(math.ceil(count / splits) / sizes["ROWS"]) * sizes["ROWS"])
         active = max(1, math.ceil(count / each))
@@ -280,5 +287,6 @@ def examples() -> list[Kernel]:
     many = SparsePrefill("many_flash", 64, 512, 512, 512**-0.5, window=128, rate=4, chosen=512, sink=True)
     many_pooled = replace(many, name="many_pooled", rate=128, chosen=None)
     many_latent = SparsePrefill("many_latent", 128, 576, 512, 0.1352337788, chosen=2048)
-    steps = [chosen, pooled, pro, replace(pooled, name="sparse_pooled_pro", heads=128), latent]
+    near = replace(pooled, name="sparse_near", rate=None)
+    steps = [chosen, near, pooled, pro, replace(pooled, name="sparse_pooled_pro", heads=128), latent]
     return [*steps, many, many_pooled, many_latent]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from regraft.ir.graph import Graph, layer_of
@@ -56,6 +56,12 @@ class Grouping:
     def same_layer(self, one: Op, other: Op) -> bool:
         """Return whether two ops stand in one layer."""
         return layer_of(one.results[0].name) == layer_of(other.results[0].name)
+
+    def closed(self, ops: Iterable[Op], gives: Container[Value]) -> bool:
+        """Return whether all that others read of ``ops`` are ``gives`` and memories."""
+        inside = set(ops)
+        made = [v for op in inside for v in op.results if v not in gives and v not in memories_made([op])]
+        return all(inside.issuperset(v.users) and v not in self.graph.outputs for v in made)
 
     def take(self, kind: type[Kernel], ops: Iterable[Op], again: Iterable[Op] = ()) -> bool:
         """Make a group of ``ops`` if none is in one and nothing outside stands between them; return whether.

@@ -17,11 +17,15 @@ from tests.kernels.touched import touched
 PLAIN = Index("index", heads=16, width=32, chosen=40, scale=0.25)
 TURNED = replace(PLAIN, heads=5, width=24, rate=4, turned=8, offset=16, layout="interleaved")
 HALVES = replace(PLAIN, heads=3, width=20, chosen=7, turned=12)
+OWN = replace(HALVES, chosen=40, writes=True)
 FAR = replace(PLAIN, rate=4, window=11, first=8, chosen=6)
 
 
 def inputs(k: Index, dtype: torch.dtype, batch: int, length: int, rows: int, whole: bool = False) -> tuple[Tensor, ...]:
-    """Return queries, weights, keys and angles; with ``whole``, small integers, of which scores are exact and tie."""
+    """Return queries, weights, a new key if one is taken, keys and angles.
+
+    With ``whole`` they are small integers, of which scores are exact and tie.
+    """
     torch.manual_seed(0)
 
     def made(*shape: int) -> Tensor:
@@ -29,13 +33,14 @@ def inputs(k: Index, dtype: torch.dtype, batch: int, length: int, rows: int, who
         return x.to(dtype)
 
     q, w, keys = made(batch, length, k.heads, k.width), made(batch, length, k.heads), made(batch, rows, k.width)
+    given = (q, w, made(batch, 1, 1, k.width), keys) if k.writes else (q, w, keys)
     if not k.turned:
-        return q, w, keys
+        return given
     angle = torch.rand(batch, length, 1, k.turned // 2) * 6
     cos, sin = angle.cos(), angle.sin()
     if k.layout == "halves":
         cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-    return q, w, keys, cos.to(dtype), sin.to(dtype)
+    return *given, cos.to(dtype), sin.to(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,17 @@ def test_the_best_rows(load: Callable[[Index], Any], k: Index, length: int) -> N
     start = torch.tensor([3, 37, rows * k.rate - length])
     found, expected = both(load(k), given, start)
     assert torch.equal(found, expected)
+
+
+def test_the_own_key_is_kept_and_scored(load: Callable[[Index], Any]) -> None:
+    """Where a row is idle in a full memory, its key goes to the last slot."""
+    given = inputs(OWN, torch.float32, 4, 1, 100)
+    start, kept = torch.tensor([0, 63, 99, 100]), [given[3].clone() for _ in range(2)]
+    found = load(OWN).index(*given[:3], kept[0], *given[4:], start).sort(-1).values
+    expected = load(OWN).index_plain(*given[:3], kept[1], *given[4:], start).sort(-1).values
+    assert torch.equal(found, expected)
+    assert torch.allclose(kept[0], kept[1], atol=1e-6)
+    assert int((kept[0] != given[3]).any(-1).sum()) == 4
 
 
 def test_half_precision(load: Callable[[Index], Any]) -> None:
@@ -115,7 +131,9 @@ def test_rows_that_are_not_there(load: Callable[[Index], Any]) -> None:
     assert bool((load(TURNED).index(*given, torch.tensor([1])) == -1).all())
 
 
-@pytest.mark.parametrize(("k", "pos"), [(PLAIN, 2990), (PLAIN, 30), (TURNED, 11000), (FAR, 1100), (FAR, 5)])
+@pytest.mark.parametrize(
+    ("k", "pos"), [(PLAIN, 2990), (PLAIN, 30), (TURNED, 11000), (FAR, 1100), (FAR, 5), (OWN, 2000)]
+)
 def test_bytes(load: Callable[[Index], Any], k: Index, pos: int) -> None:
     """What is touched is what is stated, but for the few bins and rows in question, which depend on the scores."""
     given = inputs(k, torch.float32, 1, 1, 3000)
@@ -135,3 +153,5 @@ def test_bytes(load: Callable[[Index], Any], k: Index, pos: int) -> None:
 def test_the_op_is_registered_as_torch_wants(load: Callable[[Index], Any]) -> None:
     given = inputs(HALVES, torch.float32, 2, 1, 50)
     torch.library.opcheck(load(HALVES).index, (*given, torch.tensor([20, 49])))
+    given = inputs(OWN, torch.float32, 2, 1, 50)
+    torch.library.opcheck(load(OWN).index, (*given, torch.tensor([20, 49])))
