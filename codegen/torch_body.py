@@ -28,7 +28,7 @@ _GLOBALS = """
     route_normalized mix_experts gelu_tanh anchored_view anchored_rows anchored_rows_at widen
     attend_by_scores chosen_rows softmax sqrt_softplus route_by quick_gelu grouped_linear
     grouped_linear_back
-    back rows_at pooled_view window_starts pool pool_overlapping windows keep_pooled Every
+    back rows_at pooled_view window_starts pool pool_overlapping with_ring windows keep_pooled Every
     stream_maps spread_streams read_streams write_streams collapse_streams
     with_tail convolve log_decay delta_rule delta_chunk Fixed start count
     last_rows last_rope last_view new_memories Cache Model load KINDS self

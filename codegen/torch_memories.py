@@ -72,7 +72,6 @@ def _positions(op: RowPositions, at: Scope) -> Code:
 
 def _pool(op: Compressed, at: Scope) -> Code:
     pooled_view(op)
-    at.helper("with_tail")
     name = at.helper("pool_overlapping" if op.overlap else "pool", *(["plain"] if op.gates is None else []))
     values = ["None" if v is None else at.of(v).text for v in (op.values, op.gates, op.bias)]
     return Code(f"{name}({', '.join([at.past(op), *values, at.call('start'), at.call('count')])})")

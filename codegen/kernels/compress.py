@@ -61,10 +61,11 @@ class Pooled(Kernel):
 
 @dataclass(frozen=True)
 class Compress(Pooled):
-    """A step of one token: it moves up in the tails, and where it ends a window the row is pooled, normed and turned.
+    """A step of one token: the tails keep it, and where it ends a window the row is pooled, normed and turned.
 
     The tails are those of target ``torch``: in float32, values then gates of the ``rate - 1`` tokens before, and with
-    an overlap what the ``2 rate - 1`` tokens before give to the window after their own.
+    an overlap what the ``2 rate - 1`` tokens before give to the window after their own. Each token is in the slot that
+    is its position modulo so many, so that a step that ends no window reads none.
     """
 
     template: ClassVar[str] = "compress.py.j2"
@@ -90,18 +91,18 @@ class Compress(Pooled):
         """Return what a call moves that all sequences stand in alike; one in ``rate`` calls makes rows."""
         total, wide = sum(self.widths), 2 * 4  # values and gates
         ends = context % self.rate == 0
-        kept = (self.rate - 1) + (2 * self.rate - 1) * self.overlap
-        tails = kept * wide * total * batch
+        tails = (self.rate - 1 + self.rate * self.overlap) * wide * total * batch
+        line = wide * self.halves * total * batch  # the token, in the tails
         new = 2 * self.halves * total * width * batch
         made = total * width * batch if ends else 0
         trained = sum(map(self.weights, self.widths)) * width if ends else 0
-        least = new + trained + made + wide * self.halves * total * batch + (tails if ends else 0)
+        least = new + trained + made + line + (tails if ends else 0)
         at = 2 * 8 * batch
         if not ends:
-            return Moved(new + tails + at, tails, least)
+            return Moved(new + at, line, least)
         passed = (4 * total + 4 * len(self.widths)) * batch  # pooled rows, and counters
         turn = self.turning * width * batch
-        return Moved(new + tails + at + trained + turn + passed, tails + made + passed, least + turn)
+        return Moved(new + tails + at + trained + turn + passed, line + made + passed, least + turn)
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,11 @@ class CompressPrefill(Pooled):
         trained = (self.rate * (2 if shared else 1) + 1) * total * width if ended else 0
         turn, rows = self.turning * ended * width * batch, made * total * width * batch
         line = 2 * 4 * total * batch  # a token in a tail
-        old = line * sum(max(rows - context, 0) for rows in self.tails)
         arrived = 4 * len(self.widths) * batch if self.kept else 0
-        least = taken + trained + turn + rows + line * sum(min(rows, context) for rows in self.tails)
+        kept = line * sum(min(rows, context) for rows in self.tails)
         at = 2 * 8 * batch
-        return Moved(taken + trained + turn + at + arrived + old, rows + line * sum(self.tails) + arrived, least)
+        read = taken + trained + turn
+        return Moved(read + at + arrived, rows + kept + arrived, read + rows + kept)
 
 
 def examples() -> list[Kernel]:
