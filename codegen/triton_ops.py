@@ -65,8 +65,8 @@ def _rows(op: KernelOp, at: StepBody) -> Code:
     returned = ", ".join(_own(plain, value, gives) for value in gives)
     plain.assign("", f"return {returned}")
     names = {**given, **{value: f"{scope.give(value, *suffixes(value.name))}_out" for value in gives}}
-    linears = form.linears if form.heads is None else (*form.linears, form.heads)
-    stem = "_".join(dict.fromkeys(_stem_of(each.weight.name) for each in linears))
+    mapped = [*form.linears, *(each for end in form.ends for each in end.maps)]
+    stem = "_".join(dict.fromkeys(_stem_of(each.weight.name) for each in mapped))
     like = next(name for value, name in given.items() if not value.is_weight)
     writer = RowsWriter(form, gives, names)
     name = at.shared.kernel(stem, lambda name: writer.kernel(name, like, plain.lines))

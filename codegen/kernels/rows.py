@@ -11,42 +11,77 @@ from regraft.codegen.kernels.elements import Elements, Leaf
 from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
 from regraft.codegen.names import identifier, literal
 from regraft.ir.forms.elements import width
-from regraft.ir.forms.rows import RowsForm, needed
+from regraft.ir.forms.rows import HeadEnd, RowsForm, needed
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import GroupedLinear, InverseRMS, LayerNorm, Linear, Norm
 
 _LOCALS = """
-    row block blocks i o c x w head begin seen live first tile mean total squares finished arrived BN BK
-    tl triton activated tanh_of options results rows batch wide
+    row block blocks i o c x w head channel whole factor added begin seen live first tile mean total squares
+    finished arrived BN BK tl triton activated tanh_of options results rows batch wide
 """
 LOCALS: tuple[str, ...] = tuple(_LOCALS.split())  # names that nothing of a model has in a kernel's text
 
 
 @dataclass(frozen=True)
-class Back:
-    """A map of each head by rows of its own, added up: ``y[h, o] = sum of x[h, i] * weight[h * width + i, o]``.
+class HeadMap:
+    """A map of each head by rows of its own.
+
+    Attributes:
+        weight: The tensor of rows.
+        tensor: The result.
+        out: Channels of a head's result.
+        back: Whether rows are added up, each times its channel: ``y[h, o]`` is the sum of ``x[h, i]`` times
+            ``weight[h * width + i, o]``. Else there is a row for each ``o``: it is times ``weight[h * out + o, i]``.
+    """
+
+    weight: str
+    tensor: str
+    out: int
+    back: bool
+
+    def tile(self, width: int) -> tuple[int, int]:
+        """Return how many of a head's channels, and how many of its result's, a program takes at a time."""
+        channels, results = (1 << (size - 1).bit_length() for size in (width, self.out))
+        if self.back:
+            results = min(128, results)
+            return min(8192 // results, channels), results
+        channels = min(128, channels)
+        return channels, min(8192 // channels, results)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is done to each head of a vector by the program that finishes it last.
 
     Attributes:
         x: The tensor of heads.
-        weight: The tensor of rows.
-        tensor: The result.
         heads: How many.
         width: Channels of a head.
-        out: Channels of a head's result.
+        maps: What they are then multiplied by.
+        eps: Of their norm; none if they have none.
+        weight: The tensor of the norm's weight, or nothing.
+        offset: Added to it.
+        normed: The tensor that normed heads are stored in, or nothing.
     """
 
     x: str
-    weight: str
-    tensor: str
     heads: int
     width: int
-    out: int
+    maps: tuple[HeadMap, ...]
+    eps: float | None = None
+    weight: str = ""
+    offset: float = 0.0
+    normed: str = ""
 
     @property
-    def tile(self) -> tuple[int, int]:
-        """How many rows and columns of the weight a program takes at a time."""
-        columns = min(128, 1 << (self.out - 1).bit_length())
-        return min(8192 // columns, 1 << (self.width - 1).bit_length()), columns
+    def padded(self) -> int:
+        """The length of a vector that holds a head."""
+        return 1 << (self.width - 1).bit_length()
+
+    @property
+    def flops(self) -> int:
+        """Operations of its maps."""
+        return sum(2 * self.heads * self.width * each.out for each in self.maps)
 
 
 @dataclass(frozen=True)
@@ -58,14 +93,14 @@ class Part:
         maps: For each product a row needs, the weight's name and the expression of the weight's row.
         lines: Statements that make the stored elements of the products ``y_1``, ``y_2``, ... at the rows ``o``.
         stores: Names of the tensors written, and of the elements.
-        back: What is done to each head of them, once it is there.
+        ending: What is done to each head of them, once it is there.
     """
 
     rows: int
     maps: tuple[tuple[str, str], ...]
     lines: tuple[str, ...]
     stores: tuple[tuple[str, str], ...]
-    back: Back | None = None
+    ending: Ending | None = None
 
 
 @dataclass(frozen=True)
@@ -153,9 +188,15 @@ class RowsKernel(Kernel):
         return min(part.rows for part in self.parts)
 
     @property
-    def back(self) -> Back | None:
-        """What is done to each head of a part, the first."""
-        return self.parts[0].back
+    def endings(self) -> list[tuple[Ending, int]]:
+        """What is done to whole heads, and how many heads of others come before."""
+        found = [part.ending for part in self.parts if part.ending is not None]
+        return [(each, sum(other.heads for other in found[:number])) for number, each in enumerate(found)]
+
+    @property
+    def ended(self) -> int:
+        """Heads that something is done to."""
+        return sum(each.heads for each, _ in self.endings)
 
     def tiles(self) -> Sequence[Tile]:
         rows = sum(part.rows * len(part.maps) for part in self.parts)
@@ -166,7 +207,7 @@ class RowsKernel(Kernel):
         if self.head_rows:  # heads are shallow
             high = max(high, 8192 // deep)
         choices = [(high, deep), (high * 2, deep), (high, min(deep * 2, 2048)), (high * 2, deep // 2)]
-        whole = math.gcd(self.head_rows, self.back.width if self.back else 0)  # rows of a program are one head's
+        whole = math.gcd(self.head_rows, *(each.width for each, _ in self.endings))  # rows of a program are one head's
         most = whole & -whole or 1 << (rows - 1).bit_length()
         choices = [(min(n, most), max(k, 16)) for n, k in choices]
         return [Tile({"BN": n, "BK": k}, warps=_warps(n * k)) for n, k in dict.fromkeys(choices)]
@@ -174,7 +215,7 @@ class RowsKernel(Kernel):
     def entries(self, dtype: str) -> Sequence[Entry]:
         wide = {*self.wide, *(name for name, _ in self.inside)}
         arguments = {name: "*fp32" if name in wide else f"*{dtype}" for name in self.pointers}
-        if self.back:
+        if self.ended:
             arguments["finished"] = "*i32"
         if self.lasts:
             arguments["arrived"] = "*i32"
@@ -188,8 +229,7 @@ class RowsKernel(Kernel):
         inside = sum(size for _, size in self.inside) * 4
         made = sum(_elements(shape) * (4 if name in self.wide else width) for name, shape in self.results)
         flops = 2 * self.depth * sum(part.rows * len(part.maps) for part in self.parts)
-        if self.back is not None:
-            flops += 2 * self.back.heads * self.back.width * self.back.out
+        flops += sum(each.flops for each, _ in self.endings)
         whole = (weights + read + inside) * batch
         return Moved(whole, (made + inside) * batch, weights, 1, flops * batch)
 
@@ -219,12 +259,11 @@ class RowsWriter:
     def __init__(self, form: RowsForm, gives: Sequence[Value], names: Mapping[Value, str]) -> None:
         self.form, self.gives, self.names = form, list(gives), dict(names)
         self.factors: dict[Op, tuple[str, ...]] = {}
-        self.backs = () if form.heads is None else (form.heads,)
         made = {value for op in (*form.linears, *form.after) for value in op.results}
         late = [v for v in self.gives if v.op in form.last]
         self.inside = [
             value
-            for value in dict.fromkeys(v for op in (*form.last, *self.backs) for v in op.operands)
+            for value in dict.fromkeys([*(end.x for end in form.ends), *(v for op in form.last for v in op.operands)])
             if value in made and value not in self.gives
         ]
         for value in self.inside:
@@ -325,12 +364,12 @@ class RowsWriter:
     def _parted(self) -> list[list[Value]]:
         """Return the stored values, those together that are made of the same maps' rows."""
         groups: dict[object, list[Value]] = {}
+        ended = {end.x for end in self.form.ends}
         linears: set[Op] = set(self.form.linears)
         for value in self.stored:
             maps = tuple(op for op in needed([value], (*self.form.linears, *self.form.after)) if op in linears)
-            groups.setdefault((maps, width(value)), []).append(value)
-        mapped_back = {op.x for op in self.backs}
-        return sorted(groups.values(), key=mapped_back.isdisjoint)  # what others wait for comes first
+            groups.setdefault((maps, width(value), value if value in ended else None), []).append(value)
+        return sorted(groups.values(), key=ended.isdisjoint)  # what others wait for comes first
 
     def _part(self, values: list[Value]) -> Part:
         maps: dict[tuple[str, str], str] = {}
@@ -346,13 +385,20 @@ class RowsWriter:
 
         elements = self._elements(leaf)
         stores = tuple((self.names[value], elements.at(value, "o")) for value in values)
-        back = next((self._back(op) for op in self.backs if op.x in values), None)
-        return Part(width(values[0]), tuple(maps), tuple(elements.lines), stores, back)
+        ending = next((self._ending(end) for end in self.form.ends if end.x in values), None)
+        return Part(width(values[0]), tuple(maps), tuple(elements.lines), stores, ending)
 
-    def _back(self, op: GroupedLinear) -> Back:
-        heads, size = (int(str(dim)) for dim in op.x.tensor.shape[2:])
-        out = int(str(op.out.tensor.shape[-1]))
-        return Back(self.names[op.x], self.names[op.weight], self.names[op.out], heads, size, out)
+    def _ending(self, end: HeadEnd) -> Ending:
+        heads, size = (int(str(dim)) for dim in end.x.tensor.shape[2:])
+        maps = tuple(
+            HeadMap(self.names[op.weight], self.names[op.out], int(str(op.out.tensor.shape[-1])), op.transposed)
+            for op in end.maps
+        )
+        if end.norm is None:
+            return Ending(self.names[end.x], heads, size, maps)
+        weight = "" if end.norm.weight is None else self.names[end.norm.weight]
+        normed = self.names.get(end.norm.out, "")
+        return Ending(self.names[end.x], heads, size, maps, end.norm.eps, weight, end.norm.offset, normed)
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -8,7 +8,27 @@ from typing import TypeGuard
 
 from regraft.ir.forms.elements import GATHERED, elementwise, of_token, reduced
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import GroupedLinear, Linear
+from regraft.ir.ops.core import GroupedLinear, Linear, Norm
+
+
+@dataclass(frozen=True)
+class HeadEnd:
+    """What is done to each head of a value once all of it is there.
+
+    Attributes:
+        x: The value.
+        norm: Its heads' norm, if there is one.
+        maps: Maps of each head, normed, by rows of a parameter of its own.
+    """
+
+    x: Value
+    norm: Norm | None
+    maps: tuple[GroupedLinear, ...]
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """All of this."""
+        return self.maps if self.norm is None else (self.norm, *self.maps)
 
 
 @dataclass(frozen=True)
@@ -20,7 +40,7 @@ class RowsForm:
         before: Ops on the way to it, computed anew by every program that needs them.
         linears: The maps; or one map of each head's channels by rows of its own.
         after: Ops of which an element needs single elements of the maps' results.
-        heads: A map of each head of these back by its rows, computed by the program that finishes the head last.
+        ends: What is done to whole heads of these, by the program that finishes a head last.
         last: Ops that need all of these, computed once, by the program that finishes last.
     """
 
@@ -28,7 +48,7 @@ class RowsForm:
     before: tuple[Op, ...]
     linears: tuple[Linear | GroupedLinear, ...]
     after: tuple[Op, ...]
-    heads: GroupedLinear | None
+    ends: tuple[HeadEnd, ...]
     last: tuple[Op, ...]
 
 
@@ -39,23 +59,43 @@ def maps(op: Op) -> TypeGuard[Linear | GroupedLinear]:
     return isinstance(op, Linear) and op.weight.is_weight and of_token(op.x) and len(op.x.tensor.shape) == 3
 
 
-def maps_back(op: Op) -> TypeGuard[GroupedLinear]:
-    """Return whether an op adds up rows of a parameter, each times its channel of a head."""
-    return isinstance(op, GroupedLinear) and op.transposed and _maps_heads(op)
+def of_heads(op: Op) -> TypeGuard[GroupedLinear | Norm]:
+    """Return whether an op needs one head for each head that it makes."""
+    if isinstance(op, GroupedLinear):
+        return _maps_heads(op)
+    return isinstance(op, Norm) and of_token(op.x) and len(op.x.tensor.shape) == 4 and not op.clamp
 
 
 def _maps_heads(op: GroupedLinear) -> bool:
     return op.weight.is_weight and of_token(op.x) and len(op.x.tensor.shape) == 4
 
 
+def _ends(ops: Iterable[GroupedLinear | Norm], made: set[Value]) -> tuple[HeadEnd, ...] | None:
+    """Return what is done to heads that are made; none if to others."""
+    norms: dict[Value, Norm] = {}
+    maps: dict[Value, list[GroupedLinear]] = {}
+    normed: dict[Value, Value] = {}
+    for op in ops:
+        x = normed.get(op.x, op.x) if isinstance(op, GroupedLinear) else op.x
+        if x not in made or (isinstance(op, Norm) and (x in norms or x in maps)) or (x is op.x and x in norms):
+            return None
+        if isinstance(op, Norm):
+            norms[x], normed[op.out] = op, x
+        else:
+            maps.setdefault(x, []).append(op)
+    return tuple(HeadEnd(x, norms.get(x), tuple(maps.get(x, ()))) for x in dict.fromkeys([*norms, *maps]))
+
+
 def rows_form(ops: Sequence[Op]) -> RowsForm | None:
     """Return the form of a body, given in order, or none if it is not of this form."""
-    linears = [op for op in ops if maps(op)]
-    heads = [op for op in ops if maps_back(op)]
-    others = [op for op in ops if op not in linears and op not in heads]
-    if not linears or len({op.x for op in linears}) != 1 or not all(elementwise(op) or reduced(op) for op in others):
+    linears = [op for op in ops if isinstance(op, Linear) and maps(op)] or [op for op in ops if maps(op)]
+    if not linears or len({op.x for op in linears}) != 1:
         return None
-    if len(heads) > 1 or (len(linears) > 1 and any(isinstance(op, GroupedLinear) for op in linears)):
+    if len(linears) > 1 and any(isinstance(op, GroupedLinear) for op in linears):
+        return None
+    heads = [op for op in ops if of_heads(op) and op not in linears]
+    others = [op for op in ops if op not in linears and op not in heads]
+    if not all(elementwise(op) or reduced(op) for op in others):
         return None
     made: set[Value] = {op.out for op in linears}
     whole: set[Value] = set()  # of these, what is there when all is
@@ -70,10 +110,10 @@ def rows_form(ops: Sequence[Op]) -> RowsForm | None:
         else:
             after.append(op)
             made.update(op.results)
-    x = linears[0].x
-    if x in made | whole or any(op.x not in made or not set(others).isdisjoint(op.out.users) for op in heads):
+    x, ends = linears[0].x, _ends(heads, made)
+    if ends is None or x in made | whole or any(not set(others).isdisjoint(op.out.users) for op in heads):
         return None
-    return RowsForm(x, tuple(before), tuple(linears), tuple(after), heads[0] if heads else None, tuple(last))
+    return RowsForm(x, tuple(before), tuple(linears), tuple(after), ends, tuple(last))
 
 
 def needed(values: Iterable[Value], ops: Iterable[Op]) -> list[Op]:

@@ -156,7 +156,8 @@ class Rows(Kernel):
     """Maps of one vector, with what comes before and after them element by element: specs/kernels.md, K1, K11.
 
     The body holds linear maps that read one value, norms and elementwise ops on the way to it, elementwise ops on their
-    results, and on the whole of these, at the end, norms again. Each program streams rows of the weights.
+    results, and on the whole of these, at the end, norms again. Each program streams rows of the weights. Heads may be
+    normed, and mapped by rows of their own, by the program that finishes a head.
 
     Example:
         %y = kernel.rows %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}

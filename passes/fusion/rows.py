@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.ir.forms.elements import ROW_LOCAL, elementwise, reduced
-from regraft.ir.forms.rows import maps, maps_back, rows_form
+from regraft.ir.forms.rows import maps, of_heads, rows_form
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import GroupedLinear, Linear
 from regraft.ir.ops.kernels import Rows
@@ -53,12 +53,13 @@ def _grow(grouping: Grouping, group: dict[Op, None], ops: Sequence[Op]) -> None:
         makers = [v.op for v in op.operands if not v.is_weight]
         waited = [maker for maker in makers if maker is not None and maker not in group]
         late = [maker for maker in waited if grouping.free(maker) and grouping.place[maker] > first]
-        if not any(maker in group and not maps_back(maker) for maker in makers if maker is not None):
+        if not any(maker in group for maker in makers):
             continue
         lead = _lead(grouping, late, group)
         if lead is None or (lead and not grouping.convex(dict.fromkeys(grouping.ordered([*group, *lead, op])))):
             continue
-        if not maps_back(op) or rows_form(grouping.ordered([*group, op])) is not None:
+        ended = of_heads(op) or any(maker is not None and of_heads(maker) for maker in makers)
+        if not ended or rows_form(grouping.ordered([*group, *lead, op])) is not None:
             group.update(dict.fromkeys([*lead, op]))
 
 
@@ -78,7 +79,7 @@ def _lead(grouping: Grouping, late: Sequence[Op], group: dict[Op, None]) -> list
 
 def _follows(op: Op) -> bool:
     """Return whether an op can be computed of rows as they are made, or of a head's once they are there."""
-    return maps_back(op) or (isinstance(op, ROW_LOCAL) and elementwise(op))
+    return of_heads(op) or (isinstance(op, ROW_LOCAL) and elementwise(op))
 
 
 def _add_last(grouping: Grouping, ops: Sequence[Op]) -> None:
