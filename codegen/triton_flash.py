@@ -70,7 +70,7 @@ def emit_scores(op: KernelOp, at: PrefillBody) -> Code:
         window=index.window,
         first=index.first,
     )
-    name = at.shared.kernel("index", kernel.called)
+    name = at.shared.kernel("index_in_blocks", kernel.called)
     q, weights, memory = (at.of(value).within(ATOM) for value in op.inputs)
     rows = f"{memory}[0].flatten(2)" if len(kept.fields[0].shape) > 1 else f"{memory}[0]"
     given = f"{q}.contiguous(), {weights}.contiguous(), {rows}.contiguous(), {at.call('start')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from regraft.codegen.names import suffixes
@@ -11,10 +11,12 @@ from regraft.codegen.torch_code import ATOM, Code, Sight
 from regraft.codegen.torch_ops import emit_op
 from regraft.codegen.triton_experts import emit_grouped
 from regraft.codegen.triton_flash import emit_flash, emit_scores
+from regraft.codegen.triton_streams import emit_streams_in_blocks
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Windowed
-from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel
+from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel, StreamsStep
+from regraft.ir.types import MemoryType
 
 if TYPE_CHECKING:
     from regraft.codegen.triton_target import SharedKernels
@@ -47,20 +49,29 @@ class PrefillBody(Body):
             self.names.alias(op.inner[name], code)
             if not value.is_weight:
                 self.names.alias(value, code)
-        target = ", ".join(self.names.give(v, *suffixes(self.local(v.name))) for v in op.results)
+        for name, value in zip(op.gives, op.results, strict=True):
+            self.names.alias(op.inner[name], self.names.give(value, *suffixes(self.local(value.name))))
         x = next(value for value in op.inputs if not value.is_weight)
-        (alone,) = op.stands_for
         self.shared.in_blocks = True
-        self.lines.append(f"if in_blocks({self.of(x).text}):")
-        self._within(target, _call(op, self), ", ".join(map(self.told, op.results)))
+        test = f"in_blocks({self.of(x).text})"
+        self.lines.append(f"if {test}:" if isinstance(op, _LEARNING) else f"if {test} and not torch.is_grad_enabled():")
+        self._within(op.results, _call(op, self))
         self.lines.append("else:")
-        self._within(target, emit_op(alone, self))
+        for each in op.stands_for:
+            self._within(each.results, emit_op(each, self))
 
-    def _within(self, target: str, code: Code, told: str = "") -> None:
+    def passed(self, value: Value) -> str:
+        """Return the code of an operand of a kernel, which takes contiguous tensors."""
+        code = self.of(value)
+        as_is = value.is_weight or isinstance(value.op, Kernel) or isinstance(value.type, MemoryType)
+        return code.text if as_is else f"{code.within(ATOM)}.contiguous()"
+
+    def _within(self, results: Sequence[Value], code: Code) -> None:
         """Add an assignment that stands under a condition."""
         start = len(self.lines)
         self.width -= 4
-        self.assign(target, code.text, told)
+        names = [self.names.give(value, *suffixes(self.local(value.name))) for value in results]
+        self.assign(", ".join(names), code.text, ", ".join(map(self.told, results)))
         self.width += 4
         self.lines[start:] = [f"    {line}" for line in self.lines[start:]]
 
@@ -69,7 +80,10 @@ KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code]] = {
     Flash: emit_flash,
     GroupedExperts: emit_grouped,
     IndexStep: emit_scores,
+    StreamsStep: emit_streams_in_blocks,
 }
+
+_LEARNING = (Flash, GroupedExperts, IndexStep)  # through these gradients flow, or none do at all
 
 
 def _call(op: Kernel, at: PrefillBody) -> Code:

@@ -11,6 +11,7 @@ from regraft.ir.ops.index import Index
 from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep
 from regraft.ir.ops.moe import Experts
 from regraft.passes.fusion.groups import Grouping
+from regraft.passes.fusion.streams import group_streams
 
 
 def group_grouped_experts(grouping: Grouping) -> None:
@@ -34,7 +35,12 @@ def group_scores(grouping: Grouping) -> None:
             grouping.take(IndexStep, [op])
 
 
-PREFILL: tuple[Callable[[Grouping], None], ...] = (group_flash, group_scores, group_grouped_experts)
+PREFILL: tuple[Callable[[Grouping], None], ...] = (
+    group_flash,
+    group_scores,
+    group_streams,
+    group_grouped_experts,
+)
 
 
 def fuse_prefill(graph: Graph) -> Graph:

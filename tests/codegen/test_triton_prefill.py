@@ -27,6 +27,7 @@ from regraft.passes.fusion.prefill import fuse_prefill
 from regraft.programs import load_program
 from tests.codegen.programs import DECODERS, source_of, tokens_of
 from tests.ir.models import FULL, LayerSpec, decoder
+from tests.passes.exactness import run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,11 @@ MIXED: dict[str, Sequence[LayerSpec]] = {
 
 def built(layers: Sequence[LayerSpec], folder: Path) -> tuple[Any, Interpreter]:
     """Return the program of a decoder with random weights, and its interpreter."""
-    graph = decoder(layers)
+    return built_of(decoder(layers), folder)
+
+
+def built_of(graph: Graph, folder: Path) -> tuple[Any, Interpreter]:
+    """Return the program of a graph with random weights, and its interpreter."""
     source = source_of(graph)
     forms = Forms(graph, fused=fuse_decode(graph), prefill=fuse_prefill(graph))
     emit(forms, source, folder, target="triton")
@@ -75,7 +80,7 @@ def test_calls_of_many_tokens_are_the_graphs(name: str, tmp_path: Path) -> None:
     wanted = interpreter(tokens)
     for _ in ways(model):
         cache = model.new_cache(2, 12)
-        chunks = torch.cat([model(tokens[:, start:end], cache) for start, end in ((0, 3), (3, 9), (9, 11))], 1)
+        chunks = torch.cat([model(tokens[:, start:end], cache) for start, end in ((0, 3), (3, 11))], 1)
         assert (chunks - wanted).abs().max() < bound(wanted)
         assert (model(tokens) - wanted).abs().max() < bound(wanted)
         assert (model(tokens[:, :1]) - wanted[:, :1]).abs().max() < bound(wanted)
@@ -150,8 +155,8 @@ class Call(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, start: Tensor, count: Tensor, memories: list[Any]) -> Tensor:
-        run = self.model.run if tokens.shape[1] > 1 else self.model.run_step
-        return run(tokens, start, count, memories, 16, False, None)
+        call = self.model.run if tokens.shape[1] > 1 else self.model.run_step
+        return call(tokens, start, count, memories, 16, False, None)
 
 
 @pytest.mark.parametrize("length", [1, 9])
@@ -179,12 +184,12 @@ def test_a_call_compiles_whole(tmp_path: Path) -> None:
     model, _ = built([LayerSpec(window=4), FULL], tmp_path / "package")
     file_of(model)["INTERPRETED"] = True
     found: list[Tensor] = []
-    for run in (model.run, torch.compile(model.run, fullgraph=True, backend="eager")):
+    for call in (model.run, torch.compile(model.run, fullgraph=True, backend="eager")):
         cache = model.new_cache(2, 16)
         model(tokens_of(2, 3), cache)
         with torch.no_grad():
             given = (tokens_of(2, 7), cache.lengths, torch.tensor([7, 4]), cache.layers, 16, False, None)
-            found += [run(*given), *(field for layer in cache.layers for rows in layer for field in rows)]
+            found += [call(*given), *(field for layer in cache.layers for rows in layer for field in rows)]
     half = len(found) // 2
     for plain, compiled in zip(found[:half], found[half:], strict=True):
         assert torch.allclose(plain, compiled, atol=1e-6)
@@ -225,3 +230,26 @@ def test_rows_of_all_tokens_are_chosen_by_their_keys(tmp_path: Path) -> None:
         assert (first[0] - wanted[0, :5]).abs().max() < bound(wanted)
         for row, start in enumerate((5, 4)):
             assert (found[row] - wanted[row, start : start + 6]).abs().max() < bound(wanted)
+
+
+def test_residual_streams_are_written_and_read_at_once(tmp_path: Path) -> None:
+    graph = run(decoder([LayerSpec(window=4)]), "add-hyper-connections{streams=2, iterations=3}").graph
+    model, interpreter = built_of(graph, tmp_path / "package")
+    tokens = tokens_of(2, 9)
+    wanted = interpreter(tokens)
+    file_of(model)["INTERPRETED"] = True
+    called: list[str] = []
+    for name in ("read_streams_in_blocks", "write_and_read_streams_in_blocks", "write_streams_in_blocks"):
+        kernel = file_of(model)[name]
+
+        def noted(*given: Any, name: str = name, kernel: Any = kernel) -> Any:
+            called.append(name)
+            return kernel(*given)
+
+        file_of(model)[name] = noted
+    assert (model(tokens) - wanted).abs().max() < bound(wanted)  # gradients are wanted: these kernels have none
+    assert not called
+    cache = model.new_cache(2, 10)
+    found = torch.cat([model(tokens[:, :4], cache), model(tokens[:, 4:], cache)], 1)
+    assert (found - wanted).abs().max() < bound(wanted)
+    assert called == 2 * ["read_streams_in_blocks", "write_and_read_streams_in_blocks", "write_streams_in_blocks"]
