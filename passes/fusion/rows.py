@@ -56,7 +56,7 @@ def _grow(grouping: Grouping, group: dict[Op, None], ops: Sequence[Op]) -> None:
         if not any(maker in group for maker in makers):
             continue
         lead = _lead(grouping, late, group)
-        if lead is None or (lead and not grouping.convex(dict.fromkeys(grouping.ordered([*group, *lead, op])))):
+        if lead is None or not grouping.convex(dict.fromkeys(grouping.ordered([*group, *lead, op]))):
             continue
         ended = of_heads(op) or any(maker is not None and of_heads(maker) for maker in makers)
         if not ended or rows_form(grouping.ordered([*group, *lead, op])) is not None:
