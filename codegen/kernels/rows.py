@@ -222,7 +222,7 @@ class RowsKernel(Kernel):
         return [Entry(f"{self.name}_kernel", arguments)]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
-        """Count each weight once for each sequence, and what is read again by other programs once."""
+        """Count each weight once for each sequence, what is read again by other programs once, and their arrivals."""
         sizes = dict(self.inputs)
         weights = sum(sizes[name] for name in self.weights) * width
         read = sum(size for name, size in self.inputs if name not in self.weights) * width
@@ -230,8 +230,15 @@ class RowsKernel(Kernel):
         made = sum(_elements(shape) * (4 if name in self.wide else width) for name, shape in self.results)
         flops = 2 * self.depth * sum(part.rows * len(part.maps) for part in self.parts)
         flops += sum(each.flops for each, _ in self.endings)
-        whole = (weights + read + inside) * batch
-        return Moved(whole, (made + inside) * batch, weights, 1, flops * batch)
+        arrivals = 4 * (self.ended + len(self.lasts))
+        again = sum(_elements(shape) * width for name, shape in self.results if name in self.read_again)
+        whole = (weights + read + inside + again + arrivals) * batch
+        return Moved(whole, (made + inside + arrivals) * batch, weights, 1, flops * batch)
+
+    @property
+    def read_again(self) -> set[str]:
+        """Results that the program reads which finishes a head."""
+        return {each.x for each, _ in self.endings}
 
 
 def _warps(elements: int) -> int:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from regraft.codegen.kernels.rows import RowsKernel
 from regraft.codegen.package import emit
 from regraft.codegen.torch_forms import Forms
+from regraft.codegen.triton_target import StepTarget, TritonTarget
 from regraft.ir.builder import Builder
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
@@ -27,6 +30,8 @@ from regraft.passes.recipe import parse_pipeline
 from regraft.programs import load_program
 from tests.codegen.programs import source_of, tokens_of
 from tests.codegen.test_triton import stepped
+from tests.kernels.harness import module
+from tests.kernels.touched import touched
 
 WIDTH, HEAD, HEADS, RANK, TURNED = 12, 4, 4, 6, 2
 
@@ -157,3 +162,21 @@ def test_attention_that_a_pass_made_is_fused(name: str, tmp_path: Path) -> None:
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(program, tokens, 3, interpreted=False) - wanted).abs().max() < bound
     assert (stepped(program, tokens, 8, interpreted=True) - wanted).abs().max() < bound
+
+
+@pytest.mark.parametrize("name", ["latent of plain queries", "latent of normed heads"])
+def test_maps_of_heads_move_what_they_say(name: str, tmp_path: Path) -> None:
+    graph, pipeline, _ = CASES[name]
+    graph = changed(graph, pipeline) if pipeline else graph
+    target = TritonTarget(graph, [], "", fuse_decode(decoding_form(graph) or graph))
+    StepTarget(target.fused, target).steps()
+    kernels = [kernel.called(name) for kernel, name in target.shared.kernels.items()]
+    found = [kernel for kernel in kernels if isinstance(kernel, RowsKernel) and (kernel.ended or kernel.head_rows)]
+    assert len(found) == 2
+    for kernel in found:
+        program = module(tmp_path, kernel)
+        sizes = [(size,) if each in kernel.weights else (1, 1, size) for each, size in kernel.inputs]
+        with touched() as run:
+            getattr(program, kernel.name)(*(torch.randn(size) for size in sizes))
+        moved = kernel.moved(4, 1, 1)
+        assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, 1)
