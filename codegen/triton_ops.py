@@ -13,7 +13,9 @@ from regraft.codegen.triton_attend import emit_attend
 from regraft.codegen.triton_convolved import emit_convolved
 from regraft.codegen.triton_embed import emit_embed, emit_layer_rows
 from regraft.codegen.triton_experts import emit_experts, emit_route
+from regraft.codegen.triton_head import emit_head
 from regraft.codegen.triton_pool import emit_pool
+from regraft.codegen.triton_short_conv import emit_short_conv
 from regraft.codegen.triton_sparse import emit_index, emit_sparse
 from regraft.codegen.triton_streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
@@ -26,11 +28,13 @@ from regraft.ir.ops.kernels import (
     ConvolvedStep,
     EmbedStep,
     ExpertsStep,
+    Head,
     IndexStep,
     LayerRowsStep,
     PoolStep,
     RouteStep,
     Rows,
+    ShortConvStep,
     SparseStep,
     StreamsStep,
 )
@@ -98,11 +102,13 @@ KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     EmbedStep: emit_embed,
     LayerRowsStep: emit_layer_rows,
     ExpertsStep: emit_experts,
+    Head: emit_head,
     PoolStep: emit_pool,
     IndexStep: emit_index,
     RouteStep: emit_route,
     Rows: _rows,
     SparseStep: emit_sparse,
+    ShortConvStep: emit_short_conv,
     StreamsStep: emit_streams,
 }
 

@@ -43,16 +43,16 @@ class LayerRows(Kernel):
         return ["x", "own", *(["weight"] if self.weighted else [])]
 
     def tiles(self) -> Sequence[Tile]:
-        """Return one row for each program, and several numbers of warps."""
-        return [Tile(warps=warps) for warps in (1, 2, 4)]
+        """Return how many layers' rows a program takes."""
+        return [Tile({"ROWS": rows}, warps) for rows, warps in ((1, 1), (2, 1), (4, 4), (1, 2))]
 
     def programs(self, tile: Tile, batch: int) -> int:
-        """Return one for each layer and sequence."""
-        return self.layers * batch
+        """Return one for some layers, those of all sequences counted on."""
+        return -(-self.layers * batch // tile.sizes["ROWS"])
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""
-        return [Entry(f"{self.name}_kernel", dict.fromkeys([*self.given, "out"], f"*{dtype}"))]
+        return [Entry(f"{self.name}_kernel", {**dict.fromkeys([*self.given, "out"], f"*{dtype}"), "rows": "i32"})]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
         """Return both rows and their sum; the context does not matter."""

@@ -249,6 +249,15 @@ class ConvolvedStep(Kernel):
     """
 
 
+@op("kernel.short_conv")
+class ShortConvStep(Kernel):
+    """Convolutions of single channels along the sequence, for one token, with what they keep: specs/kernels.md, K11.
+
+    Example:
+        %y = kernel.short_conv %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
+    """
+
+
 @op("kernel.pool")
 class PoolStep(Kernel):
     """A row pooled from several tokens, where one is complete: specs/kernels.md, K10.

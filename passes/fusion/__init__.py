@@ -8,21 +8,25 @@ from regraft.passes.fusion.convolved import group_convolved
 from regraft.passes.fusion.embed import group_embed
 from regraft.passes.fusion.experts import group_experts
 from regraft.passes.fusion.groups import Grouping
+from regraft.passes.fusion.head import group_head
 from regraft.passes.fusion.index import group_index
 from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.rows import group_rows
+from regraft.passes.fusion.short_conv import group_short_convs
 from regraft.passes.fusion.sparse import group_sparse
 from regraft.passes.fusion.streams import carry_streams, group_streams
 
 DECODE = (
     group_embed,
     group_convolved,
+    group_short_convs,
     group_index,
     group_sparse,
     group_attend,
     group_experts,
     group_pool,
     group_streams,
+    group_head,
     group_rows,
 )
 

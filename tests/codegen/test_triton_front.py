@@ -1,4 +1,4 @@
-"""Target ``triton``: what a step begins with, and what stands before attention in ZAYA1."""
+"""Target ``triton``: what a step begins with, and convolutions before attention, those of ZAYA1 and shorter ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from regraft.frontends.lift import lift_config
 from regraft.frontends.tensors import Declared
 from regraft.frontends.twin import random_tensors, twin_config
 from regraft.ir.forms.embed import embed_form
-from regraft.ir.graph import Graph
+from regraft.ir.forms.short_conv import short_conv_form
+from regraft.ir.graph import Graph, layer_of
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.core import Slice
-from regraft.ir.ops.kernels import ConvolvedStep, EmbedStep, Kernel
+from regraft.ir.ops.kernels import ConvolvedStep, EmbedStep, Kernel, ShortConvStep
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
 from regraft.ir.text import print_graph
@@ -79,17 +80,17 @@ def test_a_step_launches_kernels_alone(family: str, tmp_path: Path) -> None:
 def test_what_attends_in_a_latent_reads_what_its_kernel_kept(tmp_path: Path) -> None:
     graph = graph_of("ZAYA1-8B")
     model, interpreter = program(graph, fuse_decode(graph), tmp_path / "package")
-    tokens = tokens_of(2, 7)
+    tokens = tokens_of(2, 4)
     wanted, bound = interpreter(tokens), 2e-5
-    for interpreted in (False, True):
-        type(model).run.__globals__["INTERPRETED"] = interpreted
-        held = model.new_cache(2, 9)
-        first = model(tokens[:, :1], held)  # a step at the start of sequences
-        model(tokens[:, 1:2], held, lengths=torch.tensor([1, 0]))
-        second = model(torch.stack((tokens[0, 2:3], tokens[1, 1:2])), held)
-        assert (first - wanted[:, :1]).abs().max() < bound
-        assert (second[0] - wanted[0, 2]).abs().max() < bound
-        assert (second[1] - wanted[1, 1]).abs().max() < bound
+    held = model.new_cache(2, 9)
+    first = model(tokens[:, :1], held)  # a step at the start of sequences
+    model(tokens[:, 1:2], held, lengths=torch.tensor([1, 0]))
+    second = model(torch.stack((tokens[0, 2:3], tokens[1, 1:2])), held)
+    assert (first - wanted[:, :1]).abs().max() < bound
+    assert (second[0] - wanted[0, 2]).abs().max() < bound
+    assert (second[1] - wanted[1, 1]).abs().max() < bound
+    type(model).run.__globals__["INTERPRETED"] = True
+    assert (model(tokens[:1, :1], model.new_cache(1, 9)) - wanted[:1, :1]).abs().max() < bound
 
 
 def convolved() -> Graph:
@@ -102,7 +103,11 @@ def test_a_model_that_was_made_to_convolve_stays_right(tmp_path: Path) -> None:
     graph = convolved()
     fused = fuse_decode(graph)
     left = {op.opname for op in fused.run_time() if not isinstance(op, Kernel)}
-    assert left == {"state.tail", "seq.conv", "core.unflatten"}
+    assert left == {"core.unflatten"}  # a view
+    (convs,) = [op for op in fused.ops if isinstance(op, ShortConvStep) and layer_of(op.results[0].name) == 0]
+    forms = short_conv_form(convs.stands_for)
+    assert forms is not None
+    assert [form.conv.out.name for form in forms] == ["layers.0.attn.q_conv", "layers.0.attn.k_conv"]
     model, interpreter = program(graph, fused, tmp_path / "package")
     tokens = tokens_of(2, 7)
     wanted = interpreter(tokens)
