@@ -22,6 +22,7 @@ from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
 from regraft.ir.graph import relative
 from regraft.ir.op import Value
+from regraft.ir.ops.attn import PickHeads
 from regraft.ir.ops.core import Flatten, Slice, Unflatten
 from regraft.ir.ops.kernels import (
     AttendStep,
@@ -87,7 +88,7 @@ def _own(plain: Body, value: Value, gives: list[Value]) -> str:
 
 def _viewed(value: Value) -> Value:
     """Return whose memory a value is a view of, itself perhaps."""
-    while isinstance(value.op, CastLike | Flatten | Slice | Unflatten | Widen):
+    while isinstance(value.op, CastLike | Flatten | PickHeads | Slice | Unflatten | Widen):
         value = value.op.x
     return value
 

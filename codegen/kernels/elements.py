@@ -8,6 +8,7 @@ from typing import Any
 from regraft.codegen.names import literal
 from regraft.ir.forms.elements import width
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import PickHeads
 from regraft.ir.ops.core import (
     Activation,
     Add,
@@ -103,6 +104,16 @@ class Elements:
             return f"{index} + {op.start}" if op.start else index
         return f"({index}) // {part} * {whole} + ({index}) % {part} + {op.start}"
 
+    def picked(self, op: PickHeads, index: str) -> str:
+        """Return which elements are those of heads: for each run of heads in order the same distance away."""
+        size = int(str(op.out.tensor.shape[-1]))
+        moved = [(head - place) * size for place, head in enumerate(op.heads)]
+        ends = [place for place in range(1, len(moved)) if moved[place] != moved[place - 1]]
+        away = str(moved[-1])
+        for end in reversed(ends):
+            away = f"tl.where({index} < {end * size}, {moved[end - 1]}, {away})"
+        return index if away == "0" else f"{index} + {away}"
+
     def joined(self, op: Concat, index: str) -> str:
         """Return elements of parts side by side: of each head, where there are heads."""
         whole = op.out.tensor.shape[-1]
@@ -142,6 +153,7 @@ _WRITERS: Mapping[type[Op], Callable[[Elements, Any, str], str]] = {
     LayerNorm: _layer_normed,
     Mul: lambda at, op, index: f"{at.at(op.a, index)} * {at.at(op.b, index)}",
     Norm: Elements.normed,
+    PickHeads: lambda at, op, index: at.at(op.x, at.picked(op, index)),
     Repeat: lambda at, op, index: at.at(op.x, f"({index}) % {width(op.x)}"),
     Scale: lambda at, op, index: f"{at.at(op.x, index)} * {literal(op.factor)}",
     Slice: lambda at, op, index: at.at(op.x, at.sliced(op, index)),

@@ -6,6 +6,7 @@ import math
 
 from regraft.ir.dims import T
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import PickHeads
 from regraft.ir.ops.core import (
     Activation,
     Add,
@@ -28,7 +29,7 @@ from regraft.ir.ops.precision import CastLike, Widen
 from regraft.ir.types import FLOATS, TensorType
 
 ROW_LOCAL = (
-    Activation, Add, Bias, CastLike, Clamp, Flatten, Gain, Mul, Scale, Slice, Softcap, Unflatten, Widen,
+    Activation, Add, Bias, CastLike, Clamp, Flatten, Gain, Mul, PickHeads, Scale, Slice, Softcap, Unflatten, Widen,
 )  # fmt: skip
 """Ops of which an element needs one element of each operand."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir.graph import Graph
-from regraft.passes.fusion.attend import group_attend
+from regraft.passes.fusion.attend import group_attend, pick_first
 from regraft.passes.fusion.convolved import group_convolved
 from regraft.passes.fusion.embed import group_embed
 from regraft.passes.fusion.experts import group_experts
@@ -36,7 +36,7 @@ def fuse_decode(graph: Graph) -> Graph:
 
     What has no kernel stays as it is too. Memories, parameters and results keep their names.
     """
-    grouping = Grouping(carry_streams(graph))
+    grouping = Grouping(pick_first(carry_streams(graph)))
     for rule in DECODE:
         rule(grouping)
     return grouping.fused()

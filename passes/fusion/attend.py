@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from regraft.ir.forms.attend import attend_form, latent_form, values_form
 from regraft.ir.forms.elements import of_token
-from regraft.ir.op import Op
-from regraft.ir.ops.attn import KV, Attend, Temper
+from regraft.ir.graph import Graph
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.attn import KV, Attend, PickHeads, Temper
 from regraft.ir.ops.core import Concat, Flatten, Gain, Norm, Slice, Unflatten
 from regraft.ir.ops.kernels import AttendStep
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
@@ -14,6 +15,42 @@ from regraft.passes.fusion.groups import Grouping
 
 _HEADS = (KV, Norm, Rope, Temper)
 _LATENT = (Concat, Flatten, Norm, ReadRows, Rope, Slice, StateRows, Unflatten, ViewRows)
+
+
+def pick_first(graph: Graph) -> Graph:
+    """Return a graph in which heads are picked before they are normed and turned; ``graph`` stays as it is.
+
+    So what is done to heads goes with the attention that reads them. It is the same graph where none are picked.
+    """
+    if not any(isinstance(op, PickHeads) and _done_to_heads(op) for op in graph.ops):
+        return graph
+    changed = graph.copy()
+    for op in list(changed.ops):
+        chain = _done_to_heads(op) if isinstance(op, PickHeads) else []
+        if not isinstance(op, PickHeads) or not chain:
+            continue
+        x, name = chain[-1].x, op.out.name
+        (picked,) = changed.add(PickHeads({"x": [x]}, op.attributes), [changed.fresh(f"{name}_plain")], before=op)
+        for each in reversed(chain):
+            copy = each.rebuilt(lambda value, old=each.x, new=picked: new if value is old else value)
+            stem = "turned" if isinstance(each, Rope) else "normed"
+            (picked,) = changed.add(copy, [changed.fresh(f"{name}_{stem}")], before=op)
+        changed.replace_uses(op.out, picked)
+        changed.erase(op)
+        for each in chain:
+            if not each.out.users and each.out not in changed.outputs:
+                changed.erase(each)
+    return changed
+
+
+def _done_to_heads(pick: PickHeads) -> list[Norm | Rope]:
+    """Return what norms and turns heads that are then picked, the last first."""
+    found: list[Norm | Rope] = []
+    value: Value = pick.x
+    while isinstance(value.op, Norm | Rope) and len(value.op.x.tensor.shape) == 4 and of_token(value.op.x):
+        found.append(value.op)
+        value = value.op.x
+    return found
 
 
 def group_attend(grouping: Grouping) -> None:

@@ -142,6 +142,7 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "another's memory": (model(plain, gated=True), "share-kv{donor={1: 0}, refit=false}", 3),
     "first rows beside a window": (model(plain, norms=True), "window{layers=[0], window=4, sinks=2}", 3),
     "uneven heads": (model(plain, norms=True), UNEVEN, 3),
+    "windows of heads": (model(plain, norms=True), "window{window=4, local={0: [0], 1: [1]}, refit=false}", 4),
     "gates of heads": (model(plain, norms=True), "add-head-gates", 3),
     "one key/value head": (model(plain), "merge-kv-heads{heads=1, refit=false}", 3),
 }
