@@ -1,4 +1,4 @@
-"""Target ``triton``: calls of ``kernel.flash``, and of ``kernel.index`` for many tokens."""
+"""Target ``triton``: calls of ``kernel.flash``, and for many tokens of ``kernel.index`` and ``kernel.sparse``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.index import Index
+from regraft.codegen.kernels.sparse import SparsePrefill
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
-from regraft.ir.forms.flash import flash_form, scores_form
+from regraft.ir.forms.flash import flash_form, pooled_form, scores_form
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
@@ -75,3 +76,32 @@ def emit_scores(op: KernelOp, at: PrefillBody) -> Code:
     rows = f"{memory}[0].flatten(2)" if len(kept.fields[0].shape) > 1 else f"{memory}[0]"
     given = f"{q}.contiguous(), {weights}.contiguous(), {rows}.contiguous(), {at.call('start')}"
     return Code(f"{name}({given})" if kept.rate else f"{at.helper('best_shown')}({name}, {given})")
+
+
+def emit_pooled(op: KernelOp, at: PrefillBody) -> Code:
+    """Return the call of many tokens' attention to a window and to pooled rows, all or some."""
+    attend = pooled_form(op.stands_for)
+    if attend is None or attend.entries is None:
+        raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
+    kernel = SparsePrefill(
+        name="",
+        heads=heads,
+        width=width,
+        value_width=width,
+        scale=attend.scale,
+        window=attend.window,
+        rate=attend.entries.memory.rate or 1,
+        chosen=None if attend.chosen is None else int(str(attend.chosen.tensor.shape[2])),
+        sink=attend.sink is not None,
+    )
+    name = at.shared.kernel(f"attention_{kernel.window}_and_pooled_in_blocks", kernel.called)
+    given = {"q": attend.q, "rows": attend.memory, "entries": attend.entries}
+    given |= {"sink": attend.sink} if attend.sink is not None else {}
+    given |= {"chosen": attend.chosen} if attend.chosen is not None else {}
+    codes = {slot: at.of(value).within(ATOM) for slot, value in given.items()}  # the body's names are aliases
+    rows, length = f"{codes['rows']}[0]", f"{codes['q']}.shape[1]"
+    codes |= {"k": f"{rows}[:, -{length}:].contiguous()", "keys": f"{rows}[:, :-{length}].contiguous()"}
+    codes |= {"q": f"{codes['q']}.contiguous()", "entries": f"{codes['entries']}[0].contiguous()"}
+    codes["start"] = at.call("start")
+    return Code(f"{name}({', '.join(codes[argument] for argument in kernel.arguments)})")

@@ -10,12 +10,12 @@ from regraft.codegen.torch_body import Body
 from regraft.codegen.torch_code import ATOM, Code, Sight
 from regraft.codegen.torch_ops import emit_op
 from regraft.codegen.triton_experts import emit_grouped
-from regraft.codegen.triton_flash import emit_flash, emit_scores
+from regraft.codegen.triton_flash import emit_flash, emit_pooled, emit_scores
 from regraft.codegen.triton_streams import emit_streams_in_blocks
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Windowed
-from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel, StreamsStep
+from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel, SparseStep, StreamsStep
 from regraft.ir.types import MemoryType
 
 if TYPE_CHECKING:
@@ -80,10 +80,11 @@ KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code]] = {
     Flash: emit_flash,
     GroupedExperts: emit_grouped,
     IndexStep: emit_scores,
+    SparseStep: emit_pooled,
     StreamsStep: emit_streams_in_blocks,
 }
 
-_LEARNING = (Flash, GroupedExperts, IndexStep)  # through these gradients flow, or none do at all
+_LEARNING = (Flash, GroupedExperts, IndexStep, SparseStep)  # through these gradients flow, or none do at all
 
 
 def _call(op: Kernel, at: PrefillBody) -> Code:

@@ -1,4 +1,4 @@
-"""The forms of ``kernel.flash`` and, of many tokens, ``kernel.index``: one op, nothing around it."""
+"""The forms of ``kernel.flash`` and, for many tokens, ``kernel.index`` and ``kernel.sparse``: one op alone."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ def scores_form(ops: Sequence[Op]) -> Index | None:
         return None
     shape = index.memory.memory.fields[0].shape
     return index if index.q.tensor.shape[1] == T and (len(shape) == 1 or shape[0] == 1) else None
+
+
+def pooled_form(ops: Sequence[Op]) -> Attend | None:
+    """Return the attention that a body is, or none: to a window and to pooled rows, keys being values, one for all."""
+    attend = ops[0]
+    if len(ops) != 1 or not isinstance(attend, Attend) or attend.entries is None or attend.window is None:
+        return None
+    kept = attend.memory.memory
+    plain = attend.softcap is None and not attend.disjoint and not attend.entries_bias and not attend.first
+    shared = len(kept.fields) == 1 and kept.fields[0].shape[0] == 1 and kept.window is not None and not kept.first
+    fits = attend.entries.memory.rate is not None and attend.q.tensor.shape[1] == T and attend.scale > 0
+    return attend if plain and shared and fits else None

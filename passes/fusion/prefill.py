@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regraft.ir.forms.flash import flash_form, scores_form
+from regraft.ir.forms.flash import flash_form, pooled_form, scores_form
 from regraft.ir.graph import Graph
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.index import Index
-from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep
+from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, SparseStep
 from regraft.ir.ops.moe import Experts
 from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.streams import group_streams
@@ -22,10 +22,12 @@ def group_grouped_experts(grouping: Grouping) -> None:
 
 
 def group_flash(grouping: Grouping) -> None:
-    """Make a group of each attention to all rows that a window shows."""
+    """Make a group of each attention to all rows that a window shows, and of those to pooled rows beside it."""
     for op in grouping.graph.run_time():
         if isinstance(op, Attend) and flash_form([op]) is not None:
             grouping.take(Flash, [op])
+        if isinstance(op, Attend) and pooled_form([op]) is not None:
+            grouping.take(SparseStep, [op])
 
 
 def group_scores(grouping: Grouping) -> None:

@@ -215,11 +215,16 @@ def test_attention_to_chosen_rows_stays_as_it_is() -> None:
     assert [type(op).__name__ for op in several.ops if isinstance(op, kinds)] == ["Index", "Attend"]
 
 
+def twin_of(name: str, folder: Path) -> tuple[Any, Interpreter]:
+    """Return the program of a small model of a family, and its interpreter."""
+    write_twin(f"builtin:{name}", folder / "twin")
+    subject = lift(folder / "twin")
+    model = load_program(build(folder / "twin", folder / "package", target="triton"), dtype="float32")
+    return model, Interpreter(subject.graph, subject.require_source())
+
+
 def test_rows_of_all_tokens_are_chosen_by_their_keys(tmp_path: Path) -> None:
-    write_twin("builtin:DeepSeek-V3.2", tmp_path / "twin")
-    subject = lift(tmp_path / "twin")
-    interpreter = Interpreter(subject.graph, subject.require_source())
-    model = load_program(build(tmp_path / "twin", tmp_path / "package", target="triton"), dtype="float32")
+    model, interpreter = twin_of("DeepSeek-V3.2", tmp_path)
     tokens = tokens_of(2, 12)
     wanted = interpreter(tokens)
     for _ in ways(model):
@@ -230,6 +235,16 @@ def test_rows_of_all_tokens_are_chosen_by_their_keys(tmp_path: Path) -> None:
         assert (first[0] - wanted[0, :5]).abs().max() < bound(wanted)
         for row, start in enumerate((5, 4)):
             assert (found[row] - wanted[row, start : start + 6]).abs().max() < bound(wanted)
+
+
+def test_pooled_rows_are_attended_to_beside_a_window(tmp_path: Path) -> None:
+    model, interpreter = twin_of("DeepSeek-V4-Flash", tmp_path)
+    assert "_and_pooled_in_blocks(" in (tmp_path / "package" / "model.py").read_text()
+    file_of(model)["INTERPRETED"] = True
+    tokens, cache = tokens_of(1, 11), model.new_cache(1, 12)
+    wanted = interpreter(tokens)
+    found = torch.cat([model(tokens[:, :5], cache), model(tokens[:, 5:], cache)], 1)  # windows of 8
+    assert (found - wanted).abs().max() < bound(wanted)
 
 
 def test_residual_streams_are_written_and_read_at_once(tmp_path: Path) -> None:
