@@ -25,6 +25,7 @@ from regraft.ir.kinds import Kind, Layer, ranges
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.kernels import EmbedStep
 from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
@@ -198,6 +199,7 @@ class StepTarget(TorchTarget):
         values = [local_value(kind.layers[0], name) for name in written.results]
         count = sum(isinstance(v.type, TensorType) for v in values)
         gives = ("None", "Tensor")[count] if count < 2 else f"tuple[{', '.join(['Tensor'] * count)}]"
+        gives = "tuple[Tensor, ...]" if any(map(_rebuilt, values)) else gives
         arguments = [f"{name}: {type}" for name, type in written.arguments]
         return Step(signature("step", arguments, gives), tuple(written.body.lines))
 
@@ -234,15 +236,19 @@ class StepTarget(TorchTarget):
         return [op for op in layer.ops if op.is_state]
 
     def _give_back(self, body: Body, kind: Kind, layer: Layer, results: list[str], first: str) -> None:
-        """Return the tensors alone: memories are in the cache."""
+        """Return the tensors, and what was made of a memory's rows for other layers; memories are in the cache."""
         values = [local_value(layer, name) for name in results]
-        tensors = [body.names[v] for v in values if isinstance(v.type, TensorType)]
-        body.assign("", f"return {', '.join(tensors)}" if tensors else "return None")
+        given = [body.names[v] for v in values if isinstance(v.type, TensorType)]
+        given += [f"*{body.names[v]}" for v in values if _rebuilt(v)]
+        body.assign("", f"return {', '.join(given)}" if given else "return None")
 
     def _target(self, name: str, value: Value) -> str:
-        return "" if isinstance(value.type, MemoryType) else super()._target(name, value)
+        in_cache = isinstance(value.type, MemoryType) and not _rebuilt(value)
+        return "" if in_cache else super()._target(name, value)
 
     def _kept_memory(self, kind: Kind, value: Value) -> str:
+        if _rebuilt(value):
+            return "tuple(memory)"
         layer = kind.layers[0]
         names = [layer.local(kept(op).name) for op in self._states(self.wiring.index[layer.number])]
         return f"pasts[i][{names.index(layer.local(value.name))}]"
@@ -257,6 +263,11 @@ class StepTarget(TorchTarget):
 
     def _last_rows(self, body: Body, before: Sequence[object], after: Sequence[object]) -> None:
         """Leave all rows: there is one."""
+
+
+def _rebuilt(value: Value) -> bool:
+    """Return whether a memory is made anew of kept rows in each call."""
+    return isinstance(value.op, ViewRows)
 
 
 class TritonTarget(TorchTarget):

@@ -156,9 +156,19 @@ def test_attention_that_a_pass_made_is_fused(name: str, tmp_path: Path) -> None:
     step = [op for op in fused.run_time() if op.results[0].name.startswith("layers.0.")]
     assert all(isinstance(op, Kernel) for op in step)
     assert len(step) == launches
+    agrees(graph, fused, tmp_path)
+
+
+def test_rows_made_anew_that_another_layer_reads_are_given_on(tmp_path: Path) -> None:
+    graph = changed(model(latent), "share-kv{donor={1: 0}, refit=false}")
+    agrees(graph, fuse_decode(decoding_form(graph) or graph), tmp_path)
+
+
+def agrees(graph: Graph, fused: Graph, folder: Path) -> None:
+    """Compare the logits of steps, by plain functions and by kernels, with the graph's."""
     source, tokens = source_of(graph), tokens_of(2, 9)
-    emit(Forms(graph, decoding_form(graph), fused), source, tmp_path / "package", target="triton")
-    program = load_program(tmp_path / "package", dtype="float32")
+    emit(Forms(graph, decoding_form(graph), fused), source, folder / "package", target="triton")
+    program = load_program(folder / "package", dtype="float32")
     wanted = Interpreter(graph, source)(tokens)
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(program, tokens, 3, interpreted=False) - wanted).abs().max() < bound
