@@ -13,11 +13,7 @@ from regraft.ir.cost import call_sizes
 from regraft.ir.dims import Sizes
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op
-from regraft.ir.ops.core import Flatten, Unflatten
-from regraft.ir.ops.memory import ViewRows
 from regraft.ir.types import ITEM_BITS, TensorType
-
-_VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def schedule(graph: Graph, fused: Graph, batch: int = 1, context: int = 4096, ti
 
     def lines(body: Body) -> tuple[Line, ...]:
         assert isinstance(body, StepBody)
-        return tuple(_line(call, item, at) for call in body.calls if not isinstance(call, _VIEWS))
+        return tuple(_line(call, item, at) for call in body.launched)
 
     parts = [
         Part(step.classes[kind.name], kind.numbers, lines(step.blocks[kind.name].body)) for kind in step.wiring.kinds

@@ -23,6 +23,7 @@ from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.core import Flatten, Unflatten
 from regraft.ir.ops.kernels import EmbedStep
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.memory import ViewRows
@@ -30,10 +31,11 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    Choice Decoder INTERPRETED PLAIN SPACE able activated arrivals choice chosen functools on_kernels os
+    Choice Decoder INTERPRETED MIXED PLAIN SPACE able activated arrivals choice chosen functools on_kernels os
     self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
     triton
 """
+_VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 _PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked")
 
 
@@ -80,9 +82,14 @@ class StepBody(Body):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.calls: list[Kernel | Op] = []  # what a step launches, in order
+        self.calls: list[Kernel | Op] = []  # what a step does, in order
         self.turned: dict[str, tuple[str, str]] = {}  # rotations that a kernel gives: their cosine and sine
         self._shown: dict[Value, str] = {}  # views of rows as they are kept, and where they are
+
+    @property
+    def launched(self) -> list[Kernel | Op]:
+        """What a step launches, in order: kernels, and ops that PyTorch computes."""
+        return [call for call in self.calls if not isinstance(call, _VIEWS)]
 
     def write(self, op: Op, kept: set[Value]) -> None:
         """Add an op; a memory that it makes is where it is kept."""
@@ -136,10 +143,11 @@ class StepBody(Body):
 
 @dataclass(frozen=True)
 class Step:
-    """A class's ``step``: its signature and lines."""
+    """A class's ``step``: its signature and lines, and whether some of these are no kernels and launch something."""
 
     signature: str
     lines: tuple[str, ...]
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,11 @@ class Fused:
     placed: bool
     kernels: list[str]
     space: str
+
+    @property
+    def mixed(self) -> list[str]:
+        """Classes whose steps hold operations beside kernels."""
+        return [name for name, step in self.steps.items() if step.mixed]
 
 
 class StepTarget(TorchTarget):
@@ -201,7 +214,11 @@ class StepTarget(TorchTarget):
         gives = ("None", "Tensor")[count] if count < 2 else f"tuple[{', '.join(['Tensor'] * count)}]"
         gives = "tuple[Tensor, ...]" if any(map(_rebuilt, values)) else gives
         arguments = [f"{name}: {type}" for name, type in written.arguments]
-        return Step(signature("step", arguments, gives), tuple(written.body.lines))
+        body = written.body
+        assert isinstance(body, StepBody)
+        return Step(
+            signature("step", arguments, gives), tuple(body.lines), any(isinstance(call, Op) for call in body.launched)
+        )
 
     def _model(self) -> Body:
         """Return the body of the model's step, which may begin with a kernel that gives the rotations."""
