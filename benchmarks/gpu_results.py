@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_tables import model_lines
 from regraft.ir.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,17 +73,25 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_table(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
-    """Write the table of all devices into its place in a document; there is a heading if there is no document."""
-    text = document.read_text(encoding="utf-8") if document.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    lines = "\n".join(_lines(_read(results)))
-    write_atomic(document, f"{before}{BEGIN}\n{lines}\n{END}{after}")
+    """Write the tables of all devices into their place in a document; there is a heading if there is no document."""
+    write_between(BEGIN, END, _lines(_read(results)), document)
+
+
+def write_between(begin: str, end: str, lines: Iterable[str], document: Path = DOCUMENT) -> None:
+    """Write lines between two others of a document; these are put at its end if it does not have them."""
+    text = document.read_text(encoding="utf-8") if document.exists() else "# Performance\n"
+    text = text if begin in text else f"{text}\n{begin}\n{end}\n"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    made = "\n".join(lines)
+    write_atomic(document, f"{before}{begin}\n{made}\n{end}{after}")
 
 
 def _lines(devices: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[str]:
     if not devices:
-        yield "\nNo GPU has been measured yet: `python -m benchmarks.gpu kernels` does it, part by part.\n"
+        yield "\nNo GPU has been measured yet: `python -m benchmarks.gpu` does it, part by part."
+        yield from model_lines({})
+        yield ""
     for device, entries in devices.items():
         yield f"\n## {device}\n"
         limits = entries.get("limits")
@@ -97,6 +106,7 @@ def _lines(devices: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[str]
         for key, entry in entries.items():
             if key.startswith("kernels/"):
                 yield _row(key, entry)
+        yield from model_lines(entries)
     if devices:
         yield ""
 

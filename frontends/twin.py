@@ -149,39 +149,60 @@ def _filler(graph: Graph, seed: int, gain: float) -> Callable[[TensorInfo, str],
     """Return what makes a tensor's values, given also the name of the value that it is in the graph."""
     import numpy
 
-    norms = {op.weight.name: op.offset for op in graph.ops if isinstance(op, Norm) and op.weight is not None}
-    norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Gain)}
-    norms |= {op.gain.name: 0.0 for op in graph.ops if isinstance(op, Route) and op.gain is not None}
-    norms |= {op.weight.name: 0.0 for op in graph.ops if isinstance(op, LayerNorm)}
-    norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Temper)}
-    biases = {op.bias.name for op in graph.ops if isinstance(op, Route) and op.bias and op.score == "softmax"}
-    taps = {op.weight.name for op in graph.ops if isinstance(op, Conv)}
-    calm = _calm_norms(graph)
-    tables = {op.table.name for op in graph.ops if isinstance(op, Embed)}
-    given = {op.given.op: op for op in graph.ops if isinstance(op, Route) and op.given is not None}
-    experts = {op.table.name: given[op].logits.tensor.shape[-1] for op in given if isinstance(op, Assign)}
+    spread = Spread(graph, gain)
 
     def fill(info: TensorInfo, name: str) -> Array:
         generator = numpy.random.default_rng([seed, zlib.crc32(info.name.encode())])
-        if name in experts:  # some of them for each token, none twice
-            order = generator.random((info.shape[0], int(str(experts[name])))).argsort(1)
+        experts = spread.experts.get(name)
+        if experts is not None:  # some of them for each token, none twice
+            order = generator.random((info.shape[0], experts)).argsort(1)
             return order[:, : info.shape[1]].astype(numpy.int64)
         noise = generator.random(info.shape) * 2 - 1
-        if name in norms:
-            values = (1 + 0.3 * noise) * calm.get(name, 1.0) - norms[name]
-        elif name in tables:
-            values = math.sqrt(3) / 4 * noise
-        elif name in biases:
-            values = 0.1 * noise
-        elif len(info.shape) == 1:
-            values = 0.5 * noise
-        else:
-            inner = layer_of(name) is not None
-            terms = math.prod(info.shape[1:]) if name in taps else info.shape[-1]
-            values = (gain if inner else _HEAD_GAIN) * math.sqrt(3 / terms) * noise
-        return values.astype(numpy.float32)
+        return spread.values(info.shape, name, noise).astype(numpy.float32)
 
     return fill
+
+
+class Spread:
+    """How random values of a graph's weights are spread: none is as training would not leave it.
+
+    Args:
+        graph: The graph.
+        gain: What a map within the layers does to a stream's spread.
+
+    Attributes:
+        experts: Of the tables that choose experts for a token, by name, how many experts there are.
+    """
+
+    def __init__(self, graph: Graph, gain: float = 1.0) -> None:
+        self.gain = gain
+        norms = {op.weight.name: op.offset for op in graph.ops if isinstance(op, Norm) and op.weight is not None}
+        norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Gain)}
+        norms |= {op.gain.name: 0.0 for op in graph.ops if isinstance(op, Route) and op.gain is not None}
+        norms |= {op.weight.name: 0.0 for op in graph.ops if isinstance(op, LayerNorm)}
+        norms |= {op.by.name: 0.0 for op in graph.ops if isinstance(op, Temper)}
+        self._norms = norms
+        self._biases = {op.bias.name for op in graph.ops if isinstance(op, Route) and op.bias and op.score == "softmax"}
+        self._taps = {op.weight.name for op in graph.ops if isinstance(op, Conv)}
+        self._calm = _calm_norms(graph)
+        self._tables = {op.table.name for op in graph.ops if isinstance(op, Embed)}
+        given = {op.given.op: op for op in graph.ops if isinstance(op, Route) and op.given is not None}
+        self.experts = {
+            op.table.name: int(str(given[op].logits.tensor.shape[-1])) for op in given if isinstance(op, Assign)
+        }
+
+    def values(self, shape: tuple[int, ...], name: str, noise: Any) -> Any:
+        """Return a weight's values, made of noise between -1 and 1 of its shape, an array or a tensor."""
+        if name in self._norms:
+            return (1 + 0.3 * noise) * self._calm.get(name, 1.0) - self._norms[name]
+        if name in self._tables:
+            return math.sqrt(3) / 4 * noise
+        if name in self._biases:
+            return 0.1 * noise
+        if len(shape) == 1:
+            return 0.5 * noise
+        terms = math.prod(shape[1:]) if name in self._taps else shape[-1]
+        return (_HEAD_GAIN if layer_of(name) is None else self.gain) * math.sqrt(3 / terms) * noise
 
 
 def _calm_norms(graph: Graph) -> dict[str, float]:
