@@ -104,7 +104,16 @@ def schedule(graph: Graph, fused: Graph, batch: int = 1, context: int = 4096, ti
     parts = [
         Part(step.classes[kind.name], kind.numbers, lines(step.blocks[kind.name].body)) for kind in step.wiring.kinds
     ]
-    return Schedule(batch, context, (*parts, Part("Model", (), lines(around))))
+    return Schedule(batch, context, (*parts, Part("Model", (), (*lines(around), *_decoder(batch)))))
+
+
+def _decoder(batch: int) -> tuple[Line, Line]:
+    """Return what an emitted ``Decoder`` does of its own: lengths grow, and the choice becomes the next token."""
+    row = 8 * batch
+    return (
+        Line("aten.add_ lengths", False, Moved(2 * row, row, 0)),
+        Line("aten.copy_ tokens", False, Moved(row, row, 0)),
+    )
 
 
 def _line(call: Kernel | Op, item: int, at: Sizes) -> Line:
