@@ -11,6 +11,7 @@ from regraft.codegen.torch_body import GLOBALS, Body
 from regraft.codegen.torch_code import ATOM, Code
 from regraft.codegen.triton_attend import emit_attend
 from regraft.codegen.triton_convolved import emit_convolved
+from regraft.codegen.triton_delta import emit_delta
 from regraft.codegen.triton_embed import emit_embed, emit_layer_rows
 from regraft.codegen.triton_experts import emit_experts, emit_route
 from regraft.codegen.triton_head import emit_head
@@ -27,6 +28,7 @@ from regraft.ir.ops.core import Flatten, Slice, Unflatten
 from regraft.ir.ops.kernels import (
     AttendStep,
     ConvolvedStep,
+    DeltaStep,
     EmbedStep,
     ExpertsStep,
     Head,
@@ -100,6 +102,7 @@ def _stem_of(weight: str) -> str:
 KERNELS: Mapping[type[KernelOp], Callable[[Any, StepBody], Code]] = {
     AttendStep: emit_attend,
     ConvolvedStep: emit_convolved,
+    DeltaStep: emit_delta,
     EmbedStep: emit_embed,
     LayerRowsStep: emit_layer_rows,
     ExpertsStep: emit_experts,

@@ -258,6 +258,15 @@ class ShortConvStep(Kernel):
     """
 
 
+@op("kernel.delta")
+class DeltaStep(Kernel):
+    """The gated delta rule for one token, with what leads to it, each head's norm and gate: specs/kernels.md, K11.
+
+    Example:
+        %y = kernel.delta %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
+    """
+
+
 @op("kernel.pool")
 class PoolStep(Kernel):
     """A row pooled from several tokens, where one is complete: specs/kernels.md, K10.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.ir.graph import Graph
 from regraft.passes.fusion.attend import group_attend, pick_first
 from regraft.passes.fusion.convolved import group_convolved
+from regraft.passes.fusion.delta import group_delta
 from regraft.passes.fusion.embed import group_embed
 from regraft.passes.fusion.experts import group_experts
 from regraft.passes.fusion.groups import Grouping
@@ -20,6 +21,7 @@ DECODE = (
     group_embed,
     group_convolved,
     group_short_convs,
+    group_delta,
     group_index,
     group_sparse,
     group_attend,

@@ -14,7 +14,9 @@ from regraft.codegen.torch_forms import Forms
 from regraft.frontends.folder import open_model
 from regraft.ir.interpret import Interpreter
 from regraft.ir.source import TensorSource
-from regraft.passes.fusion import fuse_decode
+from regraft.passes.fusion import DECODE
+from regraft.passes.fusion.delta import group_delta
+from regraft.passes.fusion.groups import Grouping
 from regraft.programs import load_program
 from tests.codegen.programs import tokens_of
 from tests.codegen.test_compile import Recorder
@@ -22,10 +24,13 @@ from tests.frontends.agreement import twin_graph
 
 
 def built(name: str, folder: Path) -> tuple[Any, Interpreter]:
-    """Return the program of a model's twin, and its interpreter."""
+    """Return the program of a model's twin without a kernel for the delta rule, and its interpreter."""
     graph, tensors = twin_graph(dict(open_model(f"builtin:{name}").config))
-    source = TensorSource(tensors)
-    emit(Forms(graph, fused=fuse_decode(graph)), source, folder, target="triton")
+    source, grouping = TensorSource(tensors), Grouping(graph)
+    for rule in DECODE:
+        if rule is not group_delta:
+            rule(grouping)
+    emit(Forms(graph, fused=grouping.fused()), source, folder, target="triton")
     model = load_program(folder, dtype="float32")
     type(model).run.__globals__["INTERPRETED"] = False  # kernels as plain functions
     return model, Interpreter(graph, source)
