@@ -16,8 +16,8 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import GroupedLinear, InverseRMS, LayerNorm, Linear, Norm
 
 _LOCALS = """
-    row block blocks i o c x w head channel whole factor added begin seen live first tile mean total squares
-    finished arrived BN BK tl triton activated tanh_of options results rows batch wide
+    row block blocks i o c x w head of_head head_at normed_at at channel whole factor added begin seen live first tile
+    mean total squares finished arrived BN BK tl triton activated tanh_of options results rows batch wide
 """
 LOCALS: tuple[str, ...] = tuple(_LOCALS.split())  # names that nothing of a model has in a kernel's text
 
@@ -277,7 +277,9 @@ class RowsWriter:
             self.names[value] = f"{self.stem(value)}_inside"
         self.stored = [value for value in [*self.gives, *self.inside] if value in made]
         self.late = late
-        products = [f"{stem}_{number + 1}" for number in range(2 * len(form.linears)) for stem in ("sum", "w", "y")]
+        products = [
+            f"{stem}_{number + 1}" for number in range(2 * len(form.linears)) for stem in ("sum", "at", "w", "y")
+        ]
         norms = [op for op in (*form.before, *form.last) if isinstance(op, InverseRMS | LayerNorm | Norm)]
         factors = [f"{self.stem(op.out)}_{what}" for op in norms for what in ("factor", "mean")]
         self.taken = {*LOCALS, *self.names.values(), *products, *factors}
