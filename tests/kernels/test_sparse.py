@@ -47,6 +47,7 @@ LATENT = Sparse(
 CASES = {
     "chosen entries": CHOSEN,
     "all entries": POOLED,
+    "a window alone": replace(POOLED, rate=None),
     "rows of one memory": LATENT,
     "halves turn, a wholly normed row": replace(LATENT, layout="halves", k_normed=None, q_eps=1e-5, q_apart=False),
     "neither norm nor turn": replace(CHOSEN, q_eps=None, k_eps=None, turned=0, back=False, sink=False),
@@ -68,7 +69,7 @@ def inputs(k: Sparse, dtype: torch.dtype, starts: list[int], entries: int = 90, 
     slots = min(k.window or slots, slots)
     keys, made = torch.randn(batch, slots, 1, k.width), torch.randn(batch, entries, 1, k.width)
     behind = torch.arange(slots) > pos[:, None] - (1 if k.writes else 0)
-    whole = (pos + 1) // k.rate
+    whole = (pos + 1) // (k.rate or 1)
     values = {
         "q": torch.randn(batch, 1, k.heads, k.value_width if k.q_apart else k.width),
         "q_turned": torch.randn(batch, 1, k.heads, max(1, k.tail)),
@@ -87,7 +88,7 @@ def inputs(k: Sparse, dtype: torch.dtype, starts: list[int], entries: int = 90, 
 def numbers(k: Sparse, pos: Tensor) -> Tensor:
     """Return distinct numbers of rows that each query sees, -1 where there are fewer."""
     most = k.chosen or 1
-    rows = (pos + 1) // k.rate
+    rows = (pos + 1) // (k.rate or 1)
     taken = [torch.randperm(int(each))[:most] for each in rows]
     return torch.stack([functional.pad(each, (0, most - len(each)), value=-1) for each in taken])[:, None]
 
@@ -192,7 +193,9 @@ def test_token_by_token_as_one_attention(load: Load) -> None:
         close(program.sparse(*one)[0, 0], expected, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["chosen entries", "all entries", "rows of one memory", "a row that is there"])
+@pytest.mark.parametrize(
+    "name", ["chosen entries", "all entries", "a window alone", "rows of one memory", "a row that is there"]
+)
 @pytest.mark.parametrize("pos", [1, 255])
 def test_bytes(load: Load, name: str, pos: int) -> None:
     k = CASES[name]
