@@ -30,13 +30,18 @@ def inspect(
 ) -> None:
     """Show the facts card of MODEL: structure, memories, parameters, cache, work, and what a device allows.
 
-    Reads the config, and no weights. Config keys that nobody here reads are named on stderr.
+    With --schedule MODEL may be a package, too. Reads the config, and no weights. Config keys that nobody here reads are named on stderr.
     """
+    from pathlib import Path
+
     from regraft.model import lift
     from regraft.passes.latent_forms import decoding_form
+    from regraft.programs import is_package
     from regraft.views.card import card
     from regraft.views.facts import facts
 
+    if schedule and is_package(model):
+        model = str(Path(model) / "graph.rg")
     lifted = lift(model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
