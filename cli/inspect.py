@@ -30,7 +30,8 @@ def inspect(
 ) -> None:
     """Show the facts card of MODEL: structure, memories, parameters, cache, work, and what a device allows.
 
-    With --schedule MODEL may be a package, too. Reads the config, and no weights. Config keys that nobody here reads are named on stderr.
+    Reads the config, and no weights. Config keys that nobody here reads are named on stderr. With --schedule MODEL may
+    be a package, too.
     """
     from pathlib import Path
 
@@ -40,16 +41,16 @@ def inspect(
     from regraft.views.card import card
     from regraft.views.facts import facts
 
-    if schedule and is_package(model):
-        model = str(Path(model) / "graph.rg")
-    lifted = lift(model, allow_keys=allow_keys, strict=False)
+    name = Path(model).name if schedule and is_package(model) else ""
+    lifted = lift(Path(model) / "graph.rg" if name else model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
     if schedule:
         from regraft.scheduling import blocks, schedules, to_json
 
         told = schedules(lifted.graph, context, batch)
-        session.show(lambda: blocks(lifted.name, told), lambda: to_json(lifted.name, told))
+        name = name or lifted.name
+        session.show(lambda: blocks(name, told), lambda: to_json(name, told))
         return
     target = None if device == "none" else device
     found = replace(facts(lifted.graph, context, target, batch, decoding_form(lifted.graph)), name=lifted.name)
