@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.embed import Embedding, Wave
@@ -15,7 +14,7 @@ from regraft.ir.op import Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton_target import StepBody, Turning
 
 
 def emit_embed(op: KernelOp, at: StepBody) -> Code:
@@ -33,26 +32,26 @@ def emit_embed(op: KernelOp, at: StepBody) -> Code:
         wide=x.wide,
         own=0 if own is None else width(own.out),
         own_scale=1.0 if own is None else own.scale,
-        waves=tuple(wave_of(key) for key in turns.values()),
+        waves=tuple(map(wave_of, turns.values())),
     )
     tables = [x.embed.table, x.bias, x.gain, None if own is None else own.embed.table]
     arguments = [
         at.passed(_outside(op, x.embed.tokens)),
         at.call("start"),
         *(at.passed(_outside(op, value)) for value in tables if value is not None),
-        *(f"self.{name}_angles" for name in turns),
+        *(f"self.{turn.of}_angles" for turn in turns.values()),
     ]
     name = at.shared.kernel("embed_token", kernel.called)
     alone = own is None and not turns  # the function gives a tuple
     return Code(f"{name}({', '.join(arguments)}){'[0]' if alone else ''}")
 
 
-def wave_of(key: Sequence[object]) -> Wave:
+def wave_of(turn: Turning) -> Wave:
     """Return the table of a rotation, given its parameters as the bodies of a program share them."""
-    channels, layout, amplitude = key[1], key[2], key[-1]
+    channels, layout, amplitude = turn.key[1], turn.key[2], turn.key[-1]
     assert isinstance(channels, int)
     assert isinstance(amplitude, float)
-    return Wave(channels // 2, layout == "halves", amplitude)
+    return Wave(channels // 2, layout == "halves", amplitude, turn.rate, turn.offset)
 
 
 def emit_layer_rows(op: KernelOp, at: StepBody) -> Code:

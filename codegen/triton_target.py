@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.tables import COUNTED, Tiles
@@ -32,11 +32,27 @@ from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
     Choice Decoder INTERPRETED MIXED PLAIN SPACE able activated arrivals choice chosen functools on_kernels os
-    self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
+    self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys take_tuned tanh_of target tile tl
     triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 _PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked")
+
+
+class Turning(NamedTuple):
+    """A rotation that a step's layers are given.
+
+    Attributes:
+        of: The one whose angles it has, itself perhaps.
+        key: Their parameters.
+        rate: It turns by the first position of so many tokens.
+        offset: Added to that.
+    """
+
+    of: str
+    key: tuple[object, ...]
+    rate: int = 1
+    offset: float = 0.0
 
 
 class SharedKernels(Shared):
@@ -49,7 +65,7 @@ class SharedKernels(Shared):
         self.called: list[Kernel] = []  # in the order in which calls are written
         self.masked: set[str] = set()  # views of which a call of many tokens reads masks even where kernels run
         self.in_blocks = False  # whether such a call has kernels
-        self.turns: dict[str, tuple[object, ...]] = {}  # rotations that a step's layers are given, and their parameters
+        self.turns: dict[str, Turning] = {}  # rotations that a step's layers are given
         self._kernel_names = Namespace([*GLOBALS, *_KERNEL_GLOBALS.split()])
 
     def kernel(self, stem: str, make: Callable[[str], Kernel]) -> str:
@@ -108,7 +124,7 @@ class StepBody(Body):
         for rope, pair in turned.items():
             self.assign(rope, ", ".join(pair))
 
-    def turned_first(self) -> dict[str, tuple[object, ...]]:
+    def turned_first(self) -> dict[str, Turning]:
         """Return the rotations of a step, with their parameters: the kernel that asks for them gives them all."""
         turns = self.shared.turns
         self.turned = {rope: (self.names.give((rope, 0), "cos"), self.names.give((rope, 1), "sin")) for rope in turns}
@@ -224,7 +240,12 @@ class StepTarget(TorchTarget):
         """Return the body of the model's step, which may begin with a kernel that gives the rotations."""
         shared = self.shared
         assert isinstance(shared, SharedKernels)
-        shared.turns = {name: key for key, name in shared.ropes.items() if name in self.used}
+        keys, used = {name: key for key, name in shared.ropes.items()}, self.used
+        turns = {name: Turning(name, key) for name, key in keys.items()}
+        for (of, rate, _, offset), name in shared.row_ropes.items():
+            if rate is not None:  # of one token, the one row that it may complete
+                turns[name] = Turning(of, keys[of], rate, offset)
+        shared.turns = {name: turn for name, turn in turns.items() if name in used}
         return super()._model()
 
     @property

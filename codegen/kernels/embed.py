@@ -17,11 +17,15 @@ class Wave:
         pairs: Pairs of channels, and so many angles.
         halves: Whether both are given for both halves of the channels, the sine with its sign, or once for each pair.
         amplitude: Multiplies both.
+        rate: The position is the first of so many tokens, of which a row is made, not the token's own.
+        offset: Added to the position.
     """
 
     pairs: int
     halves: bool = True
     amplitude: float = 1.0
+    rate: int = 1
+    offset: float = 0.0
 
     @property
     def channels(self) -> int:

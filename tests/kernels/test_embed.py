@@ -17,6 +17,9 @@ CASES = {
     "layers' own rows, two rotations": Embedding(
         "embed", width=1100, scale=6.25, own=36, own_scale=4.0, waves=(Wave(6), Wave(5, halves=False, amplitude=1.2))
     ),
+    "rows of several tokens": Embedding(
+        "embed", width=8, waves=(Wave(5, False, 1.1, rate=4), Wave(6, offset=1.5, rate=128))
+    ),
     "shifted, wide": Embedding("embed", width=24, shifted=True, wide=True, waves=(Wave(8),)),
 }
 
