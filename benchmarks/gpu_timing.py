@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-WARM, LEAST, MOST = 3, 10, 100  # replays
-ENOUGH = 1.0  # seconds of replays
+from regraft.tuning import seconds
 
 
 def versions() -> str:
     """Return what programs were made and run with."""
     return f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}, CUDA {torch.version.cuda}"
-
-
-def seconds(calls: Sequence[Callable[[], Any]]) -> float:
-    """Return the time of one of some calls that run after one another in a CUDA graph, the median over replays.
-
-    They should be on tensors of their own, and these together larger than the last cache.
-    """
-    torch.cuda.synchronize()  # what calls take was made on another stream
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # compile, and make what is made once
-        for call in calls:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    first = statistics.median(_replayed(graph, WARM))
-    times = _replayed(graph, max(LEAST, min(MOST, int(ENOUGH / max(first, 1e-6)))))
-    return statistics.median(times) / len(calls)
-
-
-def _replayed(graph: Any, count: int) -> list[float]:
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 
 def limits() -> dict[str, float]:

@@ -32,8 +32,8 @@ from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
     Choice Decoder INTERPRETED MIXED PLAIN SPACE able activated arrivals choice chosen functools on_kernels os
-    self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys take_tuned tanh_of target tile tl
-    triton
+    self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
+    take_tuned triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 _PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked")

@@ -28,3 +28,21 @@ class NoTileError(RegraftError):
     exit_code = 3
     message = "{kernel}: none of its {count} tiles fits {target}"
     hint = "the target takes the plain form; a smaller tile is added in the kernel's `tiles()`"
+
+
+class TuneDeviceError(RegraftError):
+    """Tiles were to be timed on a device that runs no kernels."""
+
+    code = "RG574"
+    exit_code = 3
+    message = "--tune times kernels on a GPU, and {device} runs none"
+    hint = "give --device cuda on a machine with one; without it a package has the tiles that `build` knows"
+
+
+class StaleProgramError(RegraftError):
+    """A package's program does not have the kernels that are known of its graph."""
+
+    code = "RG575"
+    exit_code = 3
+    message = "{program} has other kernels than this version writes for its graph, or none"
+    hint = "build the package again with --target triton"
