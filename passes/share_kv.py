@@ -54,11 +54,13 @@ class ShareKV(Pass):
     too, even under equal projections. What is adapted to the reader goes by level: at ``gauge`` its queries are turned
     towards the donor's keys, by a complex factor for each head and rotary frequency, and its output projection towards
     the donor's values, by a map for each KV head; at ``raw`` nothing is. With ``refit`` the output projection is fitted
-    to the original's residual stream instead, whatever the level. At ``map`` the donor keeps its keys before rotation,
-    which changes nothing for itself, and the reader maps each row to its own keys and values, by matrices that are
-    fitted: nearer, at the cost of these and of their products with all rows in each step. At ``input`` the reader keeps
-    a cache of its own, made of the donor's input: no smaller, but known as soon as the donor's is. At ``latent`` the
-    donor keeps ``rank`` numbers of its input instead, from which it and its readers rebuild their keys and values.
+    to the original's residual stream instead, whatever the level. At ``cross`` each head attends to all of the donor's
+    heads at once, as they are kept, by matrices that are fitted: as many times the operations of a row as there are
+    heads. At ``map`` the donor keeps its keys before rotation, which changes nothing for itself, and the reader maps
+    each row to its own keys and values, by matrices that are fitted: nearer, at the cost of these and of their products
+    with all rows in each step. At ``input`` the reader keeps a cache of its own, made of the donor's input: no smaller,
+    but known as soon as the donor's is. At ``latent`` the donor keeps ``rank`` numbers of its input instead, from which
+    it and its readers rebuild their keys and values.
 
     ``donor: measured`` takes the pairs, or with ``choose`` the readers too, whose sharing diverges least from the
     original on calibration text, after the fits. ``similar`` is a baseline: the pairs whose caches are most alike.

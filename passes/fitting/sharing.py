@@ -2,6 +2,7 @@
 
 - ``raw``: the donor's memory as it is.
 - ``gauge``: the same, with queries turned towards its keys and the output projection towards its values.
+- ``cross``: the same keys and values, to all heads of which each of the reader's attends at once.
 - ``map``: the donor keeps its keys before rotation; the reader maps each row to its own keys and values, by matrices
   that it stores, and rotates the keys at the rows' own positions.
 - ``input``: keys and values of its own, made of what the donor makes its own of.
@@ -25,13 +26,14 @@ from regraft.ir.ops.fits import AlignValues, Moment, Refit, width
 from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
 from regraft.ir.ops.weight import SliceWeight
 from regraft.passes.fitting.align import align_queries
+from regraft.passes.fitting.crossing import across_refusal, read_across
 from regraft.passes.fitting.joint import keep_joint, module_of
 from regraft.passes.fitting.refit import refit_output, refit_refusal, refit_text, undo_refit
 from regraft.passes.matching.memories import KeyValues, Reading, keep_whole_rows, key_values
 from regraft.passes.matching.rewrite import Editor, Rule
 from regraft.passes.matching.sites import Output, Refusal, attentions, output_of
 
-LEVELS = ("raw", "gauge", "map", "input", "latent")
+LEVELS = ("raw", "gauge", "cross", "map", "input", "latent")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def level_refusal(level: str, graph: Graph, reader: Attend, donor: Attend) -> Re
     """Return why a reader cannot be let onto a donor at a level, or None where it can."""
     if level in ("raw", "gauge"):
         return None
+    if level == "cross":
+        return across_refusal(graph, reader, donor)
     own, other = key_values(reader, graph), key_values(donor, graph)
     for found in (own, other):
         if isinstance(found, Refusal):
@@ -148,6 +152,8 @@ class ReadDonor(Rule[Attend, Site]):
         how, earlier = self.sharing, None
         if how.level == "map":
             done = [map_rows(edit, site, how.ridge)]
+        elif how.level == "cross":
+            done = [read_across(edit, site.attend, site.donor, how.ridge)]
         elif how.level == "latent":
             done = [self._join(site, edit)]
         elif how.level == "input":

@@ -100,7 +100,9 @@ def key_values(attend: Attend, graph: Graph) -> KeyValues | Refusal:
             return side
     assert isinstance(keys, Side)
     assert isinstance(values, Side)
-    views = [op for op in memory.users if isinstance(op, ViewRows)] if isinstance(state, StateRows) else []
+    views = [op for op in memory.users if isinstance(op, ViewRows)]
+    if isinstance(state, KV) and views:
+        return Refusal(f"%{memory.name} holds heads that a layer reads all at once")
     if isinstance(state, StateRows) and any(
         isinstance(side, Refusal) for view in views for side in _rebuilt(view, state)
     ):
@@ -131,14 +133,14 @@ def _side(value: Value) -> Side | Refusal:
     turns = [place for place, op in enumerate(chain) if isinstance(op, Rope)]
     if len(turns) > 1:
         return Refusal(f"%{value.name} is rotated more than once")
-    if not turns and _is_turned(value):
+    if not turns and is_turned(value):
         return Refusal(f"%{value.name} is rotated in a part of its channels that is put together with others")
     after = tuple(reversed(chain[: turns[0] + 1])) if turns else ()
     before = after[0].slots["x"][0] if after else value
     return Side(before, after, *_made(before))
 
 
-def _is_turned(value: Value) -> bool:
+def is_turned(value: Value) -> bool:
     """Return whether a rotation stands between a projection and a value."""
     seen, stack = set[Value](), [value]
     while stack:

@@ -1,4 +1,4 @@
-"""``weight.align``, ``weight.align_values``: scores against other keys, mixes of other values, before and after."""
+"""``weight.align`` and its relatives: scores against other keys, mixes of other values, before and after."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Run
+from regraft.ir.ops.crossing import AlignAcross
 from regraft.ir.ops.fits import Align, AlignValues
 from regraft.ir.ops.weight import Load
 
@@ -91,3 +92,56 @@ def test_the_maps_of_values_are_ridge_regressions_drawn_to_the_identity() -> Non
     nothing = torch.zeros(6, 6, dtype=torch.float64)
     silent = align(weight, nothing, nothing, kind=AlignValues, own=(0, 1), donor=(0, 1))
     assert close(silent, torch.zeros_like(weight))
+
+
+def across(gram: Tensor, cross: Tensor, **attributes: Any) -> Tensor:
+    graph = Graph("g")
+    values = [
+        graph.add(Load({}, {"dtype": "f64", "shape": tuple(t.shape)}), [name])[0]
+        for name, t in (("gram", gram), ("cross", cross))
+    ]
+    op = AlignAcross({"gram": (values[0],), "cross": (values[1],)}, attributes)
+    graph.add(op, ["out"])
+    nothing = torch.zeros(0, 0)
+    found = op.reference(Run(nothing, nothing, None, lambda _: nothing), gram, cross)
+    assert tuple(found.shape) == op.out.tensor.sizes
+    return found
+
+
+def placed(pairs: Tensor, still: Tensor, layout: str) -> Tensor:
+    """Return heads ``[N, H * D]`` of complex pairs ``[N, H, F]`` and channels that do not turn ``[N, H, S]``."""
+    parts = torch.view_as_real(pairs)
+    flat = parts.flatten(-2) if layout == "interleaved" else parts.transpose(-1, -2).flatten(-2)
+    return torch.cat((flat, still), -1).flatten(1)
+
+
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_mixes_of_all_heads_are_found(layout: str) -> None:
+    new, still = torch.view_as_complex(random(60, 3, 2, 2)), random(60, 3, 2, seed=1)
+    mixes, rest = torch.view_as_complex(random(2, 2, 3, 2, seed=2)), random(4, 6, seed=3)
+    old = torch.einsum("foh,nhf->nof", mixes, new)
+    keys, wanted = placed(new, still, layout), placed(old, (still.flatten(1) @ rest.T).unflatten(1, (2, 2)), layout)
+    options: dict[str, Any] = {"width": 6, "channels": 4, "layout": layout, "ridge": 0.0}
+    found = across(keys.T @ keys, keys.T @ wanted, **options)
+    assert close(keys @ found.T, wanted)
+
+
+def test_a_map_across_heads_is_the_best_that_passes_a_rotation_and_is_drawn_to_its_own_head() -> None:
+    new, old = torch.view_as_complex(random(60, 3, 2, 2)), torch.view_as_complex(random(60, 3, 2, 2, seed=1))
+    nothing = random(60, 3, 0)
+    keys, wanted = placed(new, nothing, "halves"), placed(old, nothing, "halves")
+    gram, cross = keys.T @ keys / 60, keys.T @ wanted / 60
+    found = across(gram, cross, width=4, channels=4, ridge=0.0)
+    turn = torch.polar(torch.ones(2).double(), torch.tensor([1.0, 0.1]).double())
+    assert close(placed(new * turn, nothing, "halves") @ found.T, turned(keys @ found.T, turn))
+    for frequency in range(2):
+        best = torch.linalg.lstsq(new[:, :, frequency], old[:, :, frequency]).solution
+        mapped = torch.view_as_complex((keys @ found.T).view(60, 3, 2, 2).transpose(2, 3).contiguous())
+        assert float((mapped[:, :, frequency] - new[:, :, frequency] @ best).abs().max()) < 1e-10
+    assert float((across(gram, cross, width=4, channels=4, ridge=1e8) - torch.eye(12)).abs().max()) < 1e-6
+
+
+def turned(keys: Tensor, turn: Tensor) -> Tensor:
+    """Return keys ``[N, H * D]`` in halves of two frequencies, turned."""
+    pairs = torch.view_as_complex(keys.view(-1, 3, 2, 2).transpose(2, 3).contiguous())
+    return placed(pairs * turn, torch.zeros(len(keys), 3, 0).double(), "halves")

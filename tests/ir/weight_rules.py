@@ -116,6 +116,15 @@ def align_values(m: Making) -> Sequence[Value]:
     return m.add("weight.align_values", weight, gram, cross, own=own, donor=donor, ridge=abs(m.draw(NUMBERS)))
 
 
+@rule("weight.align_across")
+def align_across(m: Making) -> Sequence[Value]:
+    half, new, old = m.size(), m.size(), m.size()
+    width, layout = 2 * half + m.size() - 1, m.draw(st.sampled_from(["halves", "interleaved"]))
+    gram, cross = m.weight("f64", new * width, new * width), m.weight("f64", new * width, old * width)
+    options = {"width": width, "channels": 2 * half, "layout": layout, "ridge": abs(m.draw(NUMBERS))}
+    return m.add("weight.align_across", gram, cross, **options)
+
+
 @rule("weight.dequantize")
 def dequantize(m: Making) -> Sequence[Value]:
     block, blocks = (m.size(), m.size()), (m.size(), m.size())

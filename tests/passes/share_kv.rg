@@ -418,3 +418,46 @@ graph @queries (%x: f32[B, T, 12], %pos: i64[B, T]) {
 // CHECK: %wq = weight.align %wq.original, %wq.keys, %wq.own_keys, norm=%wn {own = [0, 1, 2], donor = [0, 1, 2], channels = 4} : f32[12, 12]
 // CHECK: %bq = weight.align %bq.original, %wq.keys, %wq.own_keys, norm=%wn {own = [0, 1, 2], donor = [0, 1, 2], channels = 4} : f32[12]
 // CHECK: %q_proj = core.linear %x_2, %wq, bias=%bq : f32[B, T, 12]
+
+// -----  each head asks for all heads of the donor at once, turned one by one, and gets values of its own back
+// RUN: share-kv{donor={1: 0}, level=cross, refit=false}
+
+graph @across (%x: f32[B, T, 12], %pos: i64[B, T]) {
+  %layers.0.q = core.unflatten %x {parts = 3}
+  %layers.0.k_rope = pos.rope %layers.0.q, %pos {base = 10000.0, channels = 2}
+  %layers.0.memory = state.kv %layers.0.k_rope, %layers.0.q
+  %layers.0.ctx = attn.attend %layers.0.k_rope, %layers.0.memory {scale = 0.5}
+  %layers.1.q = core.unflatten %x {parts = 3}
+  %layers.1.q_rope = pos.rope %layers.1.q, %pos {base = 10000.0, channels = 2}
+  %layers.1.k = core.unflatten %x {parts = 3}
+  %layers.1.k_rope = pos.rope %layers.1.k, %pos {base = 10000.0, channels = 2}
+  %layers.1.memory = state.kv %layers.1.k_rope, %layers.1.k
+  %layers.1.ctx = attn.attend %layers.1.q_rope, %layers.1.memory {scale = 0.5}
+  return %layers.0.ctx, %layers.1.ctx
+}
+// CHECK: %q_across.weight.wanted = weight.moment a=%x_2 {source_b = "layers.*.k"} : f64[12, 12]
+// CHECK: %q_across.weight.fitted = weight.align_across %q_across.weight.gram, %q_across.weight.wanted {width = 4, channels = 2} : f64[12, 12]
+// CHECK: %v_across.weight.fitted = weight.refit %v_across.weight.gram, %v_across.weight.wanted, %v_across.weight.whole : f64[12, 12]
+// CHECK: %v_across = core.unflatten %v_across_flat {parts = 1} : f32[B, S@layers.0.memory, 1, 12]
+// CHECK: %q_across = core.grouped_linear %q, %q_across.weight {transposed = true} : f32[B, T, 3, 12]
+// CHECK: %q_split = core.unflatten %q_split_flat {parts = 9} : f32[B, T, 9, 4]
+// CHECK: %ctx_across = attn.attend %q_whole, %view {scale = 0.5} : f32[B, T, 3, 12]
+// CHECK: %ctx = core.grouped_linear %ctx_across, %v_across.weight : f32[B, T, 3, 4]
+
+// -----  queries that are not turned as keys are cannot ask for others
+// RUN: share-kv{donor={1: 0}, level=cross, refit=false}
+
+graph @unturned (%x: f32[B, T, 12], %pos: i64[B, T]) {
+  %layers.0.q = core.unflatten %x {parts = 3}
+  %layers.0.k_rope = pos.rope %layers.0.q, %pos {base = 10000.0, channels = 2}
+  %layers.0.memory = state.kv %layers.0.k_rope, %layers.0.q
+  %layers.0.ctx = attn.attend %layers.0.k_rope, %layers.0.memory {scale = 0.5}
+  %layers.1.q = core.unflatten %x {parts = 3}
+  %layers.1.q_rope = pos.rope %layers.1.q, %pos {base = 10000.0, channels = 2}
+  %layers.1.k = core.unflatten %x {parts = 3}
+  %layers.1.k_rope = pos.rope %layers.1.k, %pos {base = 10000.0, channels = 2}
+  %layers.1.memory = state.kv %layers.1.k_rope, %layers.1.k
+  %layers.1.ctx = attn.attend %layers.1.q, %layers.1.memory {scale = 0.5}
+  return %layers.0.ctx, %layers.1.ctx
+}
+// ERROR: error[RG114]: share-kv: layer 1: queries and keys are turned differently

@@ -68,12 +68,45 @@ def test_the_donor_computes_the_same_from_rows(decoder: Any) -> None:
     assert all(distance(found[edge], wanted[edge]) < 1e-12 for edge in edges)
 
 
+@pytest.mark.parametrize("fields", [{}, {"bias": True}, {"qk_norm": True}, {"windows": {0: 8, 1: 5}}, {"gate": True}])
+def test_heads_that_are_mixes_of_all_the_donors_are_met_across(decoder: Any, fields: dict[str, Any]) -> None:
+    # S5: any complex mix of heads for each frequency passes the rotation; values are mixed in any way
+    model = decoder(**fields)
+    make_mixes(model)
+    level = "share-kv{donor={1: 0}, ridge=1e-14, refit=false, level=%s}"
+    assert error(model, level % "gauge") > 0.01
+    if fields.get("qk_norm"):  # normed anew, a mix of normed keys is none
+        assert 1e-3 < error(model, level % "cross") < 0.9 * error(model, level % "gauge")
+    else:
+        assert error(model, level % "cross") < 1e-6
+        assert error(model, "share-kv{donor={1: 0}, ridge=1e-14, level=cross}") < 1e-6
+
+
+def make_mixes(model: Any) -> None:
+    """Let layer 1 see the stream of layer 0, and make keys and values that are mixes of all of its heads."""
+    see_the_same_stream(model)
+    mixes = torch.randn(2, 2, 2, 2, dtype=torch.float64)
+    values = torch.randn(8, 8, dtype=torch.float64)
+    for name, tensor in model.tensors.items():
+        donor = model.tensors[name.replace("layers.1", "layers.0")]
+        if "layers.1.k_proj" in name:
+            pairs = torch.complex(*donor.reshape(2, 2, 2, -1).unbind(1))  # by head and frequency
+            mixed = torch.einsum("fhg,gfi->hfi", torch.view_as_complex(mixes), pairs)
+            tensor.copy_(torch.stack((mixed.real, mixed.imag), 1).reshape(tensor.shape))
+        elif "layers.1.v_proj" in name:
+            tensor.copy_(values @ donor)
+        elif "layers.1" in name and "k_norm" in name:
+            tensor.copy_(donor)
+
+
 @pytest.mark.parametrize("refit", ["true", "false"])
 def test_what_is_nearer_costs_less(decoder: Any, refit: str) -> None:
     model = decoder(layers=4)
     form = f"share-kv{{donor={{2: 1}}, ridge=0, refit={refit}, level=%s}}"
-    raw, gauge, mapped, made = (error(model, form % level) for level in ("raw", "gauge", "map", "input"))
-    assert 1e-3 < mapped < 0.95 * gauge
+    levels = ("raw", "gauge", "cross", "map", "input")
+    raw, gauge, crossed, mapped, made = (error(model, form % level) for level in levels)
+    assert 1e-3 < mapped < 0.98 * crossed < 0.98 * raw
+    assert mapped < 0.95 * gauge
     assert gauge < raw
     assert 1e-3 < made < gauge
 
@@ -83,6 +116,10 @@ def test_sizes_are_as_predicted(decoder: Any) -> None:
     mapped = rewritten(model, "share-kv{donor={2: 1}, level=map}")
     assert cache_bytes(model.graph, 24) - cache_bytes(mapped, 24) == 24 * 2 * 2 * 4 * 8
     assert parameters(mapped).total - parameters(model.graph).total == 16 * 16 - 2 * 8 * 12
+    crossed = rewritten(model, "share-kv{donor={2: 1}, level=cross}")
+    assert cache_bytes(crossed, 24) == cache_bytes(mapped, 24)
+    heads = len(attentions(crossed)[2].attend.groups)
+    assert parameters(crossed).total - parameters(model.graph).total == 2 * heads * 4 * 8 - 2 * 8 * 12
     made = rewritten(model, "share-kv{donor={2: 1}, level=input}")
     assert cache_bytes(made, 24) == cache_bytes(model.graph, 24)
     assert parameters(made).total == parameters(model.graph).total
@@ -93,6 +130,8 @@ def test_sizes_are_as_predicted(decoder: Any) -> None:
     [
         ({"windows": {0: 8, 1: 8}}, "share-kv{donor={1: 0}, level=map}"),
         ({"qk_norm": True, "reads": {2: 1}}, "share-kv{donor={1: 0}, level=map}"),
+        ({"windows": {0: 8, 1: 8, 2: 5}}, "share-kv{donor={1: 0, 2: 0}, level=cross}"),
+        ({"qk_norm": True, "reads": {2: 1}}, "share-kv{donor={1: 0}, level=cross, refit=false}"),
         ({}, "share-kv{donor={1: 0, 2: 0}, level=map},budget-heads{heads=2}"),
         ({"qk_norm": True}, "share-kv{donor={2: 0}, level=input}"),
         ({"reads": {3: 1}, "layers": 4}, "share-kv{donor={2: 1}, level=latent, rank=7}"),
@@ -129,6 +168,21 @@ def test_who_reads_mapped_rows_is_left_alone(decoder: Any) -> None:
     assert "maps to keys and values of its own" in found.reason
     again = rewritten(model, f"{mapped},share-kv{{donor={{1: 0}}, refit=false}}")
     assert [op.name for op in again.memories()] == ["layers.0.attn.memory"]
+
+
+def test_what_heads_read_across_stays_as_it_is(decoder: Any) -> None:
+    model = decoder()
+    crossed = "share-kv{donor={2: 1}, level=cross}"
+    graph = rewritten(model, crossed)
+    found = key_values(attentions(graph)[1].attend, graph)
+    assert isinstance(found, Refusal)
+    assert "reads all at once" in found.reason
+    with pytest.raises(StructureError, match="keeps no keys and values as they are attended to"):
+        rewritten(model, "gqa-to-latent{layers=1},share-kv{donor={2: 1}, level=cross}")
+    with pytest.raises(StructureError, match="reads all at once"):
+        rewritten(model, f"{crossed},to-latent{{layers=1, rank=8}}")
+    with pytest.raises(DonorError):
+        rewritten(model, f"{crossed},share-kv{{donor={{1: 0}}}}")
 
 
 def test_biases_and_shared_memories_are_not_made_of_another_input(decoder: Any) -> None:
