@@ -1,0 +1,44 @@
+"""Every bundled model's small twin, built for target ``triton`` and stepped by plain functions and by kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import regraft
+from regraft.frontends.folder import builtin_names
+from regraft.ir.interpret import Interpreter
+from regraft.programs import load_program
+from tests.codegen.test_triton import stepped
+
+LENGTH, PROMPT, LAST = 28, 20, 26  # tokens, those that are read at once, and those that the slow interpreter is spared
+
+
+def packed(name: str, folder: Path) -> tuple[Any, Interpreter]:
+    """Return the program of a twin, and its interpreter."""
+    twin = regraft.twin(f"builtin:{name}", folder / "twin")
+    regraft.build(twin, folder / "package", target="triton")
+    model = regraft.lift(twin)
+    return load_program(folder / "package", dtype="float32"), Interpreter(model.graph, model.require_source())
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_steps_of_a_twin_are_the_graphs(name: str, tmp_path: Path) -> None:
+    model, interpreter = packed(name, tmp_path)
+    tokens = torch.randint(model.vocab, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    wanted = interpreter(tokens)
+    bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
+    assert (stepped(model, tokens, PROMPT, interpreted=False) - wanted).abs().max() < bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", builtin_names())
+def test_kernels_of_a_twin_compute_what_the_graph_does(name: str, tmp_path: Path) -> None:
+    model, interpreter = packed(name, tmp_path)
+    tokens = torch.randint(model.vocab, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    wanted = interpreter(tokens)
+    bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
+    assert (stepped(model, tokens, LAST, interpreted=True) - wanted).abs().max() < bound
