@@ -13,6 +13,7 @@ from torch import Tensor
 from regraft.codegen.kernels.attend import AttendStep
 from regraft.codegen.kernels.cca import CCARows, Latent
 from regraft.codegen.kernels.compress import CompressPrefill, Pooled
+from regraft.codegen.kernels.delta import DeltaRule
 from regraft.codegen.kernels.embed import Embedding
 from regraft.codegen.kernels.experts import Experts
 from regraft.codegen.kernels.flash import Flash
@@ -228,6 +229,23 @@ def _index(kernel: Index, call: Call) -> dict[str, Make]:
         "cos": lambda: cos,
         "sin": lambda: sin,
         "start": lambda: call.whole(call.context - 1),
+    }
+
+
+@_makers.register
+def _delta(kernel: DeltaRule, call: Call) -> dict[str, Make]:
+    k, batch, wide = kernel, call.batch, torch.promote_types(call.dtype, torch.float32)
+    matrix = (k.value_heads, k.width, k.value_width)
+    return {
+        "x": lambda: call.normal(batch, 1, k.channels),
+        "a": lambda: call.normal(batch, 1, k.value_heads),
+        "a_log": lambda: call.normal(k.value_heads),
+        "dt_bias": lambda: call.normal(k.value_heads),
+        "beta": lambda: call.normal(batch, 1, k.value_heads).sigmoid(),
+        "state": lambda: call.normal(batch, 1, *matrix, dtype=wide),
+        "norm_weight": lambda: call.gain(k.value_width),
+        "gate": lambda: call.normal(batch, 1, k.value_heads, k.value_width),
+        "count": lambda: call.whole(1),
     }
 
 

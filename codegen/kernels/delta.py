@@ -1,4 +1,7 @@
-"""The gated delta rule: a step of one token, from queries, keys and values side by side (specs/kernels.md, K11)."""
+"""The gated delta rule: a step of one token, from queries, keys and values side by side.
+
+Source: Yang et al. 2024, "Gated Delta Networks".
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class DeltaRule(Kernel):
     def tiles(self) -> Sequence[Tile]:
         """Return value channels of a program; where these are not all of a head, its last program norms the head."""
         most = self.power(self.value_width)
-        shapes = ((32, 4), (64, 8), (128, 8), (128, 16), (32, 8), (16, 4))
+        shapes = ((32, 8), (32, 4), (64, 8), (128, 16), (128, 8), (16, 4))
         cut = dict.fromkeys((min(block, most), warps) for block, warps in shapes)
         return [Tile({"BLOCK": block}, warps) for block, warps in cut]
 

@@ -260,7 +260,7 @@ class ShortConvStep(Kernel):
 
 @op("kernel.delta")
 class DeltaStep(Kernel):
-    """The gated delta rule for one token, with what leads to it, each head's norm and gate: specs/kernels.md, K11.
+    """The gated delta rule for one token, with what leads to it and each head's norm and gate.
 
     Example:
         %y = kernel.delta %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
