@@ -31,7 +31,8 @@ def emit_index(op: KernelOp, at: StepBody) -> Code:
     given = {"q": form.q, "weights": index.weight} | ({} if form.k is None else {"k": form.k})
     codes = {name: at.passed(_outside(op, value)) for name, value in given.items()}
     memory = index.memory if form.state is None else form.state.out
-    codes["keys"] = f"{_kept(_outside(op, memory), at)}[0]{'.flatten(2)' if memory.memory.rate else ''}"
+    flat = ".flatten(2)" if len(memory.memory.fields[0].shape) > 1 else ""
+    codes["keys"] = f"{_kept(_outside(op, memory), at)}[0]{flat}"
     name = at.shared.kernel("index", (kernel := _index(form)).called)
     return _call(name, kernel.arguments, {**codes, **_turn(form.rope, at)}, at)
 
