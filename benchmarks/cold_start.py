@@ -30,7 +30,7 @@ def first_token(folder: Path, began: float, device: str, prompt: int = 8) -> dic
     with torch.device("meta"):
         model = module.Model(written["config"])
     loading = time.time()
-    state = {name: _made(torch, dtype, shape, device) for name, (dtype, shape) in written["tensors"].items()}
+    state = {name: _made(torch, *of, device) for name, of in written["tensors"].items()}
     model.load_state_dict(state, assign=True)
     model.to(device).eval()
     if device != "cpu":
@@ -48,12 +48,11 @@ def first_token(folder: Path, began: float, device: str, prompt: int = 8) -> dic
     }
 
 
-def _made(torch: Any, dtype: str, shape: list[int], device: str) -> Any:
-    if dtype == "i64":
+def _made(torch: Any, dtype: str, shape: list[int], low: float, high: float, device: str) -> Any:
+    if dtype == "i64":  # experts of a token
         return torch.arange(shape[-1], device=device).expand(shape).contiguous()
     kind = {"bf16": torch.bfloat16, "f32": torch.float32}[dtype]
-    width = shape[-1] if len(shape) > 1 else 1
-    return torch.empty(shape, dtype=kind, device=device).uniform_(-1, 1).mul_(width**-0.5)
+    return torch.empty(shape, dtype=kind, device=device).uniform_(min(low, high), max(low, high))
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -339,6 +340,7 @@ def pass_part(name: str, part: Part, context: int = PASS_CONTEXT) -> bool:
                 sizes.append(moved(graph, context).total)
                 times.append(running.decoded(context, part.sizes))
                 del running
+                gc.collect()  # a model and its step know each other
             if part.device != "cpu":
                 torch.cuda.empty_cache()
         return {

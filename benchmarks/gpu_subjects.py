@@ -94,7 +94,7 @@ def fused_step(graph: Graph) -> Graph:
 
 
 def write_program(graph: Graph, folder: Path) -> Program:
-    """Write the package of a graph without its weights; `read_program` reads it."""
+    """Write the package of a graph, of its weights only shapes and ranges; `read_program` reads it."""
     program = TritonTarget(graph, [], graph.name, fused_step(graph), fuse_prefill(graph)).program()
     context = graph.meta.get("context")
     config = {
@@ -102,7 +102,15 @@ def write_program(graph: Graph, folder: Path) -> Program:
         "context": context if isinstance(context, int) else 2048,
         "layers": program.layers,
     }
-    tensors = {name: [value.tensor.dtype, value.tensor.sizes] for name, value in program.tensors.items()}
+    spread = Spread(graph)
+    tensors = {
+        name: [
+            value.tensor.dtype,
+            value.tensor.sizes,
+            *(spread.values(value.tensor.sizes, value.name, x) for x in (-1, 1)),
+        ]
+        for name, value in program.tensors.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PROGRAM).write_text(program.model_py, encoding="utf-8")
     (folder / WEIGHTS).write_text(json.dumps({"config": config, "tensors": tensors}), encoding="utf-8")

@@ -76,7 +76,7 @@ def stepper(model: Any, mode: str, prompt: Tensor, context: int, room: int) -> C
         model(prompt, past_key_values=cache, use_cache=True)
         _fill(cache, context)
         if mode == COMPILED:
-            form = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+            form = torch.compile(model.forward, mode="reduce-overhead")  # as generate() does
     token = prompt[:, -1:].clone()
 
     def step() -> None:
