@@ -29,8 +29,7 @@ def stock(config: Mapping[str, Any], weights: Mapping[str, Tensor], device: str)
     import transformers
 
     with tempfile.TemporaryDirectory() as folder:
-        known = {key: value for key, value in config.items() if key not in _OURS}
-        Path(folder, "config.json").write_text(json.dumps(known), encoding="utf-8")
+        Path(folder, "config.json").write_text(json.dumps(readable(config)), encoding="utf-8")
         read: Any = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     loader: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
@@ -43,6 +42,14 @@ def stock(config: Mapping[str, Any], weights: Mapping[str, Tensor], device: str)
         if name in state:  # one that loading forgets
             buffer.copy_(state[name])
     return model.eval()
+
+
+def readable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as all releases of transformers 5 read it."""
+    known = {key: value for key, value in config.items() if key not in _OURS}
+    turns: dict[str, Any] = known.get("rope_parameters") or {}
+    by_kind = {kind: each for kind, each in turns.items() if isinstance(each, dict)}
+    return known | ({"rope_parameters": by_kind} if by_kind else {})  # 5.17 takes numbers beside them for kinds
 
 
 @torch.no_grad()
