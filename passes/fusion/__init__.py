@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir.graph import Graph
+from regraft.passes.fitting.fold import folded
 from regraft.passes.fusion.attend import group_attend, pick_first
 from regraft.passes.fusion.convolved import group_convolved
 from regraft.passes.fusion.delta import group_delta
@@ -36,8 +37,10 @@ DECODE = (
 def fuse_decode(graph: Graph) -> Graph:
     """Return the graph of a call of one token for each sequence, its ops fused; ``graph`` stays as it is.
 
-    What has no kernel stays as it is too. Memories, parameters and results keep their names.
+    What has no kernel stays as it is too. Memories, parameters and results keep their names; parameters that are fitted
+    to statistics are loaded in it, since a step has no calibration text to take them of.
     """
+    graph = folded(graph) if any(op.reads_run_time for op in graph.ops) else graph
     grouping = Grouping(pick_first(carry_streams(graph)))
     for rule in DECODE:
         rule(grouping)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+import regraft
 from regraft.codegen.package import emit
 from regraft.codegen.torch_forms import Forms
 from regraft.ir.graph import Graph
@@ -76,3 +77,12 @@ def test_a_fused_graph_means_what_the_plain_one_does(name: str) -> None:
     assert torch.equal(one(tokens), other(tokens))
     plain = [op for op in fused.run_time() if not isinstance(op, Kernel)]
     assert {op.opname for op in plain} <= {"core.embed", "moe.route", "moe.experts", "core.add"}
+
+
+def test_parameters_that_are_still_to_be_fitted_are_loaded_in_a_step() -> None:
+    graph = regraft.opt("builtin:Llama-3.2-1B", "to-latent{rank=0.5}").graph
+    assert any(op.reads_run_time for op in graph.ops)
+    fused = fuse_decode(graph)
+    fused.verify()
+    assert not any(op.reads_run_time for op in fused.ops)
+    assert {v.name for v in fused.parameters()} == {v.name for v in graph.parameters()}
