@@ -108,11 +108,11 @@ def schedule(graph: Graph, fused: Graph, batch: int = 1, context: int = 4096, ti
 
 
 def _decoder(batch: int) -> tuple[Line, Line]:
-    """Return what an emitted ``Decoder`` does of its own: lengths grow, and the choice becomes the next token."""
+    """Return what an emitted ``Decoder`` does of its own: lengths grow, and the choices become the next tokens."""
     row = 8 * batch
     return (
         Line("aten.add_ lengths", False, Moved(2 * row, row, 0)),
-        Line("aten.copy_ tokens", False, Moved(row, row, 0)),
+        Line("aten.where tokens", False, Moved(2 * row + batch, row, 0)),
     )
 
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from regraft.programs import load_program
 from tests.codegen.programs import DECODERS, tokens_of
 from tests.codegen.test_triton import built
 from tests.ir.models import decoder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -89,6 +92,44 @@ def test_a_sequence_that_ended_does_not_grow(model: Any) -> None:
     steps = [grown.step(torch.tensor([1, 0])).tolist()[0] for _ in range(3)]
     assert [first[0], *steps] == [each[0] for each in likeliest(model, prompts, torch.tensor([5, 5]), 3)]
     assert grown.cache.lengths.tolist() == [8, 5]
+
+
+def test_a_sequence_that_waits_goes_on_with_its_token(model: Any) -> None:
+    names_of(model)["INTERPRETED"] = False
+    prompts = tokens_of(2, 5)
+    wanted = [each[1] for each in likeliest(model, prompts, torch.tensor([5, 5]), 4)]
+    assert len(set(wanted)) > 2
+    grown = names_of(model)["Decoder"](model, prompts, context=12)
+    found = [int(grown.tokens[1])]
+    for waits in (True, False, True, True, False, False, False):
+        token = int(grown.step(torch.tensor([1, not waits]))[1])
+        if waits:
+            assert token == found[-1]
+        else:
+            found.append(token)
+    assert found == wanted
+
+
+def test_a_graph_is_not_replayed_on_a_cache_that_went_on_without_it(model: Any) -> None:
+    names_of(model)["INTERPRETED"] = False
+    prompts = tokens_of(2, 5)
+    wanted = likeliest(model, prompts, torch.tensor([5, 5]), 3)
+    grown = names_of(model)["Decoder"](model, prompts, context=12)
+    grown.step()
+    grown.tokens.copy_(model(grown.tokens, grown.cache)[:, -1].argmax(-1, keepdim=True))
+    grown.graph = object()  # nothing that can be replayed
+    assert grown.step().tolist() == wanted[3]
+    assert grown.graph is None
+
+
+def test_copies_of_a_package_in_one_process_keep_their_own_kernels(tmp_path: Path) -> None:
+    first = built(decoder(DECODERS["llama-like"]), tmp_path / "package")[0]
+    tokens = tokens_of(1, 1)
+    wanted = first(tokens, first.new_cache(1, 2))
+    second = load_program(tmp_path / "package", dtype="float32")
+    assert names_of(second)["SPACE"] != names_of(first)["SPACE"]
+    for model in (first, second):
+        assert torch.equal(model(tokens, model.new_cache(1, 2)), wanted)
 
 
 def test_kernels_that_are_wrong_are_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
