@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.codegen.torch_target import Program
-from regraft.codegen.triton_target import TritonTarget
+from regraft.codegen.torch.target import Program
+from regraft.codegen.triton.target import TritonTarget
 from regraft.frontends.config import Given
 from regraft.frontends.family import family_of
 from regraft.frontends.folder import open_model

@@ -20,7 +20,7 @@ import regraft
 from regraft.codegen.kernels.ahead import triton_version
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.tables import FILE, Shipped, Tiles, best, key, read, written
-from regraft.codegen.triton_target import TritonTarget
+from regraft.codegen.triton.target import TritonTarget
 from regraft.frontends.folder import builtin_names
 from regraft.ir.errors.kernels import NoTileError
 from regraft.ir.files import write_atomic

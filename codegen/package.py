@@ -12,9 +12,9 @@ from typing import Any, cast
 from regraft.codegen.names import comment
 from regraft.codegen.render import render
 from regraft.codegen.schedule import schedule
-from regraft.codegen.torch_forms import Forms
-from regraft.codegen.torch_target import Program, TorchTarget
-from regraft.codegen.triton_target import TritonTarget
+from regraft.codegen.torch.forms import Forms
+from regraft.codegen.torch.target import Program, TorchTarget
+from regraft.codegen.triton.target import TritonTarget
 from regraft.ir.cost import cache_bytes, parameters
 from regraft.ir.errors.base import RegraftError
 from regraft.ir.errors.codegen import UnknownTargetError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from regraft.codegen.kernels.kernel import Kernel, Moved
 from regraft.codegen.kernels.tables import Tiles
-from regraft.codegen.torch_body import Body
-from regraft.codegen.triton_target import StepBody, StepTarget, TritonTarget
+from regraft.codegen.torch.body import Body
+from regraft.codegen.triton.target import StepBody, StepTarget, TritonTarget
 from regraft.ir.cost import call_sizes
 from regraft.ir.dims import Sizes
 from regraft.ir.graph import Graph

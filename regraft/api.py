@@ -156,7 +156,7 @@ def build(
     """
     from regraft.codegen.kernels.tables import Tiles
     from regraft.codegen.package import emit
-    from regraft.codegen.torch_forms import Forms
+    from regraft.codegen.torch.forms import Forms
     from regraft.passes.fusion import fuse_decode
     from regraft.passes.fusion.prefill import fuse_prefill
     from regraft.passes.latent_forms import decoding_form

@@ -95,7 +95,7 @@ def tune(
 
 def kernels_of(graph: Graph) -> dict[str, Kernel]:
     """Return the kernels of a graph's package by the names that they have in it."""
-    from regraft.codegen.triton_target import TritonTarget
+    from regraft.codegen.triton.target import TritonTarget
     from regraft.passes.fusion import fuse_decode
     from regraft.passes.fusion.prefill import fuse_prefill
     from regraft.passes.latent_forms import decoding_form

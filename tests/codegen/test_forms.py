@@ -9,7 +9,7 @@ import torch
 
 import regraft
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms, either
+from regraft.codegen.torch.forms import Forms, either
 from regraft.frontends.twin import write_twin
 from regraft.ir.interpret import Interpreter
 from regraft.ir.source import TensorSource

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from regraft.codegen import torch_ops
 from regraft.codegen.package import emit
-from regraft.codegen.torch_ops import EMITTERS, missing_ops
-from regraft.codegen.torch_target import TorchTarget
+from regraft.codegen.torch import ops as torch_ops
+from regraft.codegen.torch.ops import EMITTERS, missing_ops
+from regraft.codegen.torch.target import TorchTarget
 from regraft.ir.errors.base import RegraftError
 from regraft.ir.errors.checkpoint import MissingTensorError
 from regraft.ir.errors.codegen import MissingEmitterError, UnknownTargetError, WiringError

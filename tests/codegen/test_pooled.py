@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from regraft.codegen.package import emit
-from regraft.codegen.torch_target import TorchTarget
+from regraft.codegen.torch.target import TorchTarget
 from regraft.frontends.family import read_config
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift_config

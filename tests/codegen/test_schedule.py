@@ -10,7 +10,7 @@ import pytest
 import regraft
 from regraft.codegen.package import emit
 from regraft.codegen.schedule import Part, Schedule, schedule
-from regraft.codegen.torch_forms import Forms
+from regraft.codegen.torch.forms import Forms
 from regraft.frontends.folder import builtin_names
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op

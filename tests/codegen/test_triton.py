@@ -10,7 +10,7 @@ import torch
 
 import regraft
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms
+from regraft.codegen.torch.forms import Forms
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.kernels import Kernel

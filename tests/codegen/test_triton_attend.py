@@ -10,8 +10,8 @@ import torch
 
 from regraft.codegen.kernels.rows import RowsKernel
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms
-from regraft.codegen.triton_target import StepTarget, TritonTarget
+from regraft.codegen.torch.forms import Forms
+from regraft.codegen.triton.target import StepTarget, TritonTarget
 from regraft.ir.builder import Builder
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter

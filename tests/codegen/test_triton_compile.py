@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms
+from regraft.codegen.torch.forms import Forms
 from regraft.frontends.folder import open_model
 from regraft.ir.interpret import Interpreter
 from regraft.ir.source import TensorSource

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms
+from regraft.codegen.torch.forms import Forms
 from regraft.frontends.family import read_config
 from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift_config

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from regraft.api import build, lift
 from regraft.api import twin as write_twin
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms
+from regraft.codegen.torch.forms import Forms
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.attn import Attend

@@ -10,7 +10,7 @@ import pytest
 
 from regraft.cli.main import main
 from regraft.codegen.package import emit
-from regraft.codegen.torch_forms import Forms
+from regraft.codegen.torch.forms import Forms
 from regraft.ir.errors.kernels import TuneDeviceError
 from regraft.passes.fusion import fuse_decode
 from regraft.passes.fusion.prefill import fuse_prefill

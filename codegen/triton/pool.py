@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.compress import Compress
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch.code import Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.pool import pool_form
 from regraft.ir.op import Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.target import StepBody
 
 
 def emit_pool(op: KernelOp, at: StepBody) -> Code:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from regraft.codegen.kernels.attend import AttendStep, HeadNorm, Turn
-from regraft.codegen.torch_code import ATOM, Code
+from regraft.codegen.torch.code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.attend import AttendForm, Heads, LatentForm, ValuesForm, attend_form, latent_form, values_form
 from regraft.ir.op import Value
@@ -15,7 +15,7 @@ from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.pos import Rope
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.target import StepBody
 
 
 _SLOTS = 131072  # of a memory of all rows, for the choice of tiles

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.tables import COUNTED, Tiles
 from regraft.codegen.names import Namespace, suffixes
-from regraft.codegen.torch_body import GLOBALS, Body, Shared, kept
-from regraft.codegen.torch_code import ATOM
-from regraft.codegen.torch_forms import StepForm
-from regraft.codegen.torch_target import TorchTarget
-from regraft.codegen.torch_text import signature
-from regraft.codegen.triton_ops import emit_kernel
-from regraft.codegen.triton_prefill import PrefillBody
+from regraft.codegen.torch.body import GLOBALS, Body, Shared, kept
+from regraft.codegen.torch.code import ATOM
+from regraft.codegen.torch.forms import StepForm
+from regraft.codegen.torch.target import TorchTarget
+from regraft.codegen.torch.text import signature
+from regraft.codegen.triton.ops import emit_kernel
+from regraft.codegen.triton.prefill import PrefillBody
 from regraft.codegen.wiring import Place, local_value
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph

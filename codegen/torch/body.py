@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from regraft.codegen.names import Namespace, comment, suffixes
-from regraft.codegen.torch_code import Code, Far, Sight
-from regraft.codegen.torch_memories import written_by_readers
-from regraft.codegen.torch_ops import absorbs, emit_op
+from regraft.codegen.torch.code import Code, Far, Sight
+from regraft.codegen.torch.memories import written_by_readers
+from regraft.codegen.torch.ops import absorbs, emit_op
 from regraft.codegen.wiring import Place
 from regraft.ir.dims import Sym
 from regraft.ir.op import Op, Value

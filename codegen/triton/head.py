@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.head import Head
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch.code import Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.head import head_form
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.target import StepBody
 
 
 def emit_head(op: KernelOp, at: StepBody) -> Code:

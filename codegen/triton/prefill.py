@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from regraft.codegen.names import suffixes
-from regraft.codegen.torch_body import Body
-from regraft.codegen.torch_code import ATOM, Code, Sight
-from regraft.codegen.torch_ops import emit_op
-from regraft.codegen.triton_experts import emit_grouped
-from regraft.codegen.triton_flash import emit_flash, emit_pooled, emit_scores
-from regraft.codegen.triton_streams import emit_streams_in_blocks
+from regraft.codegen.torch.body import Body
+from regraft.codegen.torch.code import ATOM, Code, Sight
+from regraft.codegen.torch.ops import emit_op
+from regraft.codegen.triton.experts import emit_grouped
+from regraft.codegen.triton.flash import emit_flash, emit_pooled, emit_scores
+from regraft.codegen.triton.streams import emit_streams_in_blocks
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Windowed
@@ -19,7 +19,7 @@ from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel, Spa
 from regraft.ir.types import MemoryType
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import SharedKernels
+    from regraft.codegen.triton.target import SharedKernels
 
 
 class PrefillBody(Body):

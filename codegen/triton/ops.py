@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.codegen.kernels.rows import LOCALS, RowsWriter
 from regraft.codegen.names import Namespace, suffixes
-from regraft.codegen.torch_body import GLOBALS, Body
-from regraft.codegen.torch_code import ATOM, Code
-from regraft.codegen.triton_attend import emit_attend
-from regraft.codegen.triton_convolved import emit_convolved
-from regraft.codegen.triton_delta import emit_delta
-from regraft.codegen.triton_embed import emit_embed, emit_layer_rows
-from regraft.codegen.triton_experts import emit_experts, emit_route
-from regraft.codegen.triton_head import emit_head
-from regraft.codegen.triton_pool import emit_pool
-from regraft.codegen.triton_short_conv import emit_short_conv
-from regraft.codegen.triton_sparse import emit_index, emit_sparse
-from regraft.codegen.triton_streams import emit_streams
+from regraft.codegen.torch.body import GLOBALS, Body
+from regraft.codegen.torch.code import ATOM, Code
+from regraft.codegen.triton.attend import emit_attend
+from regraft.codegen.triton.convolved import emit_convolved
+from regraft.codegen.triton.delta import emit_delta
+from regraft.codegen.triton.embed import emit_embed, emit_layer_rows
+from regraft.codegen.triton.experts import emit_experts, emit_route
+from regraft.codegen.triton.head import emit_head
+from regraft.codegen.triton.pool import emit_pool
+from regraft.codegen.triton.short_conv import emit_short_conv
+from regraft.codegen.triton.sparse import emit_index, emit_sparse
+from regraft.codegen.triton.streams import emit_streams
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.rows import rows_form
 from regraft.ir.graph import relative
@@ -45,7 +45,7 @@ from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.precision import CastLike, Widen
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.target import StepBody
 
 
 def argument_names(op: KernelOp, taken: Sequence[str]) -> tuple[dict[Value, str], Namespace]:

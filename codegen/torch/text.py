@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_body import WIDTH, kept
-from regraft.codegen.torch_memories import pooled_view
+from regraft.codegen.torch.body import WIDTH, kept
+from regraft.codegen.torch.memories import pooled_view
 from regraft.ir.op import Op
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.seq import Delta

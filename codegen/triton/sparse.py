@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.sparse import Sparse
-from regraft.codegen.torch_code import ATOM, Code
+from regraft.codegen.torch.code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.index import IndexForm, index_form
 from regraft.ir.forms.sparse import SparseForm, sparse_form
@@ -18,7 +18,7 @@ from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.pos import Rope
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.target import StepBody
 
 
 def emit_index(op: KernelOp, at: StepBody) -> Code:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.sparse import SparsePrefill
-from regraft.codegen.torch_code import ATOM, Code
+from regraft.codegen.torch.code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.flash import flash_form, pooled_form, scores_form
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_prefill import PrefillBody
+    from regraft.codegen.triton.prefill import PrefillBody
 
 
 def emit_flash(op: KernelOp, at: PrefillBody) -> Code:

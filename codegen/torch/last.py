@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from regraft.codegen.torch_body import Body
-from regraft.codegen.torch_code import lacking
+from regraft.codegen.torch.body import Body
+from regraft.codegen.torch.code import lacking
 from regraft.ir.graph import Graph
 from regraft.ir.op import Value
 from regraft.ir.ops.final import Last

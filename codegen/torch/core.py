@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_code import ATOM, PRODUCT, SUM, Code, Scope
+from regraft.codegen.torch.code import ATOM, PRODUCT, SUM, Code, Scope
 from regraft.ir.graph import layer_of
 from regraft.ir.op import Op
 from regraft.ir.ops.attn import Temper

@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_code import ATOM, Code, Scope, lacking
-from regraft.codegen.torch_core import CORE
-from regraft.codegen.torch_memories import MEMORIES
+from regraft.codegen.torch.code import ATOM, Code, Scope, lacking
+from regraft.codegen.torch.core import CORE
+from regraft.codegen.torch.memories import MEMORIES
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import REGISTRY, Op, Value
 from regraft.ir.ops.attn import KV, Attend

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.cca import CCA
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch.code import Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.convolved import convolved_form
 from regraft.ir.forms.elements import width
@@ -13,7 +13,7 @@ from regraft.ir.op import Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.target import StepBody
 
 
 def emit_convolved(op: KernelOp, at: StepBody) -> Code:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regraft.codegen.names import literal
-from regraft.codegen.torch_code import ATOM, Code, Far, Scope, Sight, lacking
+from regraft.codegen.torch.code import ATOM, Code, Far, Scope, Sight, lacking
 from regraft.ir.dims import rows_of
 from regraft.ir.graph import layer_of
 from regraft.ir.op import Op, Value

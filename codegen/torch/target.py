@@ -11,12 +11,12 @@ from textwrap import wrap
 from typing import Any
 
 from regraft.codegen.names import Namespace, class_name, comment, literal, suffixes
-from regraft.codegen.torch_body import RUN_LOCALS, WIDTH, Body, Shared
-from regraft.codegen.torch_code import ATOM
-from regraft.codegen.torch_forms import StepForm, either
-from regraft.codegen.torch_last import write_cut
-from regraft.codegen.torch_ops import stays_wide
-from regraft.codegen.torch_text import (
+from regraft.codegen.torch.body import RUN_LOCALS, WIDTH, Body, Shared
+from regraft.codegen.torch.code import ATOM
+from regraft.codegen.torch.forms import StepForm, either
+from regraft.codegen.torch.last import write_cut
+from regraft.codegen.torch.ops import stays_wide
+from regraft.codegen.torch.text import (
     angles,
     branches,
     broken,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.streams import Streams, StreamsPrefill
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch.code import Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.streams import StreamsForm, streams_form
 from regraft.ir.ops.hyper import Read
@@ -13,8 +13,8 @@ from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.types import ITEM_BITS
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_prefill import PrefillBody
-    from regraft.codegen.triton_target import StepBody
+    from regraft.codegen.triton.prefill import PrefillBody
+    from regraft.codegen.triton.target import StepBody
 
 
 def emit_streams(op: KernelOp, at: StepBody) -> Code:

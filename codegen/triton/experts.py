@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from regraft.codegen.kernels.experts import Experts as ExpertsKernel
 from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.route import Route as RouteKernel
-from regraft.codegen.torch_code import ATOM, Code
+from regraft.codegen.torch.code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.elements import width
 from regraft.ir.forms.experts import (
@@ -26,8 +26,8 @@ from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.moe import Experts
 
 if TYPE_CHECKING:
-    from regraft.codegen.torch_body import Body
-    from regraft.codegen.triton_target import SharedKernels, StepBody
+    from regraft.codegen.torch.body import Body
+    from regraft.codegen.triton.target import SharedKernels, StepBody
 
 
 def emit_route(op: KernelOp, at: StepBody) -> Code:

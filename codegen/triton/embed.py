@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.embed import Embedding, Wave
 from regraft.codegen.kernels.layer_rows import LayerRows
-from regraft.codegen.torch_code import Code
+from regraft.codegen.torch.code import Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.elements import width
 from regraft.ir.forms.embed import embed_form, layer_rows_form
@@ -14,7 +14,7 @@ from regraft.ir.op import Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
-    from regraft.codegen.triton_target import StepBody, Turning
+    from regraft.codegen.triton.target import StepBody, Turning
 
 
 def emit_embed(op: KernelOp, at: StepBody) -> Code:

@@ -1,0 +1,1 @@
+"""Target ``triton``: the file of target ``torch``, with fused kernels."""
