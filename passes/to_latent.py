@@ -46,6 +46,7 @@ from regraft.passes.fitting.latents import (
     shape_of,
     stored,
 )
+from regraft.passes.fitting.normed import add_output_bias, in_layout, normed_refusal
 from regraft.passes.fitting.refit import RIDGE, RIDGES, TARGET, refit_output, refit_text, refits_refusal
 from regraft.passes.gqa_to_latent import latent_sites
 from regraft.passes.located import Node
@@ -94,7 +95,9 @@ class ToLatent(Pass):
     With a number of channels as ``rope`` the result has the form of multi-head latent attention: so many channels of
     one key that all heads share go on turning, the rest of the keys no longer does, each query head seeing it turned by
     the mean over what it attends to. That form can be ``absorbed``: attention in the latent itself, as programs do it
-    for single tokens anyway. No class of transformers holds it: those norm the latent, which is another function.
+    for single tokens anyway. No class of transformers holds it: those norm the latent, which is another function. With
+    ``layout: deepseek`` one more number is kept, the same large one for every token, so that the norm changes nothing:
+    where the rest of the model is theirs too, transformers' DeepSeek V3 loads the result.
     """
 
     name: ClassVar[str] = "to-latent"
@@ -122,6 +125,11 @@ class ToLatent(Pass):
     alike: bool = option(BOOL, False, "with a number of rope channels, keep the same frequencies in all layers")
     form: str = option(
         choice("reconstruct", "absorbed"), "reconstruct", "rebuild keys and values, or attend in the latent"
+    )
+    layout: str = option(
+        choice("own", "deepseek"),
+        "own",
+        "deepseek: as its checkpoints are, the same rank and frequencies in all layers",
     )
     normed: str = option(
         choice("carried", "inside"), "carried", "normed keys: what the norm divides by beside the latent, or within"
@@ -179,9 +187,11 @@ class ToLatent(Pass):
         sites = latent_sites(self, graph, self.layers)
         for layer, site in sites.items():
             self._check_site(layer, site, graph)
+        if self.layout == "deepseek":
+            self._check_layout(set(sites) == set(attentions(graph)))
         shapes = {layer: self._shape(site) for layer, site in sites.items()}
         if self._kept_is_open and measurements is not None:
-            kept = choose_frequencies(sites, graph, cast("int", self.rope) // 2, measurements, self.alike)
+            kept = choose_frequencies(sites, graph, cast("int", self.rope) // 2, measurements, self._alike)
             return replace(self, kept=kept).decide(graph, measurements, constraints)
         if self.total is not None:
             self._check_total(shapes)
@@ -223,7 +233,11 @@ class ToLatent(Pass):
         """Return how a memory's latent is made; beside a shared key its channels are carried."""
         if self.rope == "all":
             return shape_of(site, self.normed == "inside")
-        return replace(decoupled_shape(site), carried=cast("int", self.rope))
+        return replace(decoupled_shape(site), carried=cast("int", self.rope) + (self.layout == "deepseek"))
+
+    @property
+    def _alike(self) -> bool:
+        return self.alike or self.layout == "deepseek"
 
     def _check_options(self) -> None:
         problem = None
@@ -231,16 +245,36 @@ class ToLatent(Pass):
             problem = ("form", "rope: all") if self.form == "absorbed" else None
             problem = ("kept", "rope: all") if self.kept is not None else problem
             problem = ("alike", "rope: all") if self.alike else problem
+            problem = ("layout", "rope: all") if self.layout == "deepseek" else problem
         if problem is not None:
             fix = "give rope a number of channels: what turns by head cannot be absorbed"
             where = self.place(problem[0])
             raise OptionConflictError(owner=self.name, first=problem[0], second=problem[1], fix=fix, where=where)
 
+    def _check_layout(self, whole: bool) -> None:
+        """Refuse what DeepSeek's layout has no place for: layers that differ, and keys of which nothing turns."""
+        kept, ranks = set((self.kept or {}).values()), self.rank
+        each = ranks.values() if isinstance(ranks, Mapping) else ranks if isinstance(ranks, tuple) else ()
+        wrong = {
+            "rope": self.rope == 0,
+            "form": self.form == "absorbed",
+            "total": self.total is not None,
+            "layers": not whole,
+            "kept": len(kept) > 1,
+            "rank": len(set(each)) > 1,
+        }
+        for first in (name for name, found in wrong.items() if found):
+            fix = "all layers keep the same: one rank, and the same frequencies of a key that turns, expanded by head"
+            where = self.place(first)
+            raise OptionConflictError(owner=self.name, first=first, second="layout: deepseek", fix=fix, where=where)
+
     def _refusal(self, site: KeyValues) -> Refusal | None:
         if self.rope == "all":
             return latent_refusal(site, self.method)
         turn = rotation_of(site)
-        return turn if isinstance(turn, Refusal) else None
+        if isinstance(turn, Refusal):
+            return turn
+        return normed_refusal(site) if self.layout == "deepseek" else None
 
     def _check_site(self, layer: int, site: KeyValues, graph: Graph) -> None:
         refusal, turn = self._refusal(site), rotation_of(site) if self.rope != "all" else None
@@ -401,6 +435,10 @@ class _KeepLatent(Rule[Attend, KeyValues]):
                 refit_output(edit, output, options.target, options.ridge)
                 told = refit_text(output, options.target, options.ridge)
             done += f", {told}"
+        if options.layout == "deepseek":
+            output = output_of(site.readers[0])
+            assert not isinstance(output, Refusal)
+            add_output_bias(edit, output)
         return done
 
     def _decoupled(self, site: KeyValues, edit: Editor, fit: Fit) -> str:
@@ -413,6 +451,8 @@ class _KeepLatent(Rule[Attend, KeyValues]):
             made = expanded_site(turn.attend)
             assert not isinstance(made, Refusal), made
             absorb(made, edit)
+        elif self.options.layout == "deepseek":
+            in_layout(edit, turn.attend)
         done = f"keeps a latent of {fit.rank} and {2 * len(kept)} channels of one key that turns"
         return f"{done} instead of {site.width} numbers a token" + (", absorbed" * (self.options.form == "absorbed"))
 

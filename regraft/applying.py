@@ -20,6 +20,7 @@ from regraft.ir.ops.weight import Load
 from regraft.ir.sink import SHARD_BYTES, ShardWriter
 from regraft.ir.source import Source, from_bytes, to_bytes
 from regraft.ir.text import print_graph
+from regraft.joining import Join, JoiningSink, joined_tensors
 from regraft.model import Model, lift
 from regraft.passes.fitting.fold import fitted_parameters, fold, folded, plan_tensors
 from regraft.passes.fitting.measure import Measurements
@@ -30,7 +31,7 @@ from regraft.passes.pipeline import PipelineResult, run_pipeline
 from regraft.passes.recipe import Calibration, Recipe, load_recipe, parse_pipeline
 from regraft.quality import EvalReport, Probes
 from regraft.readings import readings
-from regraft.stock import stock_config
+from regraft.stock import stock_form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,9 +150,12 @@ def apply(
             folder.record(recipe=result.recipe.to_pipeline(expanded=True))
         kept = kept_packed(result.graph, subject.graph)
         quantized = packing(result.graph, subject.graph, kept)
-        shards = _write_weights(result, kept, source, folder, windows, shard_bytes, progress)
         final = folded(result.graph, kept)
-        stock = _stock(final, subject.folder, folder.path, quantized)
+        form = None if quantized.tensors else stock_form(final, subject.folder)
+        joins = form.joins if form else {}
+        shards = _write_weights(result, kept, source, folder, windows, shard_bytes, progress, joins)
+        stock = form.config if form else _stock(final, subject.folder, folder.path, quantized)
+        final = final if form is None or form.graph is None else form.graph
         _write_config(folder, subject, final, stock)
         quality, note = _quality(subject, final, folder.path, windows, result)
         records = {
@@ -219,6 +223,7 @@ def _write_weights(
     windows: Windows | None,
     shard_bytes: int,
     progress: Progress | None,
+    joins: Mapping[str, Join],
 ) -> dict[str, str]:
     """Fold the weights into the folder, and return each file's digest."""
     sweep = None
@@ -238,26 +243,29 @@ def _write_weights(
         known = {name: from_bytes(bytearray((folder.path / file(name)).read_bytes()), infos[name]) for name in done}
         rows = windows.tokens[: _rows(result.recipe)]
         sweep = Sweep(result.graph, result.original, source, rows, known=known)
-    with ShardWriter(folder, list(infos.values()), shard_bytes=shard_bytes) as sink:
-        fold(result.graph, source, sink, sweep, keep, progress, kept=kept)
+    tensors = joined_tensors(list(infos.values()), joins)
+    with ShardWriter(folder, tensors, shard_bytes=shard_bytes) as sink:
+        fold(result.graph, source, JoiningSink(sink, joins), sweep, keep, progress, kept=kept)
         digests = sink.finish()
     folder.remove(_FITS)
     return digests
 
 
 def _stock(graph: Graph, folder: ModelFolder, written: Path, quantized: Packing) -> dict[str, Any] | None:
-    """Return the config with which a stock class computes what was written, or none.
+    """Return the config with which a stock class computes a quantised model that was written, or none.
 
     The stock classes take a checkpoint that is quantised as published, or not at all.
     """
     if not quantized.tensors:
-        return stock_config(graph, folder)
-    if not quantized.dequantized:
-        return stock_config(graph, folder, written)
-    if quantized.kept_tensors:
         return None
-    plain = {key: value for key, value in folder.config.items() if key != "quantization_config"}
-    return stock_config(graph, replace(folder, config=plain))
+    if not quantized.dequantized:
+        form = stock_form(graph, folder, written)
+    elif quantized.kept_tensors:
+        return None
+    else:
+        plain = {key: value for key, value in folder.config.items() if key != "quantization_config"}
+        form = stock_form(graph, replace(folder, config=plain))
+    return form.config if form is not None and not form.joins else None
 
 
 def _write_config(folder: OutputFolder, model: Model, graph: Graph, stock: dict[str, Any] | None) -> None:

@@ -198,9 +198,10 @@ def _fed(
 
     A memory that the original does not keep in this form comes of the layer that makes it, fed in the same way.
     """
-    values: dict[Value, Any] = {v: model.weights[v.name] for op in layer.ops for v in op.operands if v.is_weight}
+    ops = [op for op in layer.ops if not op.weight_time]
+    values: dict[Value, Any] = {v: model.weights[v.name] for op in ops for v in op.operands if v.is_weight}
     for value in layer.inputs:
-        if value in values:
+        if value.is_weight:
             continue
         found = given.get(value.name)
         if found is None and isinstance(value.type, MemoryType) and value in made:
@@ -208,7 +209,7 @@ def _fed(
         if found is None:
             return None
         values[value] = found
-    return execute([op for op in layer.ops if not op.weight_time], values, run, {wanted})[wanted]
+    return execute(ops, values, run, {wanted})[wanted]
 
 
 def _relative(error: Tensor, of: Tensor) -> float:

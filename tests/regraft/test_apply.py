@@ -28,7 +28,7 @@ from regraft.passes.fitting.fold import folded
 from regraft.passes.pipeline import run_pipeline
 from regraft.passes.recipe import parse_pipeline
 from regraft.quality import Probes
-from regraft.stock import stock_config
+from regraft.stock import stock_form
 from regraft.verifying import verify
 from tests.regraft.conftest import ROOT
 
@@ -68,7 +68,8 @@ def test_heads_merged_under_norms_for_a_stock_class_have_its_config(tiny: Path) 
     pipeline = "merge-kv-heads{{heads=2, grouping=adjacent, norm={norm}}}"
     for norm, heads in (("stock", 2), ("gauge", None)):
         result = run_pipeline(model.graph, parse_pipeline(pipeline.format(norm=norm)))
-        config = stock_config(folded(result.graph), model.folder) or {}
+        form = stock_form(folded(result.graph), model.folder)
+        config = form.config if form else {}
         assert config.get("num_key_value_heads") == heads
 
 
@@ -90,6 +91,28 @@ def test_merged_heads_are_a_stock_model_that_transformers_loads(
     assert report.quality is not None
     assert report.quality.kl_mean is not None
     assert 0.05 < report.quality.kl_mean < 1.0
+    assert verify(tmp_path / "out", against="transformers").passed
+
+
+@pytest.mark.parametrize(
+    ("options", "turning"),
+    [("rope=16", "longrope"), pytest.param("rope=8, kept=EVERY", "default", marks=pytest.mark.slow)],
+)
+def test_a_latent_in_the_layout_of_deepseek_is_a_stock_model_that_transformers_loads(
+    options: str, turning: str, text: Path, tmp_path: Path
+) -> None:
+    every = options.replace("EVERY", str({layer: [0, 2, 4, 6] for layer in range(6)}))
+    section = f'calibration{{text="{text}", tokens=1024, context=128}}'
+    recipe = f"to-latent{{rank=63, layout=deepseek, {every}}},{section}"
+    report = apply(ROOT / "examples" / "tiny-llama", recipe, tmp_path / "out")
+    assert report.stock == "DeepseekV3ForCausalLM"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["kv_lora_rank"], config["rope_parameters"]["rope_type"]) == (64, turning)
+    assert "model.layers.0.self_attn.kv_b_proj.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    assert report.predicted["weight_bytes"] == report.measured["weight_bytes"]
+    assert report.quality is not None
+    assert report.quality.kl_mean is not None
+    assert 1e-3 < report.quality.kl_mean < 1.0
     assert verify(tmp_path / "out", against="transformers").passed
 
 
