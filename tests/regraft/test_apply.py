@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import regraft
 from regraft.applying import apply
 from regraft.evaluating import evaluate
 from regraft.ir.errors.base import RegraftError
@@ -113,6 +114,17 @@ def test_a_latent_in_the_layout_of_deepseek_is_a_stock_model_that_transformers_l
     assert report.quality is not None
     assert report.quality.kl_mean is not None
     assert 1e-3 < report.quality.kl_mean < 1.0
+    assert verify(tmp_path / "out", against="transformers").passed
+
+
+def test_a_model_of_deepseek_stays_one_under_other_passes(tmp_path: Path) -> None:
+    twin = regraft.twin("builtin:DeepSeek-V2-Lite", tmp_path / "twin")
+    assert apply(twin, "fold-norms{leave=ones}", tmp_path / "out").stock == "DeepseekV2ForCausalLM"
+    before, after = (load_file(folder / "model.safetensors") for folder in (twin, tmp_path / "out"))
+    joined = [name for name in before if "kv_b_proj" in name]
+    assert len(joined) == 4
+    assert all(torch.equal(before[name], after[name]) for name in joined)
+    assert not any("k_b_proj" in name for name in after)
     assert verify(tmp_path / "out", against="transformers").passed
 
 
