@@ -30,7 +30,10 @@ def first_token(folder: Path, began: float, device: str, prompt: int = 8) -> dic
     with torch.device("meta"):
         model = module.Model(written["config"])
     loading = time.time()
-    state = {name: _made(torch, *of, device) for name, of in written["tensors"].items()}
+    state = {
+        name: _made(torch, dtype, shape, low, high, device)
+        for name, (dtype, shape, low, high) in written["tensors"].items()
+    }
     model.load_state_dict(state, assign=True)
     model.to(device).eval()
     if device != "cpu":

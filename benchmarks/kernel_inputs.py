@@ -21,7 +21,9 @@ from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.head import Head
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.kernels.layer_rows import LayerRows
 from regraft.codegen.kernels.route import Route
+from regraft.codegen.kernels.short_conv import ShortConv
 from regraft.codegen.kernels.sparse import Sparse, SparsePrefill
 from regraft.codegen.kernels.streams import Streams, StreamsPrefill
 
@@ -187,11 +189,16 @@ def _experts(kernel: Experts, call: Call) -> dict[str, Make]:
         "shared_up": lambda: call.weight(k.shared, k.width),
         "shared_down": lambda: call.weight(k.width, k.shared),
         "shared_share": lambda: call.weight(1, k.width),
+        "shared_norm": lambda: call.gain(k.width),
         "residual": lambda: call.normal(batch, 1, k.width, dtype=wide),
         "out_bias": lambda: call.normal(k.width),
         "out_gain": lambda: call.gain(k.width),
         "residual_bias": lambda: call.normal(k.width),
         "residual_gain": lambda: call.gain(k.width),
+        "out_norm": lambda: call.gain(k.width),
+        "shared_out_norm": lambda: call.gain(k.width),
+        "sum_norm": lambda: call.gain(k.width),
+        "gain": lambda: call.gain(1),
     }
 
 
@@ -225,6 +232,7 @@ def _index(kernel: Index, call: Call) -> dict[str, Make]:
     return {
         "q": lambda: call.normal(batch, 1, k.heads, k.width),
         "weights": lambda: call.normal(batch, 1, k.heads),
+        "k": lambda: call.normal(batch, 1, 1, k.width),
         "keys": lambda: call.normal(batch, call.context // k.rate, k.width),
         "cos": lambda: cos,
         "sin": lambda: sin,
@@ -256,22 +264,46 @@ def _route(kernel: Route, call: Call) -> dict[str, Make]:
     def table() -> Tensor:
         return torch.rand(vocab, k.experts, device=call.device).argsort(-1)[:, : k.chosen].contiguous()
 
-    return {
+    makers: dict[str, Make] = {
         "x": lambda: call.normal(batch, 1, k.width),
         "logits": lambda: call.normal(batch, 1, k.experts),
         "norm_weight": lambda: call.gain(k.width),
-        "weight": lambda: call.weight(k.experts, k.width),
+        "into": lambda: call.weight(k.states, k.width),
+        "into_bias": lambda: call.normal(k.states),
+        "carried": lambda: call.normal(batch, 1, k.states),
+        "carried_gain": lambda: call.gain(k.states),
+        "state_norm": lambda: call.gain(k.states),
+        "weight": lambda: call.weight(k.experts, k.states or k.width),
         "weight_bias": lambda: call.normal(k.experts),
         "bias": lambda: call.normal(k.experts, scale=0.1),
         "gain": lambda: call.gain(k.experts),
         "tokens": lambda: torch.randint(vocab, (batch, 1), device=call.device),
         "table": table,
     }
+    for number in range(1, len(k.hidden) + 1):
+        makers[f"hidden_{number}"] = lambda: call.weight(k.states, k.states)
+        makers[f"hidden_{number}_bias"] = lambda: call.normal(k.states)
+    return makers
+
+
+@_makers.register
+def _short_conv(kernel: ShortConv, call: Call) -> dict[str, Make]:
+    makers: dict[str, Make] = {"count": lambda: call.whole(1)}
+    for number, conv in enumerate(kernel.convs):
+        sizes = {
+            "x": (call.batch, 1, conv.channels),
+            "tail": (call.batch, conv.taps - 1, conv.channels),
+            "weight": (conv.channels, 1, conv.taps),
+            "bias": (conv.channels,),
+        }
+        for name, size in sizes.items():
+            makers[f"{name}_{number}"] = lambda size=size: call.normal(*size)
+    return makers
 
 
 @_makers.register
 def _sparse(kernel: Sparse, call: Call) -> dict[str, Make]:
-    k, batch, rows = kernel, call.batch, call.context // kernel.rate
+    k, batch, rows = kernel, call.batch, call.context // (kernel.rate or 1)
     cos, sin = call.turns(k.turned, k.layout) if k.turned else (None, None)
 
     def chosen() -> Tensor:
@@ -370,4 +402,14 @@ def _grouped(kernel: Grouped, call: Call) -> dict[str, Make]:
         "down": lambda: call.weight(k.experts, k.width, k.inner),
         "gate_up_bias": lambda: call.normal(k.experts, 2 * k.inner),
         "down_bias": lambda: call.normal(k.experts, k.width),
+    }
+
+
+@_makers.register
+def _layer_rows(kernel: LayerRows, call: Call) -> dict[str, Make]:
+    k = kernel
+    return {
+        "x": lambda: call.normal(call.batch, 1, k.layers, k.width),
+        "own": lambda: call.normal(call.batch, 1, k.layers * k.width),
+        "weight": lambda: call.gain(k.width),
     }

@@ -168,7 +168,9 @@ def test_parts_go_on_after_a_kernel_that_ends_its_process(tmp_path: Path, monkey
     assert gpu.measure(["benchmarks.gpu_kernels", "rows"], results, time.monotonic() + 3600)
     reasons = [each["reason"] for each in results.entries().values()]
     assert reasons == ["took more than 235 s", "an illegal memory access"]
-    assert not gpu.measure(["benchmarks.gpu_kernels", "rows"], results, time.monotonic() + 100), "a part may take longer than that"
+    assert not gpu.measure(["benchmarks.gpu_kernels", "rows"], results, time.monotonic() + 100), (
+        "a part may take longer than that"
+    )
     assert ends == []
 
 

@@ -102,7 +102,7 @@ def test_many_tokens_of_v4(layer: Layer, tmp_path: Path) -> None:
         step.width,
         step.scale,
         window=step.window,
-        rate=step.rate,
+        rate=step.rate or 1,
         chosen=step.chosen,
         sink=True,
     )
