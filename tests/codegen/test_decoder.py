@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,3 +142,27 @@ def test_kernels_that_are_wrong_are_found(model: Any, monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match="kernels differ from plain PyTorch by"):
         names["self_check"](model)
     assert names["PLAIN"] is False
+
+
+def test_kernels_that_failed_are_not_used_the_next_time(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: Any) -> float:
+        raise RuntimeError("kernels differ")
+
+    monkeypatch.setitem(names_of(model), "self_check", wrong)
+    monkeypatch.setattr(model, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="kernels differ"):
+            model.check()
+
+
+@pytest.mark.parametrize(
+    ("device", "can"), [("gfx906", False), ("gfx908", False), ("gfx90a", True), ("gfx942", True), ("gfx1100", False)]
+)
+def test_devices_without_matrix_units_run_plain_functions(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, can: bool
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setitem(names_of(model), "target", lambda _: device)
+    assert names_of(model)["able"].__wrapped__(torch.device("cuda")) is can
+    told = f"{device}: kernels need sm_80 or gfx90a at least; plain PyTorch runs instead\n"
+    assert capsys.readouterr().err == ("" if can else told)
