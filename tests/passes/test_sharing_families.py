@@ -20,7 +20,16 @@ PADDED = "budget-heads{heads=0.75, layout=padded}"
 
 @pytest.mark.parametrize("name", ["Qwen3-0.6B", "gemma-4-26B-A4B", "laguna-XS.2", "qwen2"])
 def test_programs_map_rows_and_have_heads_of_zeros(name: str, tmp_path: Path) -> None:
-    graph = run_pipeline(twin(name)[0], parse_pipeline(f"{MAPPED},{PADDED}"), assume=True).graph
+    check_program(name, f"{MAPPED},{PADDED}", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gemma-4-26B-A4B", "glm4", "smollm3"])
+def test_programs_read_across_heads(name: str, tmp_path: Path) -> None:
+    check_program(name, "share-kv{choose=1, donor=measured, level=cross}", tmp_path)
+
+
+def check_program(name: str, pipeline: str, tmp_path: Path) -> None:
+    graph = run_pipeline(twin(name)[0], parse_pipeline(pipeline), assume=True).graph
     program = emitted(folded(graph), tmp_path / "program")
     expected = program.interpreter(TOKENS)
     bound = 1e-5 * max(1.0, float(expected.abs().max()) / 4)
