@@ -10,6 +10,7 @@ import torch
 
 from regraft.programs import load_program
 from tests.codegen.programs import DECODERS, tokens_of
+from tests.codegen.test_package import run, tokenizer
 from tests.codegen.test_triton import built
 from tests.ir.models import decoder
 
@@ -166,3 +167,11 @@ def test_devices_without_matrix_units_run_plain_functions(
     assert names_of(model)["able"].__wrapped__(torch.device("cuda")) is can
     told = f"{device}: kernels need sm_80 or gfx90a at least; plain PyTorch runs instead\n"
     assert capsys.readouterr().err == ("" if can else told)
+
+
+def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
+    built(decoder(DECODERS["llama-like"]), tmp_path / "package")
+    tokenizer(tmp_path / "package", [f"w{i}" for i in range(40)])
+    made = run(tmp_path / "package", "generate.py", "w3", "--max-new-tokens", "2", "--report")
+    assert made.returncode == 0
+    assert made.stderr == "no report: it is of one prompt, and of 5 tokens at least\n"
