@@ -175,3 +175,11 @@ def test_what_cannot_be_reported_is_said(tmp_path: Path) -> None:
     made = run(tmp_path / "package", "generate.py", "w3", "--max-new-tokens", "2", "--report")
     assert made.returncode == 0
     assert made.stderr == "no report: it is of one prompt, and of 5 tokens at least\n"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"tiles": {"no_such_kernel": {}}}', '{"tiles": 1}', "{}"])
+def test_a_table_of_tiles_that_is_damaged_is_told(text: str, model: Any, tmp_path: Path) -> None:
+    table = tmp_path / "tiles.json"
+    table.write_text(text, encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"tiles\.json holds no tiles of this program's kernels"):
+        names_of(model)["take_tuned"](table)
