@@ -48,7 +48,7 @@ def test_a_step_by_kernels_is_the_graphs(name: str, tmp_path: Path) -> None:
     wanted = interpreter(tokens)
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(model, tokens, 3, interpreted=False) - wanted).abs().max() < bound
-    assert (stepped(model, tokens, 9, interpreted=True) - wanted).abs().max() < bound
+    assert (stepped(model, tokens[:1], 9, interpreted=True) - wanted[:1]).abs().max() < bound
 
 
 def test_an_idle_row_of_a_batch_stays_where_it_is(tmp_path: Path) -> None:

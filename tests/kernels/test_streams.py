@@ -76,7 +76,7 @@ def results(of: Any, given: list[Tensor]) -> list[Tensor]:
 def test_it_computes_what_the_plain_form_does(case: str, tmp_path: Path) -> None:
     k = CASES[case]
     made = tiled(tmp_path, k)
-    for dtype, batch, length in ((torch.float32, 1, 1), (torch.float32, 2, 3), (torch.float16, 3, 1)):
+    for dtype, batch, length in ((torch.float32, 2, 3), (torch.float16, 3, 1)):
         check(made, inputs(k, dtype, batch, length))
 
 
