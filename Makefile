@@ -19,10 +19,10 @@ gallery: setup
 	$(BIN)/python docs/build_gallery.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 browser: setup
 	$(BIN)/python -m pytest -m browser

@@ -87,6 +87,6 @@ def _fitted(square: Tensor, both: Tensor, amount: float) -> Tensor:
     """Return ``A`` with ``A (square + amount) = both + amount``, the shortest where there are several."""
     import torch
 
-    whole = torch.eye(len(square), dtype=square.dtype)
+    prior, whole = (torch.eye(rows, len(square), dtype=square.dtype) for rows in (len(both), len(square)))
     inverse: Callable[..., Tensor] = torch.linalg.pinv
-    return (both + amount * whole[: len(both)]) @ inverse(square + amount * whole, hermitian=True)
+    return (both + amount * prior) @ inverse(square + amount * whole, hermitian=True)

@@ -245,7 +245,7 @@ ERRORS = [
         block("level: guage"),
         "error[RG107]: share-kv: level has no choice guage; did you mean gauge?\n"
         "  --> recipe.yaml:4:14   level: guage\n"
-        "  = help: choices: raw, gauge, map, input, latent",
+        "  = help: choices: raw, gauge, cross, map, input, latent",
     ),
     (
         block("donor: nearst"),
