@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
@@ -171,86 +171,21 @@ class Route(Kernel):
 
 def examples() -> list[Kernel]:
     """Return the routers of models at their real sizes."""
+    normed = Route("route", 2048, 128, 8, normalize=True, norm=1e-6, norm_weight=True)  # Qwen3-30B-A3B
+    shares = replace(normed, score="sigmoid", scale=2.5, bias=True)
+    roots = replace(shares, width=4096, experts=256, chosen=6, score="sqrt_softplus", eps=1e-20, scale=1.5)
+    zaya = replace(normed, normalize=False, experts=17, chosen=1, bias=True, norm=1e-5, into_bias=True, carried=True)
     return [
-        Route("route", 2048, 128, 8, normalize=True, norm=1e-6, norm_weight=True),
-        Route("route", 2048, 512, 10, normalize=True, norm=1e-6, norm_weight=True, norm_offset=1.0),
-        Route(
-            "route",
-            7168,
-            256,
-            8,
-            score="sigmoid",
-            normalize=True,
-            eps=1e-20,
-            scale=2.5,
-            groups=8,
-            kept=4,
-            best=2,
-            bias=True,
-            norm=1e-6,
-            norm_weight=True,
-        ),
-        Route(
-            "route",
-            4096,
-            256,
-            6,
-            score="sqrt_softplus",
-            normalize=True,
-            eps=1e-20,
-            scale=1.5,
-            bias=True,
-            norm=1e-6,
-            norm_weight=True,
-        ),
-        Route(
-            "route",
-            4096,
-            256,
-            6,
-            score="sqrt_softplus",
-            normalize=True,
-            eps=1e-20,
-            scale=1.5,
-            table=True,
-            norm=1e-6,
-            norm_weight=True,
-        ),
-        Route(
-            "route",
-            7168,
-            384,
-            6,
-            score="sqrt_softplus",
-            normalize=True,
-            eps=1e-20,
-            scale=2.5,
-            bias=True,
-            norm=1e-6,
-            norm_weight=True,
-        ),
-        Route(
-            "route", 2048, 256, 8, score="sigmoid", normalize=True, scale=2.5, bias=True, norm=1e-6, norm_weight=True
-        ),
-        Route(
-            "route", 2816, 128, 8, normalize=True, gain=True, norm=1e-6, norm_weight=True, factor=0.018844459036110227
-        ),
-        Route("route", 2880, 32, 4, normalize=True, weight_bias=True, norm=1e-5, norm_weight=True),
+        normed,
+        replace(normed, experts=512, chosen=10, norm_offset=1.0),  # Qwen3-Next
+        replace(shares, width=7168, experts=256, eps=1e-20, groups=8, kept=4, best=2),  # DeepSeek V3
+        roots,  # V4 Flash
+        replace(roots, bias=False, table=True),  # its first layers
+        replace(roots, width=7168, experts=384, scale=2.5),  # V4 Pro
+        replace(shares, experts=256),  # Laguna
+        replace(normed, width=2816, gain=True, factor=0.018844459036110227),  # Gemma 4 26B-A4B
+        replace(normed, width=2880, experts=32, chosen=4, weight_bias=True, norm=1e-5),  # gpt-oss
         Route("route", 256, 17, 1, bias=True),
-        Route(
-            "route",
-            2048,
-            17,
-            1,
-            bias=True,
-            norm=1e-5,
-            norm_weight=True,
-            states=256,
-            into_bias=True,
-            carried=True,
-            state_norm=1e-5,
-            state_norm_weight=True,
-            hidden=(True, True),
-        ),
-        Route("route", 2048, 64, 6, norm=1e-6, norm_weight=True),
+        replace(zaya, states=256, state_norm=1e-5, state_norm_weight=True, hidden=(True, True)),  # ZAYA1
+        Route("route", 2048, 64, 6, norm=1e-6, norm_weight=True),  # DeepSeek V2-Lite
     ]
