@@ -31,7 +31,7 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    Choice Decoder INTERPRETED MIXED PLAIN SPACE able activated arrivals choice chosen functools on_kernels os
+    Choice Decoder INTERPRETED MIXED PLAIN SPACE able activated arrivals choice chosen drawn functools on_kernels os
     self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
     take_tuned triton
 """

@@ -110,11 +110,11 @@ def test_more_tokens_than_a_launch_chooses_among_may_be_drawn(top_k: int, tmp_pa
 def test_draws_have_the_shares_that_generation_gives_them(tmp_path: Path) -> None:
     made = module(tmp_path, PLAIN)
     logits = torch.tensor([[0.5, 2.0, 1.0, 2.0, -1.0]], dtype=torch.float64)
-    drawn = made.head_drawn(logits.expand(1000, -1), (torch.arange(1000) + 0.5) / 1000, 0.5, 3, 0.95)
+    drawn = made.drawn(logits.expand(1000, -1), (torch.arange(1000) + 0.5) / 1000, 0.5, 3, 0.95)
     shares = torch.softmax(torch.tensor([2.0, 2.0, 1.0], dtype=torch.float64) / 0.5, 0)  # the third begins below 0.95
     counts = torch.bincount(drawn, minlength=5) / 1000
     assert torch.allclose(counts[[1, 3, 2]].double(), shares, atol=2e-3)
-    assert made.head_drawn(logits, torch.tensor([0.99]), 0.5, 3, 0.4).tolist() == [1]
+    assert made.drawn(logits, torch.tensor([0.99]), 0.5, 3, 0.4).tolist() == [1]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
