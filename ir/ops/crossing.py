@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from regraft.ir.attributes import FLOAT, INT, STR
 from regraft.ir.errors.graph import OpRuleError
 from regraft.ir.op import Dims, attribute, defaulted, op, operand, result
+from regraft.ir.ops.fits import MOST_RIDGE, RIDGE_FIX
 from regraft.ir.ops.latents import pairs
 from regraft.ir.ops.weight import WeightOp
 from regraft.ir.types import TensorType, Type
@@ -50,8 +51,8 @@ class AlignAcross(WeightOp):
             problem, fix = f"heads of {self.width} channels, of {joined} and {own}", "whole heads on both sides"
         elif self.channels % 2 or not 0 <= self.channels <= self.width:
             problem, fix = f"{self.channels} channels of {self.width} turn", f"an even number from 0 to {self.width}"
-        elif self.ridge < 0:
-            problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
+        elif not 0 <= self.ridge <= MOST_RIDGE:
+            problem, fix = f"ridge is {self.ridge}", RIDGE_FIX
         if problem:
             raise OpRuleError(op=self.label, problem=problem, fix=fix)
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from regraft.ir.graph import Graph
     from regraft.ir.interpret import Rows, Run
 
+MOST_RIDGE = 1e12
+"""Beyond it a fit is its prior to rounding, and sums with it overflow."""
+RIDGE_FIX = f"a ridge from 0 to {MOST_RIDGE:g}"
+
 
 class Statistic(WeightOp):
     """An op that takes the mean of something over the calibration text's tokens, in float64.
@@ -185,8 +189,8 @@ class Refit(WeightOp):
     ridge = defaulted(FLOAT, 1e-4)
 
     def verify(self, dim: Dims) -> None:
-        if self.ridge < 0:
-            raise OpRuleError(op=self.label, problem=f"ridge is {self.ridge}", fix="ridge is not negative")
+        if not 0 <= self.ridge <= MOST_RIDGE:
+            raise OpRuleError(op=self.label, problem=f"ridge is {self.ridge}", fix=RIDGE_FIX)
 
     def reference(self, run: Run, gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
         import torch
@@ -249,8 +253,8 @@ class Align(WeightOp):
             problem, fix = f"a norm of {dim['D']} channels for heads of {width}", "norm is one head's"
         elif not inside(((self.donor, dim.size("K")), (self.own, dim.size("J"))), width):
             problem, fix = "a head reads keys that the statistics do not hold", f"{width} channels a KV head"
-        elif self.ridge < 0:
-            problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
+        elif not 0 <= self.ridge <= MOST_RIDGE:
+            problem, fix = f"ridge is {self.ridge}", RIDGE_FIX
         if problem:
             raise OpRuleError(op=self.label, problem=problem, fix=fix)
 
@@ -314,8 +318,8 @@ class AlignValues(WeightOp):
             problem, fix = f"{columns} columns, {len(self.own)} and {heads} heads", "list each query head in both"
         elif not inside(((self.donor, dim.size("K")), (self.own, dim.size("J"))), columns // heads):
             problem, fix = "a head reads values that the statistics do not hold", "as wide as a head's columns"
-        elif self.ridge < 0:
-            problem, fix = f"ridge is {self.ridge}", "ridge is not negative"
+        elif not 0 <= self.ridge <= MOST_RIDGE:
+            problem, fix = f"ridge is {self.ridge}", RIDGE_FIX
         if problem:
             raise OpRuleError(op=self.label, problem=problem, fix=fix)
 

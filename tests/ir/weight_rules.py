@@ -13,6 +13,7 @@ from regraft.ir.types import ITEM_BITS
 from tests.ir.making import FLOAT_TYPES, NUMBERS, SMALL, STRINGS, Making, rule
 
 SHAPES = st.lists(SMALL, min_size=1, max_size=3)
+RIDGES = st.floats(0.0, 1e12) | st.just(0.0)
 TENSOR_NAMES = st.none() | STRINGS.filter(bool)
 
 
@@ -90,7 +91,7 @@ def moment(m: Making) -> Sequence[Value]:
 def refit(m: Making) -> Sequence[Value]:
     of, out = m.size(), m.size()
     gram, cross = m.weight("f64", of, of), m.weight("f64", of, out)
-    ridge = abs(m.draw(NUMBERS))
+    ridge = m.draw(RIDGES)
     return m.add("weight.refit", gram, cross, m.weight(m.draw(FLOAT_TYPES), out, of), ridge=ridge)
 
 
@@ -103,7 +104,7 @@ def align(m: Making) -> Sequence[Value]:
     norm = {"norm": m.weight(dtype, width)} if m.draw(st.booleans()) else {}
     groups = [tuple(m.draw(st.integers(0, count - 1)) for _ in range(heads)) for count in (old, new)]
     layout = m.draw(st.sampled_from(["halves", "interleaved"]))
-    options = {"channels": 2 * half, "layout": layout, "offset": m.draw(NUMBERS), "ridge": abs(m.draw(NUMBERS))}
+    options = {"channels": 2 * half, "layout": layout, "offset": m.draw(NUMBERS), "ridge": m.draw(RIDGES)}
     return m.add("weight.align", weight, gram, cross, **norm, own=groups[0], donor=groups[1], **options)
 
 
@@ -113,7 +114,7 @@ def align_values(m: Making) -> Sequence[Value]:
     weight = m.weight(m.draw(FLOAT_TYPES), m.size(), heads * width)
     gram, cross = m.weight("f64", new * width, new * width), m.weight("f64", new * width, old * width)
     own, donor = (tuple(m.draw(st.integers(0, count - 1)) for _ in range(heads)) for count in (old, new))
-    return m.add("weight.align_values", weight, gram, cross, own=own, donor=donor, ridge=abs(m.draw(NUMBERS)))
+    return m.add("weight.align_values", weight, gram, cross, own=own, donor=donor, ridge=m.draw(RIDGES))
 
 
 @rule("weight.align_across")
@@ -121,7 +122,7 @@ def align_across(m: Making) -> Sequence[Value]:
     half, new, old = m.size(), m.size(), m.size()
     width, layout = 2 * half + m.size() - 1, m.draw(st.sampled_from(["halves", "interleaved"]))
     gram, cross = m.weight("f64", new * width, new * width), m.weight("f64", new * width, old * width)
-    options = {"width": width, "channels": 2 * half, "layout": layout, "ridge": abs(m.draw(NUMBERS))}
+    options = {"width": width, "channels": 2 * half, "layout": layout, "ridge": m.draw(RIDGES)}
     return m.add("weight.align_across", gram, cross, **options)
 
 

@@ -25,3 +25,13 @@ graph @negative_ridge () {
   return %o
 }
 // ERROR: error[RG034]: weight.refit: ridge is -1.0
+
+// -----
+
+graph @boundless_ridge () {
+  %gram = weight.load : f64[4, 4]
+  %prior = weight.load : bf16[4, 4]
+  %o = weight.refit %gram, %gram, %prior {ridge = 1e300}
+  return %o
+}
+// ERROR: error[RG034]: weight.refit: ridge is 1e+300
