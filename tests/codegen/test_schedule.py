@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,27 @@ def test_a_step_of_a_model_in_half_precision_does_too(tmp_path: Path) -> None:
     assert_told(schedule(graph, fuse_decode(graph), 1, CONTEXT), step_of(model, CONTEXT))
 
 
+def told_of(graph: Graph, context: int) -> Schedule:
+    """Return the schedule of a graph's step in the form that decodes."""
+    return schedule(graph, fuse_decode(decoding_form(graph) or graph), 1, context)
+
+
+def launches(told: Schedule) -> dict[str, int]:
+    """Return the launches of each kind of layer; how many tokens an entry is of and how wide layers are is left out."""
+    return {re.sub(r"\d+", "", part.name): part.each.launches for part in told.parts}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", builtin_names())
+def test_a_known_models_layers_launch_what_its_twin_runs(name: str, tmp_path: Path) -> None:
+    twin = regraft.twin(f"builtin:{name}", tmp_path / "twin")
+    regraft.build(twin, tmp_path / "package", target="triton")
+    told = told_of(regraft.lift(twin).graph, CONTEXT)
+    run = step_of(load_program(tmp_path / "package", dtype="float32"), CONTEXT)
+    assert len(run.names) == told.whole.launches
+    assert launches(told) == launches(told_of(regraft.lift(f"builtin:{name}").graph, 4096))
+
+
 def budget(ops: list[Op]) -> int:
     """Return how many kernels a layer may launch: each of its parts adds to those of a plain one."""
     names = {op.opname for op in ops}
@@ -101,7 +123,7 @@ def over(graph: Graph, part: Part) -> int:
 @pytest.mark.parametrize("name", builtin_names())
 def test_known_models_keep_within_their_budgets(name: str) -> None:
     graph = regraft.lift(f"builtin:{name}").graph
-    told = schedule(graph, fuse_decode(decoding_form(graph) or graph), 1, 4096)
+    told = told_of(graph, 4096)
     assert told.whole.least <= told.whole.total <= 1.05 * told.whole.least
     for part in told.parts:
         if part.layers:
