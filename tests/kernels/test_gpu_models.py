@@ -201,7 +201,7 @@ def test_rows_say_what_was_measured_and_what_never_was(tmp_path: Path) -> None:
     assert "| latent | Llama-3.1-8B | 131072 | 2.00× | 1.90× | 5% |" in lines
     document = tmp_path / "performance.md"
     write_table(tmp_path / "none.json", document)
-    assert document.read_text().count(NEVER) > len(MODELS)
+    assert "No GPU has been measured yet" in document.read_text()
 
 
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Qwen3-8B"])
