@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo gallery test slow browser lint types format clean
+.PHONY: setup demo gallery test fuzz slow browser lint types format clean
 
 setup: $(READY)
 
@@ -20,6 +20,9 @@ gallery: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+fuzz: setup
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile fuzz
 
 slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow
