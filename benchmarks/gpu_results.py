@@ -89,8 +89,8 @@ def write_between(begin: str, end: str, lines: Iterable[str], document: Path = D
 
 def _lines(devices: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[str]:
     if not devices:
-        yield "\nNo GPU has been measured yet: `python -m benchmarks.gpu` measures kernels, decoded tokens, prompts, cold"
-        yield "starts and passes, part by part, and writes their tables here.\n"
+        yield "\nNo GPU has been measured yet: `python -m benchmarks.gpu` measures kernels, decoded tokens, prompts,"
+        yield "cold starts and passes, part by part, and writes their tables here.\n"
     for device, entries in devices.items():
         yield f"\n## {device}\n"
         limits = entries.get("limits")
