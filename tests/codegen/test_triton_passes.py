@@ -1,0 +1,106 @@
+"""Steps of models that passes made: what of them is left outside kernels, pass by pass and form by form."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+import regraft
+from regraft.ir.graph import Graph
+from regraft.ir.kinds import block_kinds
+from regraft.ir.op import Op
+from regraft.ir.ops.core import Flatten, Slice, Unflatten
+from regraft.ir.ops.kernels import Kernel
+from regraft.ir.ops.memory import ViewRows
+from regraft.passes.fusion import fuse_decode
+from regraft.passes.latent_forms import decoding_form
+
+LLAMA, QWEN, GEMMA = "examples/tiny-llama", "examples/tiny-qwen3", "builtin:gemma-4-31B"
+KEPT = "layers=[0, 1], kept={0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}"
+POOLED = "rate=4, window=8, refit=false"
+EACH = "{" + ", ".join(f"{layer}: [0, 1, 2, 3]" for layer in range(6)) + "}"
+VIEWS = (Flatten, Slice, Unflatten, ViewRows)  # what launches nothing
+
+WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
+    (LLAMA, "share-kv{donor={1: 0}}"): 5,
+    (QWEN, "share-kv{donor={1: 0}}"): 5,
+    (LLAMA, "share-kv{donor={1: 0}, level=input}"): 6,
+    (LLAMA, "budget-heads{keep={0: [0, 1, 2], 1: [1, 3]}}"): 5,
+    (LLAMA, "budget-heads{keep={0: [0, 1, 2], 1: [1, 3]}, layout=padded}"): 5,
+    (LLAMA, "merge-kv-heads{heads=1}"): 5,
+    (QWEN, "merge-kv-heads{heads=1, norm=gauge}"): 6,
+    (QWEN, "merge-kv-heads{heads=1, norm=stock}"): 5,
+    (LLAMA, "window{window=8}"): 5,
+    (QWEN, "window{window=8, sinks=0}"): 5,
+    (LLAMA, "window{window=8, sink=fitted}"): 5,
+    (LLAMA, "window{window=8, local={0: [0], 1: [1]}}"): 6,
+    (LLAMA, "window{window=8, local={0: [0], 1: [1]}, sink=fitted}"): 6,
+    (LLAMA, f"to-latent{{rank=0.5, rope=8, {KEPT}}}"): 6,
+    (QWEN, f"to-latent{{rank=0.5, rope=8, {KEPT}}}"): 7,
+    (LLAMA, f"to-latent{{rank=0.5, rope=8, form=absorbed, {KEPT}}}"): 6,
+    (LLAMA, f"to-latent{{rank=0.5, rope=8, layout=deepseek, kept={EACH}}}"): 6,
+    (LLAMA, f"to-cca{{width=8, {KEPT}}}"): 6,
+    (LLAMA, f"to-cca{{width=8, taps=1, {KEPT}}}"): 5,
+    (GEMMA, "key-from-value"): 5,
+    (LLAMA, "fold-norms"): 5,
+    (LLAMA, "fuse-projections"): 5,
+    (LLAMA, "fuse-projections, split-projections"): 5,
+    (LLAMA, "permute-heads"): 5,
+    (LLAMA, "merge-duplicate-heads{heads={0: [[0, 1]]}}"): 5,
+    (LLAMA, "add-head-gates"): 5,
+    (QWEN, "add-head-gates"): 5,
+    (LLAMA, "add-short-convs"): 6,
+    (LLAMA, "add-hyper-connections"): 7,
+    (LLAMA, "add-per-layer-embeddings"): 7,
+}
+
+OUTSIDE = {  # attention that is left to PyTorch, and why
+    (GEMMA, "key-from-value{rotated=read}"): "rows turn when they are read",
+    (LLAMA, "gqa-to-latent"): "rows turn when they are read",
+    (QWEN, "gqa-to-latent"): "rows turn when they are read",
+    (LLAMA, "to-latent{rank=0.5}"): "rows are mapped when they are read",
+    (QWEN, "to-latent{rank=0.5}"): "rows are mapped when they are read",
+    (QWEN, "to-latent{rank=0.5, normed=inside}"): "rows are mapped when they are read",
+    (LLAMA, "share-kv{donor={1: 0}, level=map}"): "rows are mapped when they are read",
+    (LLAMA, "share-kv{donor={1: 0}, level=latent, rank=0.5}"): "rows are mapped when they are read",
+    (QWEN, "merge-kv-heads{heads=1, norm=carry}"): "rows have factors for each head",
+    (LLAMA, "share-kv{donor={1: 0}, level=cross}"): "heads stand side by side as one",
+    (LLAMA, f"compress-seq{{{POOLED}}}"): "pooled rows of keys and values by head",
+    (QWEN, f"compress-seq{{{POOLED}, sinks=4, keys=middle}}"): "pooled rows of keys and values by head",
+    (LLAMA, f"compress-seq{{{POOLED}, gates=true, overlap=true}}"): "pooled rows of keys and values by head",
+    (LLAMA, f"compress-seq{{{POOLED}, chosen=4}}"): "pooled rows of keys and values by head",
+    (LLAMA, f"compress-seq{{{POOLED}, chosen=4, index=light}}"): "pooled rows of keys and values by head",
+    ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
+}
+
+
+@cache
+def lifted(model: str) -> Graph:
+    """Return a model's graph."""
+    return regraft.lift(model).graph
+
+
+def stepped(model: str, passes: str) -> list[list[Op]]:
+    """Return what a step of a model after passes launches, in a layer of each kind."""
+    graph = regraft.opt(lifted(model), passes).graph
+    fused = fuse_decode(decoding_form(graph) or graph)
+    layers = [kind.layers[0].ops for kind in block_kinds(fused)]
+    return [[op for op in ops if not op.weight_time and not isinstance(op, VIEWS)] for ops in layers]
+
+
+def left(layers: list[list[Op]]) -> set[str]:
+    """Return the ops that are in no kernel."""
+    return {op.opname for ops in layers for op in ops if not isinstance(op, Kernel)}
+
+
+@pytest.mark.parametrize(("model", "passes"), WHOLE)
+def test_all_of_a_step_is_in_kernels(model: str, passes: str) -> None:
+    layers = stepped(model, passes)
+    assert not left(layers)
+    assert max(map(len, layers)) == WHOLE[model, passes]
+
+
+@pytest.mark.parametrize(("model", "passes"), OUTSIDE)
+def test_what_has_no_kernel_is_told_with_its_reason(model: str, passes: str) -> None:
+    assert "attn.attend" in left(stepped(model, passes))
