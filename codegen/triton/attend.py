@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from regraft.codegen.kernels.attend import AttendStep, HeadNorm, Turn
+from regraft.codegen.kernels.attend import AttendStep
+from regraft.codegen.kernels.attention import HeadNorm, Turn
 from regraft.codegen.torch.code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.attend import AttendForm, Heads, LatentForm, ValuesForm, attend_form, latent_form, values_form

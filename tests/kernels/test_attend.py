@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from regraft.codegen.kernels.attend import AttendStep, HeadNorm, Turn
+from regraft.codegen.kernels.attend import AttendStep
+from regraft.codegen.kernels.attention import HeadNorm, Turn
 from regraft.codegen.kernels.kernel import Tile
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
