@@ -23,7 +23,7 @@ from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.layer_rows import LayerRows
 from regraft.codegen.kernels.route import Route
-from regraft.codegen.kernels.short_conv import ShortConv
+from regraft.codegen.kernels.short_conv import Convolution, ShortConv
 from regraft.codegen.kernels.sparse import Sparse, SparsePrefill
 from regraft.codegen.kernels.streams import Streams, StreamsPrefill
 
@@ -240,12 +240,23 @@ def _index(kernel: Index, call: Call) -> dict[str, Make]:
     }
 
 
+def _convolution(conv: Convolution | None, call: Call) -> dict[str, Make]:
+    if conv is None:
+        return {}
+    return {
+        "tail": lambda: call.normal(call.batch, conv.taps - 1, conv.channels),
+        "conv_weight": lambda: call.normal(conv.channels, 1, conv.taps),
+        "conv_bias": lambda: call.normal(conv.channels),
+    }
+
+
 @_makers.register
 def _delta(kernel: DeltaRule, call: Call) -> dict[str, Make]:
     k, batch, wide = kernel, call.batch, torch.promote_types(call.dtype, torch.float32)
     matrix = (k.value_heads, k.width, k.value_width)
     return {
         "x": lambda: call.normal(batch, 1, k.channels),
+        **_convolution(k.conv, call),
         "a": lambda: call.normal(batch, 1, k.value_heads),
         "a_log": lambda: call.normal(k.value_heads),
         "dt_bias": lambda: call.normal(k.value_heads),

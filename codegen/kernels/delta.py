@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
+from regraft.codegen.kernels.short_conv import Convolution
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class DeltaRule(Kernel):
         weighted: Whether the norm has a weight.
         offset: Added to the weight.
         gated: Whether the result is multiplied by a gate.
+        conv: What makes queries, keys and values of what is given, if that is not they themselves: each program
+            convolves those it needs, and the last that needs a tail's channels moves them on.
     """
 
     template: ClassVar[str] = "delta.py.j2"
@@ -61,6 +64,7 @@ class DeltaRule(Kernel):
     weighted: bool = False
     offset: float = 0.0
     gated: bool = False
+    conv: Convolution | None = None
 
     @property
     def group(self) -> int:
@@ -69,9 +73,18 @@ class DeltaRule(Kernel):
 
     @property
     def given(self) -> list[str]:
-        """Names of what it is given, in order; ``state`` is changed."""
+        """Names of what it is given, in order; ``state`` and ``tail`` are changed."""
+        front: tuple[str, ...] = ()
+        if self.conv is not None:
+            front = ("tail", "conv_weight", *(["conv_bias"] if self.conv.bias else []))
         after = (*(["norm_weight"] if self.weighted else []), *(["gate"] if self.gated else []))
-        return ["x", "a", "a_log", "dt_bias", "beta", "state", *after, "count"]
+        return ["x", *front, "a", "a_log", "dt_bias", "beta", "state", *after, "count"]
+
+    @property
+    def meetings(self) -> int:
+        """Counters of a sequence: of each head's programs, and of heads that share queries and keys to convolve."""
+        shared = self.heads if self.conv is not None and self.group > 1 else 0
+        return 0 if self.norm is None and self.conv is None else self.value_heads + shared
 
     def power(self, size: int) -> int:
         """Return the power of two that a size fits in."""
@@ -96,7 +109,9 @@ class DeltaRule(Kernel):
         """Return the one function."""
         arguments = dict.fromkeys(self.given, f"*{dtype}") | {"state": "*fp32", "count": "*i64", "y": f"*{dtype}"}
         if self.norm is not None:
-            arguments |= {"read": "*fp32", "arrived": "*i32"}
+            arguments["read"] = "*fp32"
+        if self.meetings:
+            arguments["arrived"] = "*i32"
         return [Entry(f"{self.name}_kernel", arguments)]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
@@ -105,16 +120,24 @@ class DeltaRule(Kernel):
         matrices = 4 * values * self.width * batch
         weights = (2 * self.value_heads + self.weighted * self.value_width) * width
         rows = 2 * self.heads * self.width + values + 2 * self.value_heads + self.gated * values
-        shared = 0
-        if self.norm is not None and self.parts(self.cut) > 1:
-            shared = 4 * (values + self.value_heads) * batch
-        read = weights + rows * width * batch + matrices + 8 * batch + shared
-        written = values * width * batch + matrices + shared
-        return Moved(read, written, least=weights + 2 * matrices, flops=6 * values * self.width * batch)
+        met = 4 * (self.meetings - self.value_heads) * batch if self.meetings else 0
+        if self.parts(self.cut) > 1 and self.meetings:
+            met += 4 * ((self.norm is not None) * values + self.value_heads) * batch
+        tails = 0
+        if self.conv is not None:
+            weights += self.channels * (self.conv.taps + self.conv.bias) * width
+            tails = self.channels * (self.conv.taps - 1) * width * batch
+        read = weights + rows * width * batch + tails + matrices + 8 * batch + met
+        written = values * width * batch + tails + matrices + met
+        return Moved(read, written, least=weights + 2 * (matrices + tails), flops=6 * values * self.width * batch)
 
 
 def examples() -> list[Kernel]:
     """Return the rule of known models."""
     q, k = Heads(0, 1e-6 / 128, 1 / 128), Heads(2048, 1e-6 / 128, 128**-0.5)
-    next_80b = DeltaRule("delta", 8192, 16, 32, 128, 128, q, k, Heads(4096), norm=1e-6, weighted=True, gated=True)
-    return [next_80b, replace(next_80b, channels=10240, value_heads=48)]  # and Qwen3.6-35B-A3B; Qwen3.6-27B
+    conv = Convolution(8192, 4, activation="silu")
+    next_80b = DeltaRule(
+        "delta", 8192, 16, 32, 128, 128, q, k, Heads(4096), norm=1e-6, weighted=True, gated=True, conv=conv
+    )
+    of_27b = replace(next_80b, channels=10240, value_heads=48, conv=replace(conv, channels=10240))
+    return [next_80b, of_27b, replace(next_80b, conv=None)]  # and Qwen3.6-35B-A3B; Qwen3.6-27B; without the convolution

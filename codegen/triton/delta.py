@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.delta import DeltaRule, Heads
 from regraft.codegen.torch.code import Code
+from regraft.codegen.triton.short_conv import convolution
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.delta import DeltaHeads, delta_form
 from regraft.ir.forms.elements import width
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def emit_delta(op: KernelOp, at: StepBody) -> Code:
-    """Return the call of a step of the delta rule; its matrices are changed by the call."""
+    """Return the call of a step of the delta rule; its matrices and tail are changed by the call."""
     form = delta_form(op.stands_for)
     if form is None:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
-    norm = form.norm
+    norm, conv = form.norm, form.conv
     heads, value_heads = (int(str(value.tensor.shape[2])) for value in (form.delta.q, form.delta.v))
     kernel = DeltaRule(
         name="",
@@ -37,6 +38,7 @@ def emit_delta(op: KernelOp, at: StepBody) -> Code:
         weighted=norm is not None and norm.weight is not None,
         offset=0.0 if norm is None else norm.offset,
         gated=form.gate is not None,
+        conv=None if conv is None else convolution(conv),
     )
 
     def passed(value: Value) -> str:
@@ -44,9 +46,14 @@ def emit_delta(op: KernelOp, at: StepBody) -> Code:
         assert found is not None, value
         return at.passed(found)
 
-    given = (form.x, form.decay.a, form.decay.a_log, form.decay.dt_bias, form.delta.beta)
+    given = (form.decay.a, form.decay.a_log, form.decay.dt_bias, form.delta.beta)
     after = (None if norm is None else norm.weight, form.gate)
+    tail = [] if conv is None else [f"{at.memory(op.memory_of(conv.tail.out))}[0]"]
+    taps = () if conv is None else (conv.conv.weight, conv.conv.bias)
     arguments = [
+        passed(form.x),
+        *tail,
+        *(passed(value) for value in taps if value is not None),
         *map(passed, given),
         f"{at.memory(op.memory_of(form.delta.matrix))}[0]",
         *(passed(value) for value in after if value is not None),

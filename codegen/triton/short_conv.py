@@ -20,7 +20,7 @@ def emit_short_conv(op: KernelOp, at: StepBody) -> Code:
     forms = short_conv_form(op.stands_for)
     if forms is None:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
-    kernel = ShortConv("", tuple(map(_convolution, forms)))
+    kernel = ShortConv("", tuple(map(convolution, forms)))
     arguments: list[str] = []
     for form in forms:
         tail = at.memory(op.memory_of(form.tail.out))
@@ -30,7 +30,8 @@ def emit_short_conv(op: KernelOp, at: StepBody) -> Code:
     return Code(f"{at.shared.kernel('short_conv', kernel.called)}({', '.join(arguments)}, {at.call('count')})")
 
 
-def _convolution(form: ShortConvForm) -> Convolution:
+def convolution(form: ShortConvForm) -> Convolution:
+    """Return the constants of a convolution."""
     conv, activation = form.conv, form.activation
     kind = None if activation is None else activation.kind
     return Convolution(width(conv.out), conv.weight.tensor.sizes[2], conv.bias is not None, kind)

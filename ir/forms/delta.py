@@ -1,15 +1,19 @@
-"""The form of ``kernel.delta``: the gated delta rule for one token, from queries, keys and values side by side."""
+"""The form of ``kernel.delta``: the gated delta rule for one token, from queries, keys and values side by side.
+
+These may come out of a convolution of single channels, which the body then holds too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regraft.ir.forms.elements import of_token
+from regraft.ir.forms.elements import of_token, width
+from regraft.ir.forms.short_conv import ShortConvForm, short_conv_form
 from regraft.ir.forms.taking import OtherFormError, Taking
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import Mul, Norm, Scale, Slice, Unflatten
-from regraft.ir.ops.seq import Decay, Delta
+from regraft.ir.ops.core import Activation, Mul, Norm, Scale, Slice, Unflatten
+from regraft.ir.ops.seq import Conv, Decay, Delta, Tail
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class DeltaForm:
         v: Its values.
         norm: The norm of what each head reads, if the body has it.
         gate: What that is multiplied by then, if anything.
+        conv: What makes queries, keys and values, if the body does that.
         out: What leaves.
     """
 
@@ -51,12 +56,13 @@ class DeltaForm:
     v: DeltaHeads
     norm: Norm | None
     gate: Value | None
+    conv: ShortConvForm | None
     out: Value
 
     @property
     def x(self) -> Value:
-        """Queries, keys and values side by side."""
-        return self.q.x
+        """Queries, keys and values side by side, before the convolution if the body has it."""
+        return self.q.x if self.conv is None else self.conv.tail.x
 
 
 def delta_form(ops: Sequence[Op]) -> DeltaForm | None:
@@ -74,7 +80,9 @@ def _read(body: Taking, delta: Delta, out: Value) -> DeltaForm:
     q, k, v = _heads(body, delta.q), _heads(body, delta.k), _channels(body, delta.v)
     out = delta.out if out is delta.matrix else out
     norm, gate = _after(body, delta, out)
-    form = DeltaForm(delta, decay, q, k, v, norm, gate, out)
+    conv = _convolution(body, q.x)
+    body.check(conv is None or _all_channels(delta, q, k, v))
+    form = DeltaForm(delta, decay, q, k, v, norm, gate, conv, out)
     body.check_whole()
     given = (form.x, decay.a, delta.beta, *(() if gate is None else (gate,)))
     body.check(k.x is q.x, v.x is q.x, decay.a_log.is_weight, decay.dt_bias.is_weight)
@@ -95,6 +103,31 @@ def _heads(body: Taking, value: Value) -> DeltaHeads:
 def _channels(body: Taking, value: Value) -> DeltaHeads:
     rows = body.made(body.made(value, Unflatten).x, Slice)
     return DeltaHeads(rows.x, rows.start)
+
+
+def _convolution(body: Taking, value: Value) -> ShortConvForm | None:
+    """Return what makes a value of a token's channels and those before, if the body does."""
+    silu = body.made_perhaps(value, Activation)
+    conv = body.made_perhaps(value if silu is None else silu.x, Conv)
+    if silu is None and conv is None:
+        return None
+    if conv is None:
+        raise OtherFormError
+    ops = [body.made(conv.memory, Tail), conv, *(() if silu is None else (silu,))]
+    forms = short_conv_form(ops)
+    if forms is None:
+        raise OtherFormError
+    return forms[0]
+
+
+def _all_channels(delta: Delta, *parts: DeltaHeads) -> bool:
+    """Return whether queries, keys and values are all channels of what they are slices of, each once."""
+    at = 0
+    for part, value in sorted(zip(parts, (delta.q, delta.k, delta.v), strict=True), key=lambda pair: pair[0].start):
+        if part.start != at:
+            return False
+        at += width(value)
+    return at == width(parts[0].x)
 
 
 def _after(body: Taking, delta: Delta, out: Value) -> tuple[Norm | None, Value | None]:

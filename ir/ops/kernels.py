@@ -262,6 +262,8 @@ class ShortConvStep(Kernel):
 class DeltaStep(Kernel):
     """The gated delta rule for one token, with what leads to it and each head's norm and gate.
 
+    What leads to it may be a convolution of single channels along the sequence, with what that keeps.
+
     Example:
         %y = kernel.delta %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
     """

@@ -21,8 +21,8 @@ from regraft.passes.fusion.streams import carry_streams, group_streams
 DECODE = (
     group_embed,
     group_convolved,
-    group_short_convs,
     group_delta,
+    group_short_convs,
     group_index,
     group_sparse,
     group_attend,

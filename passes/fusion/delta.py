@@ -1,13 +1,17 @@
-"""Fusion into ``kernel.delta``: the gated delta rule with what leads to it, and the norm and the gate behind it."""
+"""Fusion into ``kernel.delta``: the gated delta rule with what leads to it, and the norm and the gate behind it.
+
+A convolution of single channels that makes its queries, keys and values goes with it, if nothing else reads these.
+"""
 
 from __future__ import annotations
 
 from regraft.ir.forms.delta import delta_form
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import Mul, Norm, Scale, Slice, Unflatten
+from regraft.ir.ops.core import Activation, Mul, Norm, Scale, Slice, Unflatten
 from regraft.ir.ops.kernels import DeltaStep
-from regraft.ir.ops.seq import Decay, Delta
+from regraft.ir.ops.seq import Conv, Decay, Delta
 from regraft.passes.fusion.groups import Grouping
+from regraft.passes.fusion.short_conv import convolution
 
 _BEFORE = (Decay, Norm, Scale, Slice, Unflatten)
 
@@ -18,11 +22,16 @@ def group_delta(grouping: Grouping) -> None:
         if not grouping.free(op):
             continue
         before, after = _before(grouping, op), _after(grouping, op)
-        for end in range(len(after), -1, -1):
-            group = grouping.ordered([*before, op, *after[:end]])
-            form = delta_form(group)
-            if form is not None and grouping.closed(group, {form.out}) and grouping.take(DeltaStep, group):
+        front = _convolution(grouping, before)
+        for first in ([*front, *before], before) if front else (before,):
+            if any(_take(grouping, [*first, op, *after[:end]]) for end in range(len(after), -1, -1)):
                 break
+
+
+def _take(grouping: Grouping, ops: list[Op]) -> bool:
+    group = grouping.ordered(ops)
+    form = delta_form(group)
+    return form is not None and grouping.closed(group, {form.out}) and grouping.take(DeltaStep, group)
 
 
 def _before(grouping: Grouping, delta: Delta) -> list[Op]:
@@ -35,6 +44,13 @@ def _before(grouping: Grouping, delta: Delta) -> list[Op]:
             found[op] = None
             stack += [] if isinstance(op, Decay | Slice) else [op.x]
     return list(found)
+
+
+def _convolution(grouping: Grouping, before: list[Op]) -> list[Op]:
+    """Return the convolution whose channels the first of `before` are slices of, if there is one."""
+    made = next((op.x.op for op in before if isinstance(op, Slice)), None)
+    conv = made.x.op if isinstance(made, Activation) else made
+    return convolution(grouping, conv) if isinstance(conv, Conv) else []
 
 
 def _after(grouping: Grouping, delta: Delta) -> list[Op]:

@@ -31,7 +31,6 @@ OVER = {  # layers that launch more than their budget, and how many more at most
     "DeepSeek-V4-Flash SlidingEvery128MoeBlock": 2,
     "DeepSeek-V4-Pro SlidingEvery128MoeBlock": 2,
     "DeepSeek-V4-Pro SlidingEvery128Moe2Block": 2,
-    "Qwen3.6-27B DeltaBlock": 1,
 }
 
 

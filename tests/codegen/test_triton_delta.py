@@ -20,7 +20,7 @@ from regraft.ir.forms.delta import delta_form
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.core import Slice
-from regraft.ir.ops.kernels import DeltaStep, Kernel
+from regraft.ir.ops.kernels import DeltaStep, Kernel, ShortConvStep
 from regraft.ir.ops.seq import Delta
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
@@ -31,9 +31,9 @@ from tests.codegen.programs import tokens_of
 from tests.codegen.test_triton import stepped
 from tests.kernels.touched import touched
 
-LAUNCHES = {  # of a layer of the rule: projections, convolution, rule, output, and what follows
-    "Qwen3-Next-80B-A3B": 4 + 3,
-    "Qwen3.6-27B": 4 + 2,
+LAUNCHES = {  # of a layer of the rule: projections, rule with its convolution, output, and what follows
+    "Qwen3-Next-80B-A3B": 3 + 3,
+    "Qwen3.6-27B": 3 + 2,
 }
 
 
@@ -75,7 +75,7 @@ def test_a_step_launches_kernels_alone(name: str, tmp_path: Path) -> None:
     assert second - first == LAUNCHES[name]
 
 
-def test_a_row_without_a_token_keeps_its_matrices(tmp_path: Path) -> None:
+def test_a_row_without_a_token_keeps_its_matrices_and_tails(tmp_path: Path) -> None:
     tokens = tokens_of(2, 9)
     model, wanted, bound = program(graph_of("Qwen3.6-27B"), tokens, tmp_path / "package")
     names = type(model).run.__globals__
@@ -129,3 +129,43 @@ def test_it_takes_what_nothing_else_reads(end: str) -> None:
     rules = [op for op in fused.ops if isinstance(op, DeltaStep)]
     assert [len(op.stands_for) for op in rules] == ([ENDS[end]] if ENDS[end] else [])
     assert all(delta_form(op.stands_for) is not None for op in rules)
+
+
+CONVOLVED = """
+graph @convolved (%tokens: i64[B, T]) {
+  %t = weight.load : f32[8, 14]
+  %u = weight.load : f32[8, 2]
+  %log = weight.load : f32[2]
+  %bias = weight.load : f32[2]
+  %taps = weight.load : f32[14, 1, 3]
+  %x = core.embed %tokens, %t
+  %a = core.embed %tokens, %u
+  %tail = state.tail %x {rows = 2}
+  %c = seq.conv %tail, %taps {groups = 14}
+  %w = core.activation %c {kind = "silu"}
+  %qs = core.slice %w {start = 0, stop = 4}
+  %q = core.unflatten %qs {parts = 1}
+  %ks = core.slice %w {start = 4, stop = 8}
+  %k = core.unflatten %ks {parts = 1}
+  %vs = core.slice %w {start = 8, stop = 14}
+  %v = core.unflatten %vs {parts = 2}
+  %g = seq.decay %a, %log, %bias
+  %o, %m = state.delta %q, %k, %v, %g, %a
+  return %o
+}
+"""
+FRONTS = {  # what is other, and which kernels the convolution and the rule then are
+    "return -> return": ["kernel.delta"],
+    "return %o -> return %o, %w": ["kernel.short_conv", "kernel.delta"],
+    "{start = 4, stop = 8} -> {start = 0, stop = 4}": ["kernel.short_conv", "kernel.delta"],
+    'kind = "silu" -> kind = "tanh"': ["kernel.short_conv", "kernel.delta"],
+}
+
+
+@pytest.mark.parametrize("change", FRONTS)
+def test_it_takes_the_convolution_that_is_for_it_alone(change: str) -> None:
+    before, _, after = change.partition(" -> ")
+    graph = parse_graph(CONVOLVED.replace(before, after))
+    fused = fuse_decode(graph)
+    fused.verify()
+    assert [op.opname for op in fused.run_time() if isinstance(op, DeltaStep | ShortConvStep)] == FRONTS[change]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regraft.codegen.kernels.delta import DeltaRule, Heads
+from regraft.codegen.kernels.short_conv import Convolution
 from tests.kernels.harness import module
 from tests.kernels.touched import touched
 
@@ -21,6 +22,13 @@ CASES = {
         "delta", 160, 1, 3, 16, 40, Heads(23, 1e-5), Heads(7), Heads(39), 1e-5, weighted=True, offset=1.0
     ),
     "a norm without a weight": replace(NORMED, value_heads=2, value_width=34, channels=116, norm=1e-5, gated=True),
+    "convolved": replace(NORMED, norm=1e-6, weighted=True, gated=True, conv=Convolution(96, 4, activation="silu")),
+    "convolved, wider than a block": DeltaRule(
+        "delta", 152, 1, 3, 16, 40, Heads(16, 1e-5), Heads(0), Heads(32), 1e-5, conv=Convolution(152, 3, bias=True)
+    ),
+    "convolved, wider than a block, not normed": replace(
+        NORMED, value_heads=2, value_width=34, channels=116, conv=Convolution(116, 2, activation="silu")
+    ),
     "as it is": DeltaRule("delta", 112, 2, 2, 8, 40, Heads(80, None, 0.5), Heads(96), Heads(0), gated=True),
 }
 
@@ -31,6 +39,9 @@ def inputs(k: DeltaRule, dtype: torch.dtype, counts: list[int], seed: int = 0) -
     rows, heads, matrix = len(counts), k.value_heads, (k.width, k.value_width)
     shapes = {
         "x": (rows, 1, k.channels),
+        "tail": (rows, 0 if k.conv is None else k.conv.taps - 1, k.channels),
+        "conv_weight": (k.channels, 1, 0 if k.conv is None else k.conv.taps),
+        "conv_bias": (k.channels,),
         "a": (rows, 1, heads),
         "a_log": (heads,),
         "dt_bias": (heads,),
@@ -43,6 +54,8 @@ def inputs(k: DeltaRule, dtype: torch.dtype, counts: list[int], seed: int = 0) -
         name: torch.randn(*shape, generator=g, dtype=torch.float64) for name, shape in shapes.items() if name in k.given
     }
     given["beta"] = given["beta"].sigmoid()
+    if "conv_weight" in given:
+        given["conv_weight"] /= given["conv_weight"].shape[-1] ** 0.5  # what it gives is as large as what it is given
     given = {name: value.to(dtype) for name, value in given.items()}
     given["state"] = given["state"].to(torch.promote_types(dtype, torch.float32))
     return given | {"count": torch.tensor(counts)}
@@ -57,7 +70,7 @@ def copied(given: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def called(function: Any, given: dict[str, Tensor]) -> list[Tensor]:
     """Return what a call gives and what it keeps."""
-    return [function(*given.values()), given["state"]]
+    return [function(*given.values()), *(given[name] for name in ("state", "tail") if name in given)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,28 +89,29 @@ def test_it_computes_what_the_plain_form_does(case: str, dtype: torch.dtype, tmp
             assert (x - y).abs().max() <= max(2 * float((z - y).abs().max()), least)
 
 
-@pytest.mark.parametrize("case", ["normed and gated", "wider than a block"])
+@pytest.mark.parametrize("case", ["normed and gated", "wider than a block", "convolved, wider than a block"])
 def test_matrices_stay_right_over_steps(case: str, tmp_path: Path) -> None:
     k = CASES[case]
     made = module(tmp_path, k)
-    state = torch.zeros(2, 1, k.value_heads, k.width, k.value_width)
-    exact = state.double()
+    held = {name: x.zero_() for name, x in inputs(k, torch.float32, [1, 1]).items() if name in ("state", "tail")}
+    exact = {name: x.double() for name, x in held.items()}
     for step, counts in enumerate(([1, 1], [0, 1], [1, 0], [1, 1])):
         given = inputs(k, torch.float32, counts, step)
-        found = called(made.delta, given | {"state": state})
-        wanted = called(made.delta_plain, copied(given, torch.float64) | {"state": exact})
+        found = called(made.delta, given | held)
+        wanted = called(made.delta_plain, copied(given, torch.float64) | exact)
         for x, y in zip(found, wanted, strict=True):
             assert (x - y).abs().max() <= 4e-6 * float(y.abs().max())
 
 
-def test_an_idle_row_keeps_what_it_has(tmp_path: Path) -> None:
-    given = inputs(CASES["wider than a block"], torch.float32, [0, 0])
+@pytest.mark.parametrize("case", ["wider than a block", "convolved, wider than a block"])
+def test_an_idle_row_keeps_what_it_has(case: str, tmp_path: Path) -> None:
+    given = inputs(CASES[case], torch.float32, [0, 0])
     given["x"][:] = float("nan")
-    before = given["state"].clone()
-    made = module(tmp_path, CASES["wider than a block"])
+    before = {name: x.clone() for name, x in given.items() if name in ("state", "tail")}
+    made = module(tmp_path, CASES[case])
     for function in (made.delta, made.delta_plain):
         function(*given.values())
-        assert torch.equal(given["state"], before)
+        assert all(torch.equal(given[name], x) for name, x in before.items())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,7 +127,7 @@ def test_it_moves_what_it_says(case: str, tmp_path: Path) -> None:
     assert not run.operations
 
 
-@pytest.mark.parametrize("case", ["normed and gated", "as it is"])
+@pytest.mark.parametrize("case", ["normed and gated", "convolved", "as it is"])
 def test_the_op_says_what_it_changes(case: str, tmp_path: Path) -> None:
     made = module(tmp_path, CASES[case])
     given = tuple(inputs(CASES[case], torch.float32, [1]).values())
