@@ -31,7 +31,8 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    Choice Decoder INTERPRETED MIXED PLAIN SPACE able activated arrivals choice chosen drawn functools on_kernels os
+    COUNTERS Choice ContextVar Counters Decoder INTERPRETED Iterator MIXED PLAIN SPACE able activated arrivals choice
+    chosen contextmanager counted counting drawn functools on_kernels os
     self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
     take_tuned triton
 """

@@ -124,6 +124,24 @@ def test_a_graph_is_not_replayed_on_a_cache_that_went_on_without_it(model: Any) 
     assert grown.graph is None
 
 
+def test_decoders_that_take_turns_share_no_counters(model: Any) -> None:
+    names = names_of(model)
+    names["INTERPRETED"] = True
+    prompts = tokens_of(2, 5)
+    wanted = likeliest(model, prompts, torch.tensor([5, 5]), 2)
+    outside = names["COUNTERS"]
+    known = set(outside)
+    one, other = (names["Decoder"](model, prompts, context=12) for _ in range(2))
+    assert [each.step().tolist() for each in (one, other, one, other)] == [wanted[1], wanted[1], wanted[2], wanted[2]]
+    assert one.counters.keys() == other.counters.keys() != set()
+    assert set(outside) == known, "nothing was counted for calls without a Decoder"
+    tables = (one.counters, other.counters, outside)
+    places = [counters.data_ptr() for table in tables for counters in table.values()]
+    assert len(set(places)) == len(places)
+    assert not any(counters.any() for table in tables for counters in table.values()), "all are set back"
+    assert names["counting"].get() is outside
+
+
 def test_copies_of_a_package_in_one_process_keep_their_own_kernels(tmp_path: Path) -> None:
     first = built(decoder(DECODERS["llama-like"]), tmp_path / "package")[0]
     tokens = tokens_of(1, 1)
