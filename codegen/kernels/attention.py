@@ -140,9 +140,9 @@ class Attention(Kernel):
         """Parts that one program merges."""
         return FAN
 
-    def pad(self, count: int) -> int:
+    def pad(self, count: int, least: int = 16) -> int:
         """Return the length of a vector of so many channels."""
-        return padded(count)
+        return padded(count, least)
 
     def merged_bytes(self, found: int, batch: int) -> int:
         """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
