@@ -377,7 +377,14 @@ def _streams(kernel: Streams, call: Call) -> dict[str, Make]:
         "fn": lambda: call.normal(k.maps, k.streams * k.width, scale=(k.streams * k.width) ** -0.5, dtype=weights),
         "base": lambda: call.normal(k.maps, dtype=weights),
         "scale": lambda: call.normal(3 if k.gives == "maps" else 1, scale=0.3, shift=1.0, dtype=weights),
+        **({} if k.route is None else _riding(k.route, call)),
     }
+
+
+def _riding(route: Route, call: Call) -> dict[str, Make]:
+    """Return what a router takes that rides in a boundary."""
+    made = _route(route, call)
+    return made | {"router": made["weight"], "router_bias": made["weight_bias"], "router_norm": made["norm_weight"]}
 
 
 @_makers.register

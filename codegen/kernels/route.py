@@ -143,17 +143,23 @@ class Route(Kernel):
             arguments |= {"logits": "*fp32", "arrived": "*i32"}
         return [Entry(f"{self.name}_kernel", arguments | {"shares": f"*{dtype}", "experts": "*i64"})]
 
-    def moved(self, width: int, batch: int, context: int) -> Moved:
+    def needed(self, width: int, batch: int) -> tuple[int, int]:
+        """Return the bytes that any program reads to choose, but for what it starts from, and those that it writes."""
         of_experts = self.experts * (self.weight_bias + (self.bias and not self.table) + self.gain)
         chosen = batch * self.chosen
         read = of_experts * width + (batch * 8 + chosen * 8) * self.table
-        written = chosen * (width + 8)
+        if not self.given_logits:
+            normed = self.width * (self.norm is not None and self.norm_weight)
+            read += ((self.states or self.experts) * self.width + normed) * width
+        return read, chosen * (width + 8)
+
+    def moved(self, width: int, batch: int, context: int) -> Moved:
+        read, written = self.needed(width, batch)
         if self.given_logits:
             read += batch * self.experts * width
             return Moved(read, written, read + written)
-        normed = self.width * (self.norm is not None and self.norm_weight)
         first = self.states or self.experts
-        read += (first * self.width + normed + batch * self.width) * width
+        read += batch * self.width * width
         own = batch * (self.experts * 4 + 4)  # logits and counters, written and read again
         flops = 2 * batch * first * self.width
         if self.states:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
+from regraft.codegen.kernels.route import Route
+
+_OF_ROUTE = {"norm_weight": "router_norm", "weight": "router", "weight_bias": "router_bias"}
 
 
 @dataclass(frozen=True)
 class Streams(Kernel):
     """The boundary of a step: write one sublayer's result to the streams, read the next one's input; in one launch.
+
+    A router of what is read may ride in it (specs/kernels.md, K2): programs of their own map each stream to experts as
+    it is written, and the last one adds these up by the shares that it finds, since what is read is a sum of streams.
+    It chooses by what is read before that is rounded.
 
     Attributes:
         name: The custom op's.
@@ -25,6 +32,7 @@ class Streams(Kernel):
         floor: Added to shares and sums.
         iterations: How often the columns of the map are normalised.
         weights: Triton dtype of ``fn``, ``base`` and ``scale``; that of the streams if None.
+        route: The router, if one rides; its operands and results come after the others.
     """
 
     name: str
@@ -36,12 +44,15 @@ class Streams(Kernel):
     floor: float = 1e-6
     iterations: int = 20
     weights: str | None = None
+    route: Route | None = None
 
     template: ClassVar[str] = "streams.py.j2"
 
     def __post_init__(self) -> None:
         if self.comes == "whole" and self.gives == "none":
             raise ValueError("a boundary that neither writes nor reads")
+        if self.route is not None and (self.gives != "maps" or self.route.given_logits or self.route.states):
+            raise ValueError("a router that does not start from what a sublayer reads")
 
     @property
     def maps(self) -> int:
@@ -63,13 +74,26 @@ class Streams(Kernel):
         """Whether blocks have places for streams that are not there."""
         return self.side != self.streams
 
+    @property
+    def of_route(self) -> list[str]:
+        """Names of what the router takes beside what is read."""
+        return [] if self.route is None else [_OF_ROUTE.get(name, name) for name in self.route.arguments()]
+
     def tiles(self) -> Sequence[Tile]:
-        """Return channels of each stream for a program, and how many the last one reads at once."""
+        """Return channels of each stream for a program, and how many the last one reads at once.
+
+        With a router, experts of a program too, and channels that it takes at once.
+        """
         if not self.maps:
             return [Tile({"BLOCK": block}, warps) for block, warps in ((512, 1), (256, 1), (512, 2))]
         chunk = min(1 << (self.width - 1).bit_length(), 4096)
         shapes = ((32, 8), (64, 8), (64, 4), (32, 4), (128, 8))
-        return [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]
+        tiles = [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]
+        if self.route is None:
+            return tiles
+        rows = ((2, 1024), (4, 512), (2, 512), (2, 512), (4, 1024))
+        both = zip(tiles, rows, strict=True)
+        return [replace(tile, sizes={**tile.sizes, "BLOCK_E": e, "BLOCK_M": m}) for tile, (e, m) in both]
 
     def pointers(self, dtype: str) -> dict[str, str]:
         """Return the types of a function's arguments; maps are in float32 whatever the streams are in."""
@@ -79,17 +103,19 @@ class Streams(Kernel):
             arguments |= {"added": x, "post": wide, "comb": wide}
         if self.maps:
             arguments |= {"fn": weight, "base": weight, "scale": weight}
+        arguments |= {name: "*i64" if name in ("tokens", "table") else x for name in self.of_route}
         if self.comes != "whole":
             arguments["out"] = x
         if self.maps:
             arguments["read"] = x
         if self.gives == "maps":
             arguments |= {"new_post": wide, "new_comb": wide}
-        return arguments
+        return arguments if self.route is None else arguments | {"shares": x, "experts": "*i64"}
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""
         more = {"partial": "*fp32", "arrived": "*i32"} if self.maps else {}
+        more |= {} if self.route is None else {"logits": "*fp32"}
         return [Entry(f"{self.name}_kernel", self.pointers(dtype) | more)]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
@@ -100,7 +126,14 @@ class Streams(Kernel):
         parts = batch * -(-self.width // self.cut.sizes["BLOCK"])
         read = least - given + parts * (self.maps + 1) * 4 + batch * 4
         written = stored + given + parts * self.sums * 4 + batch * 4
-        return Moved(read, written, least, flops=self.products(batch))
+        whole = Moved(read, written, least, flops=self.products(batch))
+        return whole if self.route is None else whole + self.routed(self.route, width, batch)
+
+    def routed(self, route: Route, width: int, batch: int) -> Moved:
+        """Return what the router moves beside: each stream's logits are left behind and read again."""
+        read, written = route.needed(width, batch)
+        left = batch * self.streams * route.experts
+        return Moved(read + 4 * left, written + 4 * left, read + written, 0, 2 * left * self.width)
 
     def needed(self, width: int, tokens: int) -> tuple[int, int, int]:
         """Return bytes: of the streams that are stored, of what is given beside them, and of all that must be moved."""
@@ -165,7 +198,13 @@ def examples() -> list[Streams]:
         StreamsPrefill("hyper_prefill_last", 4, 7168, gives="collapsed", weights="fp32"),
         StreamsPrefill("hyper_prefill_write", 4, 7168, gives="none"),
     ]
+    router = Route("", 4096, 256, 6, score="sqrt_softplus", normalize=True, scale=1.5, bias=True, norm=1e-6)
+    router = replace(router, eps=1e-20, norm_weight=True)
     for label, width in (("flash", 4096), ("pro", 7168)):
+        if width > 4096:
+            router = replace(router, width=width, experts=384, scale=2.5)
+        routed = Streams(f"hyper_{label}_routed", 4, width, weights="fp32", route=router)
+        found += [routed, replace(routed, route=replace(router, bias=False, table=True))]
         found.append(Streams(f"hyper_{label}", 4, width, weights="fp32"))
         found.append(Streams(f"hyper_{label}_narrow", 4, width))
         found.append(Streams(f"hyper_{label}_last", 4, width, gives="collapsed", weights="fp32"))

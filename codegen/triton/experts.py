@@ -35,8 +35,17 @@ def emit_route(op: KernelOp, at: StepBody) -> Code:
     form = route_form(op.stands_for)
     if form is None:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
+    kernel = route_kernel(form)
+    name = at.shared.kernel("router", kernel.called)
+    code = _call(name, [form.x, *route_operands(form)], op, at)
+    alone = form.state is not None and len(op.gives) < 3  # no layer reads the state
+    return Code(f"{code.text}[1:]") if alone else code
+
+
+def route_kernel(form: RouteForm) -> RouteKernel:
+    """Return the kernel of a router, which has no name yet."""
     route, linear = form.route, form.linear
-    kernel = RouteKernel(
+    return RouteKernel(
         name="",
         width=width(form.x),
         experts=width(route.logits),
@@ -57,10 +66,6 @@ def emit_route(op: KernelOp, at: StepBody) -> Code:
         **_norm(form.norm),
         **_of_state(form.state),
     )
-    name = at.shared.kernel("router", kernel.called)
-    code = _call(name, [form.x, *_named(kernel.arguments(), _routed(form))], op, at)
-    alone = form.state is not None and len(op.gives) < 3  # no layer reads the state
-    return Code(f"{code.text}[1:]") if alone else code
 
 
 def _of_state(state: RouterState | None) -> dict[str, Any]:
@@ -78,6 +83,11 @@ def _of_state(state: RouterState | None) -> dict[str, Any]:
         "state_norm_weight": norm["norm_weight"],
         "state_norm_offset": norm["norm_offset"],
     }
+
+
+def route_operands(form: RouteForm) -> list[Value]:
+    """Return a router's operands after the first, in the kernel's order."""
+    return _named(route_kernel(form).arguments(), _routed(form))
 
 
 def _routed(form: RouteForm) -> dict[str, Value | None]:

@@ -233,7 +233,7 @@ class RouteStep(Kernel):
 
 @op("kernel.streams")
 class StreamsStep(Kernel):
-    """A boundary between sublayers of a model of several residual streams: specs/kernels.md, K4.
+    """A boundary between sublayers of a model of several streams, and a router behind it: specs/kernels.md, K4.
 
     Example:
         %y = kernel.streams %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}

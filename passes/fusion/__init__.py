@@ -16,7 +16,7 @@ from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.rows import group_rows
 from regraft.passes.fusion.short_conv import group_short_convs
 from regraft.passes.fusion.sparse import group_sparse
-from regraft.passes.fusion.streams import carry_streams, group_streams
+from regraft.passes.fusion.streams import carry_streams, group_routed_streams, group_streams
 
 DECODE = (
     group_embed,
@@ -26,6 +26,7 @@ DECODE = (
     group_index,
     group_sparse,
     group_attend,
+    group_routed_streams,
     group_experts,
     group_pool,
     group_streams,

@@ -25,11 +25,15 @@ def group_experts(grouping: Grouping) -> None:
                 _mix(grouping, op)
 
 
+def choice_ops(route: Route) -> list[Op]:
+    """Return a choice, with what looks its experts up."""
+    given = None if route.given is None else route.given.op
+    return [route, given] if isinstance(given, Assign) else [route]
+
+
 def _route(grouping: Grouping, route: Route) -> None:
     """Take as much of what leads to a choice as there is a kernel for."""
-    ops: list[Op] = [route]
-    if route.given is not None and isinstance(route.given.op, Assign):
-        ops.append(route.given.op)
+    ops = choice_ops(route)
     linear = route.logits.op
     found = [(ops, route.logits)]
     if isinstance(linear, Linear) and grouping.free(linear):
@@ -41,9 +45,9 @@ def _route(grouping: Grouping, route: Route) -> None:
         if chain and isinstance(chain[-1], Linear):
             found.insert(0, ([*ops, linear, *chain], chain[-1].x))
     for candidate, start in found:
-        again = _norm(grouping, start) if candidate is not ops else []
+        again = norm_ops(grouping, start) if candidate is not ops else []
         form = route_form(grouping.ordered([*again, *candidate]))
-        if form is None or not _inside(
+        if form is None or not inside(
             grouping, candidate, route, *(() if form.state is None else (form.state.out.op,))
         ):
             continue
@@ -70,7 +74,7 @@ def _state(grouping: Grouping, value: Value) -> list[Op]:
 
 def _mix(grouping: Grouping, experts: Experts) -> None:
     """Take as much of what is around a mixture as there is a kernel for."""
-    norm = _norm(grouping, experts.x)
+    norm = norm_ops(grouping, experts.x)
     if _mix_normed(grouping, experts, norm):
         return
     steps = [{experts: None}, *_behind(grouping, experts)]
@@ -78,7 +82,7 @@ def _mix(grouping: Grouping, experts: Experts) -> None:
         ops = [op for step in steps[:number] for op in step]
         for again in (norm, []) if norm else ([],):
             form = experts_form(grouping.ordered([*again, *ops]))
-            if form is None or form.out.op is None or not _inside(grouping, ops, form.out.op):
+            if form is None or form.out.op is None or not inside(grouping, ops, form.out.op):
                 continue
             if grouping.take(ExpertsStep, ops, again):
                 return
@@ -113,9 +117,9 @@ def _mix_normed(grouping: Grouping, experts: Experts, norm: list[Op]) -> bool:
             stack.extend(v.op for v in op.operands if not v.is_weight)
         elif isinstance(op, Norm):
             start = op.out
-    again = [] if start is None else [*norm, *(op for op in _norm(grouping, start) if op not in norm)]
+    again = [] if start is None else [*norm, *(op for op in norm_ops(grouping, start) if op not in norm)]
     form = experts_form(grouping.ordered([*again, *ops]))
-    if form is None or form.out.op is None or not _inside(grouping, ops, form.out.op):
+    if form is None or form.out.op is None or not inside(grouping, ops, form.out.op):
         return False
     return grouping.take(ExpertsStep, ops, again)
 
@@ -155,7 +159,7 @@ def _beside(grouping: Grouping, value: Value, experts: Experts) -> list[Op]:
     return list(found)
 
 
-def _norm(grouping: Grouping, x: Value) -> list[Op]:
+def norm_ops(grouping: Grouping, x: Value) -> list[Op]:
     """Return the norm that makes a vector, and what narrows the residual stream before it."""
     norm = x.op
     if not isinstance(norm, Norm) or norm in grouping.of or norm.clamp:
@@ -164,7 +168,7 @@ def _norm(grouping: Grouping, x: Value) -> list[Op]:
     return [narrow, norm] if isinstance(narrow, CastLike) and narrow not in grouping.of else [norm]
 
 
-def _inside(grouping: Grouping, ops: Iterable[Op], *given: Op | None) -> bool:
+def inside(grouping: Grouping, ops: Iterable[Op], *given: Op | None) -> bool:
     """Return whether what ops make, all but those whose results are given, is read by them alone."""
     found = set(ops)
     made = [value for op in found if op not in given for value in op.results]

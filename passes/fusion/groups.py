@@ -66,15 +66,18 @@ class Grouping:
     def take(self, kind: type[Kernel], ops: Iterable[Op], again: Iterable[Op] = ()) -> bool:
         """Make a group of ``ops`` if none is in one and nothing outside stands between them; return whether.
 
-        It computes ``again`` too, which leads to them; where all that reads these does so they are gone.
+        It computes ``again`` too, which leads to some of them; where all that reads these does so they are gone.
         """
         found = set(ops)
         if not found or not all(map(self.free, found)):
             return False
-        wanted = dict.fromkeys(sorted(found, key=self.place.__getitem__))
-        if not self.convex(wanted):
+        wanted, too = dict.fromkeys(self.ordered(found)), self.ordered(again)
+        between = dict(wanted)  # with what is computed again of some of them for others
+        for op in too:
+            between |= {op: None} if any(value.op in between for value in op.operands) else {}
+        if not self.convex(between):
             return False
-        group = Group(kind, wanted, tuple(self.ordered(again)))
+        group = Group(kind, wanted, tuple(too))
         self.of.update(dict.fromkeys(wanted, group))
         for op in reversed(group.again):
             users = [user for value in op.results for user in value.users]
@@ -126,12 +129,12 @@ class Grouping:
         wanted = self._wanted()
         for op in self._order():
             if isinstance(op, Op):
-                if op not in self.gone:
-                    copy(op)
+                copy(op)
                 continue
             ops = list(op.ops)
             gives = [v for each in ops for v in each.results if v in wanted]
-            kernel = stand_in(op.kind, [*op.again, *ops], gives, _called_in(layer_of(ops[0].results[0].name)))
+            called = _called_in(layer_of(ops[0].results[0].name))
+            kernel = stand_in(op.kind, self.ordered([*op.again, *ops]), gives, called)
             kernel = kernel.rebuilt(new.__getitem__)
             results = graph.add(kernel, [v.name for v in gives], [v.type for v in gives])
             new.update(zip(gives, results, strict=True))
@@ -156,17 +159,16 @@ class Grouping:
         """Return the ops and groups in an order in which operands come first, otherwise as they are."""
         import networkx
 
-        node = {op: id(self.of[op]) if op in self.of else id(op) for op in self.graph.ops}
-        item: dict[int, Op | Group] = {node[op]: self.of.get(op, op) for op in self.graph.ops}
-        place = {node[op]: number for op, number in self.place.items()}
+        left = [op for op in self.graph.ops if op not in self.gone]
+        node = {op: id(self.of[op]) if op in self.of else id(op) for op in left}
+        item: dict[int, Op | Group] = {node[op]: self.of.get(op, op) for op in left}
+        place = {node[op]: number for op, number in self.place.items() if op in node}
         edges: networkx.DiGraph[int] = networkx.DiGraph()
         edges.add_nodes_from(item)
-        edges.add_edges_from(
-            (node[v.op], node[op])
-            for op in self.graph.ops
-            for v in op.operands
-            if v.op is not None and node[v.op] != node[op]
-        )
+        for to, one in item.items():
+            computed = dict.fromkeys([one] if isinstance(one, Op) else [*one.again, *one.ops])
+            makers = {v.op for op in computed for v in op.operands if v.op is not None and v.op not in computed}
+            edges.add_edges_from((node[maker], to) for maker in makers)
         return [item[each] for each in networkx.lexicographical_topological_sort(edges, key=place.__getitem__)]
 
 

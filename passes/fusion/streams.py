@@ -1,18 +1,61 @@
 """Fusion into ``kernel.streams``: what a sublayer gives is written to the streams as the next one's input is read.
 
+In a call of one token a router that starts from this input rides along.
+
 Between two layers that takes a graph in which a layer gives what is to be written instead of writing it, so that the
 next one, to which the maps that read belong, does both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from regraft.ir.forms.streams import streams_form
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import Layer, split_layers
-from regraft.ir.op import Value
-from regraft.ir.ops.core import Repeat
+from regraft.ir.op import Op, Value
+from regraft.ir.ops.core import Linear, Repeat, Scale
 from regraft.ir.ops.hyper import Collapse, Read, Spread, Write
 from regraft.ir.ops.kernels import StreamsStep
+from regraft.ir.ops.moe import Route
+from regraft.passes.fusion.experts import choice_ops, inside, norm_ops
 from regraft.passes.fusion.groups import Grouping
+
+
+def group_routed_streams(grouping: Grouping) -> None:
+    """Deal routers that start from what is read of streams to groups, with that and what has written the streams."""
+    for ops in grouping.layers.values():
+        for route in ops:
+            if isinstance(route, Route) and grouping.free(route):
+                _ride(grouping, route)
+
+
+def _ride(grouping: Grouping, route: Route) -> None:
+    """Take a router with what its start is read by, where a kernel computes both."""
+    linear = route.logits.op
+    if not isinstance(linear, Linear) or not grouping.free(linear):
+        return
+    scale = linear.x.op
+    ops: list[Op] = [*choice_ops(route), linear, *([scale] if isinstance(scale, Scale) else [])]
+    start = scale.x if isinstance(scale, Scale) else linear.x
+    norm = norm_ops(grouping, start)
+    read = (next(iter(norm[0].operands)) if norm else start).op
+    if not isinstance(read, Read) or not all(value.users for value in read.results):
+        return
+    if not grouping.same_layer(read, route) or not inside(grouping, ops, route):
+        return
+    for writes in _writes(grouping, read):
+        found = [*writes, read, *ops]
+        if streams_form(grouping.ordered([*norm, *found])) is not None and grouping.take(StreamsStep, found, norm):
+            return
+
+
+def _writes(grouping: Grouping, read: Read | Collapse) -> Iterator[list[Op]]:
+    """Yield what has written the streams that are read, if it may be in one kernel with that, and nothing."""
+    write = read.streams.op
+    if isinstance(write, Write) and grouping.free(write) and grouping.same_layer(write, read):
+        yield [write]
+    yield []
 
 
 def group_streams(grouping: Grouping) -> None:
@@ -20,10 +63,7 @@ def group_streams(grouping: Grouping) -> None:
     for ops in grouping.layers.values():
         for op in ops:
             if isinstance(op, Read | Collapse) and grouping.free(op) and all(value.users for value in op.results):
-                write = op.streams.op
-                both = isinstance(write, Write) and grouping.free(write) and grouping.same_layer(write, op)
-                if not (both and write is not None and grouping.take(StreamsStep, [write, op])):
-                    grouping.take(StreamsStep, [op])
+                any(grouping.take(StreamsStep, [*writes, op]) for writes in _writes(grouping, op))
         for op in ops:
             if isinstance(op, Write) and grouping.free(op):
                 grouping.take(StreamsStep, [op])

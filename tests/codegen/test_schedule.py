@@ -27,10 +27,9 @@ CONTEXT = 21
 DECODERS_OWN = ["aten::add_", "aten::where"]
 
 OVER = {  # layers that launch more than their budget, and how many more at most
-    "DeepSeek-V4-Flash SlidingMoeBlock": 1,
-    "DeepSeek-V4-Flash SlidingEvery128MoeBlock": 2,
-    "DeepSeek-V4-Pro SlidingEvery128MoeBlock": 2,
-    "DeepSeek-V4-Pro SlidingEvery128Moe2Block": 2,
+    "DeepSeek-V4-Flash SlidingEvery128MoeBlock": 1,
+    "DeepSeek-V4-Pro SlidingEvery128MoeBlock": 1,
+    "DeepSeek-V4-Pro SlidingEvery128Moe2Block": 1,
 }
 
 

@@ -21,7 +21,7 @@ from regraft.ir.interpret import Interpreter
 from regraft.ir.op import Value
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.core import Norm
-from regraft.ir.ops.kernels import Kernel, PoolStep, StreamsStep
+from regraft.ir.ops.kernels import Kernel, PoolStep, RouteStep, StreamsStep
 from regraft.ir.ops.memory import ReadRows, RowPositions
 from regraft.ir.ops.pos import Rope
 from regraft.ir.parse import parse_graph
@@ -29,13 +29,13 @@ from regraft.ir.source import TensorSource
 from regraft.passes import fusion
 from regraft.passes.fusion import fuse_decode
 from regraft.passes.fusion.pool import group_pool
-from regraft.passes.fusion.streams import carry_streams, group_streams
+from regraft.passes.fusion.streams import carry_streams, group_routed_streams, group_streams
 from regraft.programs import load_program
 from tests.codegen.programs import tokens_of
 from tests.codegen.test_triton import stepped
 from tests.passes.exactness import run, twin
 
-OURS = (group_pool, group_streams)
+OURS = (group_routed_streams, group_pool, group_streams)
 
 
 def flash() -> Graph:
@@ -115,8 +115,22 @@ def test_each_layer_has_two_boundaries_and_pools_once(program: Program) -> None:
     pooled = {layer_of(op.out.name) for op in program.graph.run_time() if isinstance(op, Compressed)}
     assert kernels(program.fused, PoolStep) == dict.fromkeys(pooled, 1)
     plain = [op for op in program.fused.run_time() if not isinstance(op, Kernel)]
-    left = ("hyper.read", "hyper.write", "hyper.collapse", "state.compressed")
+    left = ("hyper.read", "hyper.write", "hyper.collapse", "moe.route", "state.compressed")
     assert not [op for op in plain if op.opname in left or isinstance(op, RowPositions)]
+
+
+def routers(graph: Graph) -> list[int]:
+    """Return the layers whose routers stand apart from the boundary before them."""
+    fused = fuse_decode(graph)
+    fused.verify()
+    return sorted(layer for layer in kernels(fused, RouteStep) if layer is not None)
+
+
+def test_routers_ride_in_the_boundary_before_them() -> None:
+    graph = flash()
+    assert routers(graph) == []
+    graph.set_outputs([*graph.outputs, graph["layers.1.moe.logits"]])
+    assert routers(graph) == [1], "somebody else reads its logits"
 
 
 def turn(graph: Graph, layer: int) -> Rope:
