@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -158,11 +158,26 @@ def decoding_form(graph: Graph) -> Graph | None:
     Parameters and memories stay as they are. For a single query that is fewer operations at any context. None where
     there is no such attention.
     """
-    layers = [n for n, found in attentions(graph).items() if isinstance(expanded_site(found.attend), LatentSite)]
-    if not layers:
+    return _absorbed(graph, [found.attend for found in attentions(graph).values()])
+
+
+def choosing_form(graph: Graph) -> Graph | None:
+    """Return a graph as kernels best compute it for many tokens: where rows of latents are chosen, attention absorbed.
+
+    A chosen latent is then read once for all heads. None where there is no such attention.
+    """
+    attends = [found.attend for found in attentions(graph).values()]
+    return _absorbed(graph, [attend for attend in attends if attend.chosen is not None])
+
+
+def _absorbed(graph: Graph, attends: Iterable[Attend]) -> Graph | None:
+    """Return a graph with those of some attentions absorbed that can be; none if none can."""
+    layers = {layer_of(attend.out.name) for attend in attends if isinstance(expanded_site(attend), LatentSite)}
+    found = frozenset(layer for layer in layers if layer is not None)
+    if not found:
         return None
     form = graph.copy()
-    drive(form, _ChangeForm(AbsorbMLA, frozenset(layers), ""))
+    drive(form, _ChangeForm(AbsorbMLA, found, ""))
     form.verify()
     return form
 

@@ -214,8 +214,9 @@ class SparsePrefill(Kernel):
         """The op's tensors in order, those left out that this kernel has no use for.
 
         ``q [B, T, H, D]``, ``k [B, T, 1, D]``, the new rows beside a window, ``sink [H]``, ``chosen [B, T, K]``, ``keys
-        [B, N, 1, D]``, the ring before this call or, without a window, all rows after it, ``entries [B, E, 1, D]``
-        after it, ``start [B]``. All are contiguous.
+        [B, N, 1, D]``, the ring before this call or, without a window, the slots before it, by position, and then the
+        call's rows, ``entries [B, E, 1, D]`` after it, ``start [B]``. All are contiguous. What is chosen without a
+        window is a place among ``keys``.
         """
         needed = {"q": True, "k": self.window is not None, "sink": self.sink, "chosen": self.chosen is not None}
         needed |= {"keys": True, "entries": self.window is not None, "start": True}

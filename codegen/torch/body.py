@@ -12,6 +12,7 @@ from regraft.codegen.wiring import Place
 from regraft.ir.dims import Sym
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.compress import Compressed
+from regraft.ir.ops.kernels import Kernel
 from regraft.ir.ops.memory import RowPositions
 from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType
@@ -187,6 +188,14 @@ class Body:
             self.pasts[op] = self.names.give(("past", op), "past" if not self.pasts else f"past_{stem}")
         return self.pasts[op]
 
+    def past_of(self, memory: Value) -> str | None:
+        """Return that variable of a memory if it is one that is kept here."""
+        return None if memory.op is None else self.pasts.get(memory.op)
+
+    def readers(self, memory: Value) -> list[Op]:
+        """Return the ops that read a memory, those that kernels stand for among them."""
+        return [each for user in memory.users for each in (user.stands_for if isinstance(user, Kernel) else [user])]
+
     def call(self, name: str) -> str:
         """Return the variable of a fact of the call."""
         return self._use(name)
@@ -210,8 +219,7 @@ class Body:
             op: A run-time op.
             kept: Values that are needed by name, whoever uses them.
         """
-        if written_by_readers(op):
-            self._pooled |= {v.name for v in op.results if isinstance(op, Compressed)}
+        if self.left_to_readers(op):
             return
         code = emit_op(op, self)
         if len(op.results) == 1:
@@ -223,6 +231,11 @@ class Body:
         names = [self.names.give(v, *suffixes(self.local(v.name))) for v in results]
         told = ", ".join(map(self.told, results))
         self.assign(", ".join(names), code.text, told)
+
+    def left_to_readers(self, op: Op) -> bool:
+        """Return whether an op has no line of its own, noting whose rows are pooled in others' lines."""
+        self._pooled |= {v.name for v in op.results if isinstance(op, Compressed)}
+        return written_by_readers(op)
 
     def _one_user_absorbs(self, op: Op) -> bool:
         users = op.results[0].users

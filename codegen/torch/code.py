@@ -91,6 +91,10 @@ class Scope(Protocol):
         """Return the variable that holds a memory's rows of earlier calls."""
         ...
 
+    def readers(self, memory: Value) -> list[Op]:
+        """Return the ops that read a memory, those that kernels stand for among them."""
+        ...
+
     def call(self, name: str) -> str:
         """Return the variable of a fact of the call: ``start`` and ``count``, the tokens before it and of it [B]."""
         ...

@@ -12,6 +12,8 @@ from regraft.codegen.wiring import Place, Wiring
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Layer, split_layers
 from regraft.ir.op import Value
+from regraft.ir.ops.kernels import Kernel, memories_made
+from regraft.ir.types import Type
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,19 @@ class StepForm:
         self.places: dict[Value, Place] = {
             graph[value.name]: place for value, place in wiring.places.items() if value.name in graph
         }
-        kept = [{v.name: v.type for v in each.memories()} for each in (graph, wiring.graph)]
-        assert kept[0] == kept[1], "both forms keep the same"
+        assert _kept(graph) == _kept(wiring.graph), "both forms keep the same"
         assert self.places.keys() >= set(graph.parameters()), "both forms read the same parameters"
         assert self.layers.keys() == wiring.index.keys(), "both forms have the same layers"
 
     def same(self, values: Sequence[Value]) -> list[Value]:
         """Return this form's values of the same names."""
         return [self.graph[value.name] for value in values]
+
+
+def _kept(graph: Graph) -> dict[str, Type]:
+    """Return the memories that a graph keeps, by name: of what kernels give not the views among them."""
+    ops = [each for op in graph.ops for each in (op.stands_for if isinstance(op, Kernel) else [op])]
+    return {memory.name: memory.type for memory in memories_made(ops)}
 
 
 def statements(lines: Sequence[str]) -> list[tuple[str, ...]]:

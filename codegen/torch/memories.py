@@ -34,7 +34,7 @@ def _rope(op: Rope, at: Scope) -> Code:
 
 
 def _kv(op: KV, at: Scope) -> Code:
-    view = at.view(Sight.of(op), _reader_sight(op))
+    view = at.view(Sight.of(op), _reader_sight(op, at))
     return Code(f"{at.helper('keep')}({at.past(op)}, ({at.of(op.k).text}, {at.of(op.v).text}), {view})")
 
 
@@ -61,7 +61,9 @@ def _view(op: ViewRows, at: Scope) -> Code:
     state = op.memory.op
     if isinstance(state, Compressed):
         rows = f"({keys},)" if op.v is None else f"({keys}, {at.of(op.v).text})"
-        return Code(f"{at.helper('keep_pooled')}({at.past(state)}, {rows}, {at.every(_reader_far(op, state.rate))})")
+        return Code(
+            f"{at.helper('keep_pooled')}({at.past(state)}, {rows}, {at.every(_reader_far(op, state.rate, at))})"
+        )
     return Code(f"({keys}, {keys if op.v is None else at.of(op.v).text})")
 
 
@@ -77,19 +79,19 @@ def _pool(op: Compressed, at: Scope) -> Code:
     return Code(f"{name}({', '.join([at.past(op), *values, at.call('start'), at.call('count')])})")
 
 
-def _readers(memory: Value) -> list[Op]:
-    """Return the ops that read a memory, those that kernels stand for among them."""
-    return [each for user in memory.users for each in (user.stands_for if isinstance(user, Kernel) else [user])]
-
-
-def _reader_far(op: ViewRows, rate: int) -> Far:
+def _reader_far(op: ViewRows, rate: int, at: Scope) -> Far:
     """Return what a reader sees of pooled rows; where they are kept does not depend on it."""
-    for user in _readers(op.out):
-        if isinstance(user, Attend) and user.entries is op.out and user.disjoint:
+    for user in at.readers(op.out):
+        if isinstance(user, Attend) and _same(user.entries, op.out) and user.disjoint:
             return Far(rate, user.window, user.first)
         if isinstance(user, Index):
             return _index_far(user, rate)
     return Far(rate)
+
+
+def _same(one: Value | None, other: Value) -> bool:
+    """Return whether two values are one, of which a kernel's body may hold its own."""
+    return one is not None and one.name == other.name
 
 
 def _index_far(op: Index, rate: int) -> Far:
@@ -131,12 +133,12 @@ def _index(op: Index, at: Scope) -> Code:
     return Code(f"{at.helper('best_rows')}({', '.join(values + more)})")
 
 
-def _reader_sight(op: KV) -> Sight:
+def _reader_sight(op: KV, at: Scope) -> Sight:
     """Return what a reader beside the memory sees, so that both use one view; what is kept if there is no reader.
 
     A view's slots depend on what the memory keeps only.
     """
-    sights = [Sight.of(reader) for reader in _readers(op.out) if isinstance(reader, Attend)]
+    sights = [Sight.of(reader) for reader in at.readers(op.out) if isinstance(reader, Attend)]
     return Sight.of(op) if Sight.of(op) in sights or not sights else sights[0]
 
 

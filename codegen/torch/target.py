@@ -200,7 +200,7 @@ class TorchTarget:
         if not memories:
             body.assign("", f"return {', '.join(tensors)}" if tensors else "return None")
             return
-        past = body.pasts.get(memories[0].op) if memories[0].op else None
+        past = body.past_of(memories[0])
         if past is not None:  # what is made of kept rows is in no cache
             body.assign("", f"if {past} is not None and {first}.shape[1] == 1:")
             body.assign("", f"    return ({', '.join(tensors)},)", "the memory is in the cache, for other layers too")

@@ -9,9 +9,10 @@ from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.sparse import SparsePrefill
 from regraft.codegen.torch.code import ATOM, Code
 from regraft.ir.errors.codegen import MissingEmitterError
-from regraft.ir.forms.flash import flash_form, pooled_form, scores_form
+from regraft.ir.forms.flash import flash_form, latent_form, pooled_form, scores_form
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.kernels import Kernel as KernelOp
+from regraft.ir.ops.memory import ViewRows
 
 if TYPE_CHECKING:
     from regraft.codegen.triton.prefill import PrefillBody
@@ -78,8 +79,33 @@ def emit_scores(op: KernelOp, at: PrefillBody) -> Code:
     return Code(f"{name}({given})" if kept.rate else f"{at.helper('best_shown')}({name}, {given})")
 
 
-def emit_pooled(op: KernelOp, at: PrefillBody) -> Code:
-    """Return the call of many tokens' attention to a window and to pooled rows, all or some."""
+def emit_gathered(op: KernelOp, at: PrefillBody) -> Code:
+    """Return the call of many tokens' attention to gathered rows: of a latent, or pooled ones beside a window."""
+    attend = latent_form(op.stands_for)
+    return _pooled(op, at) if attend is None else _latent(attend, at)
+
+
+def _latent(attend: Attend, at: PrefillBody) -> Code:
+    view, chosen = attend.memory.op, attend.chosen
+    assert isinstance(view, ViewRows)
+    assert chosen is not None
+    heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
+    kernel = SparsePrefill(
+        name="",
+        heads=heads,
+        width=width,
+        value_width=int(str(attend.out.tensor.shape[3])),
+        scale=attend.scale,
+        chosen=int(str(chosen.tensor.shape[2])),
+    )
+    name = at.shared.kernel("attention_of_chosen_in_blocks", kernel.called)
+    q, rows = (f"{at.of(value).within(ATOM)}.contiguous()" for value in (attend.q, view.k))
+    codes = {"q": q, "chosen": at.of(chosen).text, "keys": rows, "start": at.call("start")}
+    return Code(f"{name}({', '.join(codes[argument] for argument in kernel.arguments)})")
+
+
+def _pooled(op: KernelOp, at: PrefillBody) -> Code:
+    """Return the call of attention to a window and to pooled rows, all or some."""
     attend = pooled_form(op.stands_for)
     if attend is None or attend.entries is None:
         raise MissingEmitterError(target="triton", op=op.label, where=op.scope)

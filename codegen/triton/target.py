@@ -37,7 +37,7 @@ _KERNEL_GLOBALS = """
     take_tuned triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
-_PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked")
+_PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked", "unfinished")
 
 
 class Turning(NamedTuple):
@@ -81,7 +81,7 @@ class SharedKernels(Shared):
     @property
     def unmasked(self) -> set[str]:
         """Views of which a call of many tokens reads masks only where its kernels do not run."""
-        return set(self.views.values()) - self.masked if self.in_blocks else set()
+        return {*self.views.values(), *self.everies.values()} - self.masked if self.in_blocks else set()
 
     def reserved(self) -> list[str]:
         """Return the names that no variable may have."""
@@ -342,8 +342,13 @@ class TritonTarget(TorchTarget):
     def new_body(
         self, places: dict[Value, Place], owner: int | None, local: Callable[[str], str], names: Namespace, width: int
     ) -> Body:
-        """Return an empty body, of kernels where they run."""
-        return PrefillBody(self.shared, places, owner, local, names, width)
+        """Return an empty body, of kernels where they run; its memories are in the order in which they are kept."""
+        body = PrefillBody(self.shared, places, owner, local, names, width)
+        ops = self.wiring.items if owner is None else self.wiring.layers[owner].ops
+        for op in ops:
+            if isinstance(op, Op) and op.is_state:
+                body.keep(op)
+        return body
 
     def _render(self, model: Body) -> str:
         target = StepTarget(self.fused, self)

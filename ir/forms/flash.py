@@ -1,4 +1,4 @@
-"""The forms of ``kernel.flash`` and, for many tokens, ``kernel.index`` and ``kernel.sparse``: one op alone."""
+"""The forms of ``kernel.flash`` and, for many tokens, ``kernel.index`` and ``kernel.sparse``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from regraft.ir.dims import T
 from regraft.ir.op import Op
 from regraft.ir.ops.attn import Attend
+from regraft.ir.ops.core import Slice
 from regraft.ir.ops.index import Index
+from regraft.ir.ops.memory import ViewRows
 
 
 def flash_form(ops: Sequence[Op]) -> Attend | None:
@@ -40,3 +42,22 @@ def pooled_form(ops: Sequence[Op]) -> Attend | None:
     shared = len(kept.fields) == 1 and kept.fields[0].shape[0] == 1 and kept.window is not None and not kept.first
     fits = attend.entries.memory.rate is not None and attend.q.tensor.shape[1] == T and attend.scale > 0
     return attend if plain and shared and fits else None
+
+
+def latent_form(ops: Sequence[Op]) -> Attend | None:
+    """Return the attention that a body is, or none: to chosen rows that all heads share, values being a part of them.
+
+    The body makes them values: it is what cuts the rows, the view of both, and the attention.
+    """
+    match list(ops):
+        case [Slice() as cut, ViewRows() as view, Attend() as attend]:
+            pass
+        case _:
+            return None
+    plain = attend.softcap is None and not attend.first and attend.head_map is None and attend.sink is None
+    among = attend.chosen is not None and attend.entries is None and attend.window is None
+    kept = view.memory.memory
+    fits = kept.rate is None and kept.window is None and attend.q.tensor.shape[1] == T and attend.scale > 0
+    first = cut.start == 0 and cut.x is view.k and view.v is cut.out and attend.memory is view.out
+    one = view.k.tensor.shape[2] == 1
+    return attend if plain and among and fits and first and one else None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regraft.ir.forms.flash import flash_form, pooled_form, scores_form
+from regraft.ir.forms.flash import flash_form, latent_form, pooled_form, scores_form
 from regraft.ir.graph import Graph
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.index import Index
 from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, SparseStep
+from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.moe import Experts
 from regraft.passes.fusion.groups import Grouping
+from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.streams import group_streams
+from regraft.passes.latent_forms import choosing_form
 
 
 def group_grouped_experts(grouping: Grouping) -> None:
@@ -28,6 +31,19 @@ def group_flash(grouping: Grouping) -> None:
             grouping.take(Flash, [op])
         if isinstance(op, Attend) and pooled_form([op]) is not None:
             grouping.take(SparseStep, [op])
+        if isinstance(op, Attend) and op.chosen is not None:
+            _group_latent(grouping, op)
+
+
+def _group_latent(grouping: Grouping, attend: Attend) -> None:
+    """Make a group of attention to chosen rows of a latent, with the view that makes values of them."""
+    view = attend.memory.op
+    cut = view.v.op if isinstance(view, ViewRows) and view.v is not None else None
+    if view is None or cut is None:
+        return
+    ops = grouping.ordered([cut, view, attend])
+    if latent_form(ops) is not None and grouping.closed(ops, {attend.out}):
+        grouping.take(SparseStep, ops)
 
 
 def group_scores(grouping: Grouping) -> None:
@@ -38,6 +54,7 @@ def group_scores(grouping: Grouping) -> None:
 
 
 PREFILL: tuple[Callable[[Grouping], None], ...] = (
+    group_pool,
     group_flash,
     group_scores,
     group_streams,
@@ -50,7 +67,7 @@ def fuse_prefill(graph: Graph) -> Graph:
 
     What has no kernel stays as it is too. Memories, parameters and results keep their names.
     """
-    grouping = Grouping(graph)
+    grouping = Grouping(choosing_form(graph) or graph)
     for rule in PREFILL:
         rule(grouping)
     return grouping.fused()

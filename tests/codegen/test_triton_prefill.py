@@ -224,7 +224,9 @@ def twin_of(name: str, folder: Path) -> tuple[Any, Interpreter]:
 
 
 def test_rows_of_all_tokens_are_chosen_by_their_keys(tmp_path: Path) -> None:
+    """Chosen latents are attended to as they are kept: no keys and values are made of them, and no mask."""
     model, interpreter = twin_of("DeepSeek-V3.2", tmp_path)
+    assert "attention_of_chosen_in_blocks(" in (tmp_path / "package" / "model.py").read_text()
     tokens = tokens_of(2, 12)
     wanted = interpreter(tokens)
     for _ in ways(model):
@@ -235,6 +237,21 @@ def test_rows_of_all_tokens_are_chosen_by_their_keys(tmp_path: Path) -> None:
         assert (first[0] - wanted[0, :5]).abs().max() < bound(wanted)
         for row, start in enumerate((5, 4)):
             assert (found[row] - wanted[row, start : start + 6]).abs().max() < bound(wanted)
+
+
+def test_gradients_flow_through_chosen_latents(tmp_path: Path) -> None:
+    model, _ = twin_of("DeepSeek-V3.2", tmp_path)
+    weights = [weight for name, weight in model.requires_grad_(True).named_parameters() if "indexer" not in name]
+    tokens = tokens_of(2, 9)
+    found: list[tuple[Tensor | None, ...]] = []
+    for _ in ways(model):
+        score = model(tokens)[:, 4:].log_softmax(-1)[..., 3].sum()
+        found.append(torch.autograd.grad(score, weights, allow_unused=True))
+    assert sum(plain is not None for plain in found[0]) > len(weights) // 2
+    for plain, fused in zip(*found, strict=True):
+        assert (plain is None) == (fused is None)
+        if plain is not None and fused is not None:
+            assert (plain - fused).abs().max() <= 1e-5 * max(1.0, float(plain.abs().max()))
 
 
 def test_pooled_rows_are_attended_to_beside_a_window(tmp_path: Path) -> None:

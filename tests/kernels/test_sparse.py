@@ -224,19 +224,22 @@ def call(k: SparsePrefill, starts: list[int], length: int, slots: int = 0) -> di
     """Return a call's tensors; what is not there yet holds no number."""
     torch.manual_seed(0)
     batch, pos = len(starts), torch.tensor(starts)
-    slots, last = slots or k.window or 60, pos + length
-    behind = torch.arange(slots) >= (pos if k.window else last)[:, None]
+    slots, last = slots or k.window or max(starts), pos + length
+    behind = torch.arange(slots) >= pos[:, None]
+    if not k.window:  # the call's rows follow
+        behind = torch.cat((behind, torch.zeros(batch, length, dtype=torch.bool)), 1)
     chosen = torch.full((batch, length, k.chosen or 1), -1)
     for b, start in enumerate(starts):
         for t in range(length):
             some = torch.randperm((start + t + 1) // k.rate)[: k.chosen or 1]
-            chosen[b, t, : len(some)] = some
+            new = (some >= start) & (k.window is None)
+            chosen[b, t, : len(some)] = torch.where(new, some - start + slots, some)
     values = {
         "q": torch.randn(batch, length, k.heads, k.width),
         "k": torch.randn(batch, length, 1, k.width),
         "sink": torch.randn(k.heads),
         "chosen": chosen,
-        "keys": torch.randn(batch, slots, 1, k.width).masked_fill(behind[:, :, None, None], torch.nan),
+        "keys": torch.randn(*behind.shape, 1, k.width).masked_fill(behind[:, :, None, None], torch.nan),
         "entries": torch.randn(batch, 30, 1, k.width),
         "start": pos,
     }
