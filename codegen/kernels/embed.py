@@ -45,6 +45,8 @@ class Embedding(Kernel):
         wide: Whether the stream is in float32, whatever the table is.
         own: Channels of the row that layers have of their own, all layers together; 0 if they have none.
         own_scale: Multiplies it.
+        streams: Residual streams that the first boundary shall write the row to: it is given streams of zeros, whole
+            shares of what is written and none of what was before; 0 if there are none.
         waves: The rotations' tables.
     """
 
@@ -56,13 +58,19 @@ class Embedding(Kernel):
     wide: bool = False
     own: int = 0
     own_scale: float = 1.0
+    streams: int = 0
     waves: tuple[Wave, ...] = ()
 
     @property
     def results(self) -> list[str]:
         """Names of what it returns, in order."""
         tables = [f"{side}_{i}" for i in range(len(self.waves)) for side in ("cos", "sin")]
-        return ["x", *(["own"] if self.own else []), *tables]
+        return ["x", *(["own"] if self.own else []), *(["streams", "post", "comb"] if self.streams else []), *tables]
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of streams, up to a power of two."""
+        return 1 << (self.streams**2 - 1).bit_length()
 
     @property
     def given(self) -> dict[str, str]:
@@ -88,7 +96,9 @@ class Embedding(Kernel):
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""
         given = {name: spelled or f"*{dtype}" for name, spelled in self.given.items()}
-        results = {f"{name}_out": "*fp32" if name == "x" and self.wide else f"*{dtype}" for name in self.results}
+        stream = "*fp32" if self.wide else f"*{dtype}"
+        other = {"x": stream, "streams": stream, "post": "*fp32", "comb": "*fp32"}
+        results = {f"{name}_out": other.get(name, f"*{dtype}") for name in self.results}
         return [Entry(f"{self.name}_kernel", {**given, **results})]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
@@ -99,7 +109,8 @@ class Embedding(Kernel):
         angles = 4 * sum(wave.pairs for wave in self.waves)
         stream = self.width * batch * (4 if self.wide else width)
         numbers = 8 * batch + (8 * batch if self.waves else 0)
-        written = stream + self.own * width * batch + tables
+        spread = self.streams * (stream + (1 + self.streams) * batch * 4)
+        written = stream + self.own * width * batch + spread + tables
         return Moved(read=rows + vectors + angles + numbers, written=written, least=rows + vectors)
 
 
@@ -110,4 +121,5 @@ def examples() -> list[Kernel]:
         Embedding("embed", width=1536, scale=39.25, own=35 * 256, own_scale=16.0, waves=gemma),  # Gemma 4 E2B
         Embedding("embed", width=2048, shifted=True, wide=True, waves=(Wave(32),)),  # ZAYA1-8B
         Embedding("embed", width=4096, waves=(Wave(64),)),  # Llama-3.1-8B
+        Embedding("embed", width=7168, streams=4, waves=(Wave(32, False), Wave(32, False, rate=4))),  # DeepSeek V4 Pro
     ]

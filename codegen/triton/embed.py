@@ -32,6 +32,7 @@ def emit_embed(op: KernelOp, at: StepBody) -> Code:
         wide=x.wide,
         own=0 if own is None else width(own.out),
         own_scale=1.0 if own is None else own.scale,
+        streams=0 if form.spread is None else form.spread.count,
         waves=tuple(map(wave_of, turns.values())),
     )
     tables = [x.embed.table, x.bias, x.gain, None if own is None else own.embed.table]
@@ -42,7 +43,7 @@ def emit_embed(op: KernelOp, at: StepBody) -> Code:
         *(f"self.{turn.of}_angles" for turn in turns.values()),
     ]
     name = at.shared.kernel("embed_token", kernel.called)
-    alone = own is None and not turns  # the function gives a tuple
+    alone = len(kernel.results) == 1  # the function gives a tuple
     return Code(f"{name}({', '.join(arguments)}){'[0]' if alone else ''}")
 
 

@@ -9,6 +9,7 @@ from regraft.ir.forms.elements import of_token
 from regraft.ir.forms.taking import Found, OtherFormError, Taking
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Add, Bias, Embed, Flatten, Gain, Norm, Scale
+from regraft.ir.ops.hyper import Spread
 from regraft.ir.ops.precision import Widen
 
 
@@ -40,10 +41,12 @@ class EmbedForm:
     Attributes:
         x: The stream's row.
         own: The row that layers have of their own.
+        spread: What makes the stream's row one that is written to several streams.
     """
 
     x: Row
     own: Row | None
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,13 @@ def embed_form(ops: Sequence[Op]) -> EmbedForm | None:
     except OtherFormError:
         return None
     own = rows[1] if len(rows) > 1 else None
+    spread = next((op for op in ops if isinstance(op, Spread)), None)
+    if spread is not None and (own is not None or spread.x is not rows[0].out):
+        return None
+    taken |= {spread} if spread is not None else set()
     if taken != inside or (own is not None and (own.bias is not None or own.wide)):
         return None
-    return EmbedForm(rows[0], own)
+    return EmbedForm(rows[0], own, spread)
 
 
 def _row(embed: Embed, inside: set[Op], taken: set[Op]) -> Row:

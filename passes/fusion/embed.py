@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.ir.forms.embed import embed_form, layer_rows_form
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Add, Bias, Embed, Flatten, Gain, Norm, Scale
+from regraft.ir.ops.hyper import Spread
 from regraft.ir.ops.kernels import EmbedStep, LayerRowsStep
 from regraft.ir.ops.precision import Widen
 from regraft.passes.fusion.groups import Grouping
@@ -16,11 +17,20 @@ def group_embed(grouping: Grouping) -> None:
     rows = [[op, *_behind(grouping, op.out)] for op in around if isinstance(op, Embed) and grouping.free(op)]
     for number in range(min(len(rows), 2), 0, -1):
         group = [op for row in rows[:number] for op in row]
-        if embed_form(grouping.ordered(group)) is not None and grouping.take(EmbedStep, group):
+        if any(_take(grouping, [*group, *more]) for more in (_spread(grouping, group[-1]), [])):
             break
     for op in around:
         if isinstance(op, Norm) and grouping.free(op) and len(op.x.tensor.shape) == 4:
             _layer_rows(grouping, op)
+
+
+def _take(grouping: Grouping, group: list[Op]) -> bool:
+    return embed_form(grouping.ordered(group)) is not None and grouping.take(EmbedStep, group)
+
+
+def _spread(grouping: Grouping, row: Op) -> list[Op]:
+    """Return what prepares a row for several streams."""
+    return [op for value in row.results for op in value.users if isinstance(op, Spread) and grouping.free(op)]
 
 
 def _behind(grouping: Grouping, value: Value) -> list[Op]:

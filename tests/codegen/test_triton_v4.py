@@ -20,8 +20,9 @@ from regraft.ir.graph import Graph, layer_of
 from regraft.ir.interpret import Interpreter
 from regraft.ir.op import Value
 from regraft.ir.ops.compress import Compressed
-from regraft.ir.ops.core import Norm
-from regraft.ir.ops.kernels import Kernel, PoolStep, RouteStep, StreamsStep
+from regraft.ir.ops.core import Embed, Norm
+from regraft.ir.ops.hyper import Spread
+from regraft.ir.ops.kernels import EmbedStep, Kernel, PoolStep, RouteStep, StreamsStep
 from regraft.ir.ops.memory import ReadRows, RowPositions
 from regraft.ir.ops.pos import Rope
 from regraft.ir.parse import parse_graph
@@ -131,6 +132,13 @@ def test_routers_ride_in_the_boundary_before_them() -> None:
     assert routers(graph) == []
     graph.set_outputs([*graph.outputs, graph["layers.1.moe.logits"]])
     assert routers(graph) == [1], "somebody else reads its logits"
+
+
+def test_a_step_is_kernels_alone() -> None:
+    fused = fuse_decode(flash())
+    assert [op for op in fused.run_time() if not isinstance(op, Kernel)] == []
+    (front,) = [op for op in fused.run_time() if isinstance(op, EmbedStep)]
+    assert [type(op) for op in front.stands_for] == [Embed, Spread]
 
 
 def turn(graph: Graph, layer: int) -> Rope:

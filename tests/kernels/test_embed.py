@@ -21,6 +21,8 @@ CASES = {
         "embed", width=8, waves=(Wave(5, False, 1.1, rate=4), Wave(6, offset=1.5, rate=128))
     ),
     "shifted, wide": Embedding("embed", width=24, shifted=True, wide=True, waves=(Wave(8),)),
+    "into streams": Embedding("embed", width=1100, streams=4, waves=(Wave(5, halves=False),)),
+    "into three wide ones": Embedding("embed", width=24, streams=3, wide=True),
 }
 
 
