@@ -64,14 +64,18 @@ class Shared:
         self.helpers.setdefault(name, set()).update(flags)
         return name
 
-    def rope(self, op: Rope) -> str:
-        """Return the name of a rotation's cosine and sine; rotations with equal parameters share them."""
+    def turn(self, op: Rope) -> str:
+        """Return the name of a rotation of tokens; rotations with equal parameters share it."""
         scaled = (op.factor, op.original, op.low, op.high, op.truncate) if op.scaling != "none" else ()
         scaled = (op.factors,) if op.factors else scaled
         key = (op.base, op.channels, op.layout, op.scaling, *scaled, op.pairs, op.amplitude)
         if key not in self.ropes:
             self.ropes[key] = self._names.give(key, "rope")
-        rope = self.ropes[key]
+        return self.ropes[key]
+
+    def rope(self, op: Rope) -> str:
+        """Return the name of a rotation's cosine and sine."""
+        rope = self.turn(op)
         if not isinstance(op.pos.op, RowPositions):
             return rope
         kept = op.pos.op.memory.memory
@@ -104,7 +108,8 @@ class Shared:
     def reserved(self) -> Iterable[str]:
         """Return the names that no variable may have."""
         named = (self.ropes, self.views, self.everies, self.row_ropes)
-        return [*GLOBALS, *(name for names in named for name in names.values())]
+        angles = [f"{rope}_angles" for rope in self.ropes.values()]
+        return [*GLOBALS, *angles, *(name for names in named for name in names.values())]
 
 
 def kept(op: Op) -> Value:

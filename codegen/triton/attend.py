@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.attend import AttendStep
-from regraft.codegen.kernels.attention import HeadNorm, Turn
+from regraft.codegen.kernels.attention import HeadNorm
 from regraft.codegen.torch.code import ATOM, Code
+from regraft.codegen.triton.attend_rows import emit_attend_rows
+from regraft.codegen.triton.heads import head_norm, outside, rope_codes, sight, slots, stem, turn_of, weight_of
 from regraft.ir.errors.codegen import MissingEmitterError
-from regraft.ir.forms.attend import AttendForm, Heads, LatentForm, ValuesForm, attend_form, latent_form, values_form
+from regraft.ir.forms.attend import AttendForm, LatentForm, ValuesForm, attend_form, latent_form, values_form
+from regraft.ir.forms.attend_rows import attend_rows_form
 from regraft.ir.op import Value
-from regraft.ir.ops.attn import Attend
-from regraft.ir.ops.core import Norm
 from regraft.ir.ops.kernels import Kernel as KernelOp
-from regraft.ir.ops.pos import Rope
 
 if TYPE_CHECKING:
     from regraft.codegen.triton.target import StepBody
-
-
-_SLOTS = 131072  # of a memory of all rows, for the choice of tiles
 
 
 def emit_attend(op: KernelOp, at: StepBody) -> Code:
@@ -33,6 +30,9 @@ def emit_attend(op: KernelOp, at: StepBody) -> Code:
     values = values_form(op.stands_for)
     if values is not None:
         return _values(op, values, at)
+    rows = attend_rows_form(op.stands_for)
+    if rows is not None:
+        return emit_attend_rows(op, rows, at)
     raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
 
 
@@ -46,25 +46,25 @@ def _apart(op: KernelOp, form: AttendForm, at: StepBody) -> Code:
         kv_heads=kv_heads,
         width=width,
         value_width=value_width,
-        slots=_SLOTS if kept.window is None else kept.window + kept.first,
+        slots=slots(kept),
         scale=attend.scale,
         ring=kept.window is not None,
         kept=kept.first,
-        **_sight(attend),
-        q_norm=_norm(form.q),
-        k_norm=None if form.k is None else _norm(form.k),
-        v_norm=None if form.v is None else _norm(form.v),
-        turn=_turn(form.q.rope, 0),
+        **sight(attend),
+        q_norm=head_norm(form.q.norm),
+        k_norm=None if form.k is None else head_norm(form.k.norm),
+        v_norm=None if form.v is None else head_norm(form.v.norm),
+        turn=turn_of(form.q.rope, 0),
         temper=form.k is not None and form.k.temper is not None,
         writes=form.state is not None,
     )
-    given = {"q": form.q.x, "q_norm": _weight(form.q.norm), "sink": attend.sink}
+    given = {"q": form.q.x, "q_norm": weight_of(form.q.norm), "sink": attend.sink}
     if form.k is not None and form.v is not None:
         temper = None if form.k.temper is None else form.k.temper.by
-        given |= {"k": form.k.x, "v": form.v.x, "k_norm": _weight(form.k.norm), "temper": temper}
-    codes = {name: at.passed(_outside(op, value)) for name, value in given.items() if value is not None}
-    memory = at.memory(_outside(op, form.memory))
-    return _call(kernel, at, {**codes, **_rope(form.q.rope, at), "keys": f"{memory}[0]", "values": f"{memory}[1]"})
+        given |= {"k": form.k.x, "v": form.v.x, "k_norm": weight_of(form.k.norm), "temper": temper}
+    codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
+    memory = at.memory(outside(op, form.memory))
+    return _call(kernel, at, {**codes, **rope_codes(form.q.rope, at), "keys": f"{memory}[0]", "values": f"{memory}[1]"})
 
 
 def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
@@ -79,24 +79,24 @@ def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
         width=width,
         value_width=latent,
         rows="shared",
-        slots=_SLOTS if kept.window is None else kept.window + kept.first,
+        slots=slots(kept),
         scale=attend.scale,
         ring=kept.window is not None,
         kept=kept.first,
-        **_sight(attend),
+        **sight(attend),
         q_apart=form.turned is not None,
         k_apart=form.row is None and form.key is not None,
         k_norm=None if norm is None else HeadNorm(norm.eps, norm.weight is not None, norm.offset, latent),
-        turn=_turn(form.rope, latent),
+        turn=turn_of(form.rope, latent),
     )
-    given = {"q": form.plain, "q_turned": form.turned, "k_norm": _weight(norm), "sink": attend.sink}
-    codes = {name: at.passed(_outside(op, value)) for name, value in given.items() if value is not None}
+    given = {"q": form.plain, "q_turned": form.turned, "k_norm": weight_of(norm), "sink": attend.sink}
+    codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
     made = {"k": form.row or form.latent, "k_turned": form.key if kernel.k_apart else None}
     for name, value in made.items():
         if value is not None:
-            codes[name] = _one_head(at, _outside(op, value))
-    codes["keys"] = f"{at.memory(_outside(op, form.memory))}[0].unflatten(-1, (1, {width}))"
-    return _call(kernel, at, {**codes, **_rope(form.rope, at)})
+            codes[name] = _one_head(at, outside(op, value))
+    codes["keys"] = f"{at.memory(outside(op, form.memory))}[0].unflatten(-1, (1, {width}))"
+    return _call(kernel, at, {**codes, **rope_codes(form.rope, at)})
 
 
 def _values(op: KernelOp, form: ValuesForm, at: StepBody) -> Code:
@@ -110,21 +110,21 @@ def _values(op: KernelOp, form: ValuesForm, at: StepBody) -> Code:
         width=width,
         value_width=width,
         rows="values",
-        slots=_SLOTS if kept.window is None else kept.window + kept.first,
+        slots=slots(kept),
         scale=attend.scale,
         ring=kept.window is not None,
         kept=kept.first,
-        **_sight(attend),
-        q_norm=_norm(form.q),
+        **sight(attend),
+        q_norm=head_norm(form.q.norm),
         k_norm=HeadNorm(norm.eps, norm.weight is not None),
         v_norm=HeadNorm(norm.eps, weighted=False),
-        turn=_turn(form.rope, 0),
+        turn=turn_of(form.rope, 0),
     )
-    given = {"q": form.q.x, "q_norm": _weight(form.q.norm), "k": form.x, "k_norm": norm.weight, "sink": attend.sink}
-    codes = {name: at.passed(_outside(op, value)) for name, value in given.items() if value is not None}
+    given = {"q": form.q.x, "q_norm": weight_of(form.q.norm), "k": form.x, "k_norm": norm.weight, "sink": attend.sink}
+    codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
     shape = f"({form.heads}, {kernel.row_width})"
-    codes["keys"] = f"{at.memory(_outside(op, form.memory))}[0].unflatten(-1, {shape})"
-    return _call(kernel, at, {**codes, **_rope(form.rope, at)})
+    codes["keys"] = f"{at.memory(outside(op, form.memory))}[0].unflatten(-1, {shape})"
+    return _call(kernel, at, {**codes, **rope_codes(form.rope, at)})
 
 
 def _one_head(at: StepBody, value: Value) -> str:
@@ -137,45 +137,5 @@ def _one_head(at: StepBody, value: Value) -> str:
 
 def _call(kernel: AttendStep, at: StepBody, codes: dict[str, str]) -> Code:
     codes["start"] = at.call("start")
-    stem = "attention" if kernel.window is None else f"attention_{kernel.window}"
-    stem = stem if kernel.writes else f"{stem}_of_others"
-    name = at.shared.kernel(stem, kernel.called)
+    name = at.shared.kernel(stem(kernel, "attention"), kernel.called)
     return Code(f"{name}({', '.join(codes[argument] for argument in kernel.arguments)})")
-
-
-def _outside(op: KernelOp, value: Value) -> Value:
-    found = op.outside(value)
-    assert found is not None, value
-    return found
-
-
-def _sight(attend: Attend) -> dict[str, Any]:
-    return {
-        "window": attend.window,
-        "first": attend.first,
-        "head_map": attend.head_map,
-        "softcap": attend.softcap,
-        "sink": attend.sink is not None,
-    }
-
-
-def _norm(heads: Heads) -> HeadNorm | None:
-    norm = heads.norm
-    return None if norm is None else HeadNorm(norm.eps, norm.weight is not None, norm.offset)
-
-
-def _weight(norm: Norm | None) -> Value | None:
-    return None if norm is None else norm.weight
-
-
-def _turn(rope: Rope | None, start: int) -> Turn | None:
-    if rope is None:
-        return None
-    return Turn(rope.channels, start, "halves" if rope.layout == "halves" else "interleaved", rope.pairs)
-
-
-def _rope(rope: Rope | None, at: StepBody) -> dict[str, str]:
-    if rope is None:
-        return {}
-    name = at.rope(rope)
-    return {"cos": f"{name}[0]", "sin": f"{name}[1]"}

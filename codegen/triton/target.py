@@ -131,6 +131,10 @@ class StepBody(Body):
         self.turned = {rope: (self.names.give((rope, 0), "cos"), self.names.give((rope, 1), "sin")) for rope in turns}
         return turns
 
+    def angles(self, op: Rope) -> str:
+        """Return the variable that holds what a position adds to the angle of each pair."""
+        return self._use(f"{self.shared.turn(op)}_angles")
+
     def past(self, op: Op) -> str:
         """Return the variable that holds a memory's rows of earlier calls, by the memory's name."""
         return self.memory(kept(op))

@@ -16,7 +16,7 @@ from regraft.ir.errors.graph import GraphError, OpRuleError
 from regraft.ir.graph import Graph
 from regraft.ir.op import Cost, Op, Value, attribute, op, operands
 from regraft.ir.ops.weight import Load
-from regraft.ir.types import MemoryType, TensorType, Type
+from regraft.ir.types import MemoryType, TensorType, Type, with_rows_of
 
 if TYPE_CHECKING:
     from regraft.ir.interpret import Run
@@ -138,10 +138,15 @@ def stand_in(kind: type[Kernel], ops: list[Op], gives: list[Value], name: Callab
             candidate = f"{wanted}_{number}"
         taken.add(candidate)
         names[value] = candidate
+    memories = {value.name: names[value] for value in given if isinstance(value.type, MemoryType)}
+
+    def typed(type: Type) -> Type:
+        return with_rows_of(type, lambda name: memories.get(name, name))
+
     attributes = {
         "takes": tuple(names[value] for value in given),
         "gives": tuple(value.name for value in gives),
-        "body": tuple(print_op(op, names.__getitem__) for op in ops),
+        "body": tuple(print_op(op, names.__getitem__, type=typed) for op in ops),
     }
     return kind({"inputs": given}, cast("dict[str, object]", attributes))
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from regraft.ir.forms.attend import attend_form, latent_form, values_form
+from regraft.ir.forms.attend_rows import attend_rows_form
 from regraft.ir.forms.elements import of_token
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend, PickHeads, Temper
-from regraft.ir.ops.core import Concat, Flatten, Gain, Norm, Slice, Unflatten
+from regraft.ir.ops.core import Concat, Flatten, Gain, InverseRMS, Linear, Norm, Slice, Unflatten
 from regraft.ir.ops.kernels import AttendStep
-from regraft.ir.ops.memory import ReadRows, StateRows, ViewRows
+from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
 from regraft.passes.fusion.groups import Grouping
 
 _HEADS = (KV, Norm, Rope, Temper)
+_ROWS = (
+    Concat, Flatten, Gain, InverseRMS, Linear, Norm, PickHeads, ReadRows, Rope, RowPositions, Slice, StateRows,
+    Unflatten, ViewRows,
+)  # fmt: skip
 _LATENT = (Concat, Flatten, Norm, ReadRows, Rope, Slice, StateRows, Unflatten, ViewRows)
 
 
@@ -73,10 +78,29 @@ def _group(grouping: Grouping, attend: Attend) -> None:
         group = [op for op in group if not (isinstance(op, Unflatten) and of_token(op.x))]  # the projections' matter
         if values_form(grouping.ordered(group)) is not None:
             grouping.take(AttendStep, group)
+            return
+        group = _of_rows(grouping, attend)
+        if attend_rows_form(grouping.ordered(group)) is not None and grouping.closed(group, {attend.out}):
+            grouping.take(AttendStep, group)
     elif not here or isinstance(state, KV):
         group = _leading(grouping, attend, _HEADS)
         if attend_form(grouping.ordered(group)) is not None:
             grouping.take(AttendStep, group)
+
+
+def _of_rows(grouping: Grouping, attend: Attend) -> dict[Op, None]:
+    """Return an attention with what makes its keys and values of kept rows, and the token's row."""
+    group = _leading(grouping, attend, (Norm, Rope))
+    stack = [attend.memory]
+    while stack:
+        op = stack.pop().op
+        if op is None or op in group or not grouping.free(op) or not isinstance(op, _ROWS):
+            continue
+        ends = isinstance(op, Unflatten | Slice | Linear) and of_token(op.results[0])  # the projections' matter
+        if grouping.same_layer(op, attend) and not ends:
+            group[op] = None
+            stack.extend(value for value in op.operands if not value.is_weight)
+    return group
 
 
 def _leading(grouping: Grouping, attend: Attend, kinds: tuple[type[Op], ...]) -> dict[Op, None]:

@@ -144,6 +144,12 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "uneven heads": (model(plain, norms=True), UNEVEN, 3),
     "windows of heads": (model(plain, norms=True), "window{window=4, local={0: [0], 1: [1]}, refit=false}", 4),
     "gates of heads": (model(plain, norms=True), "add-head-gates", 3),
+    "keys that turn when they are read": (model(plain, norms=True), "gqa-to-latent, window{window=4, sinks=2}", 3),
+    "keys of values that turn when they are read": (model(alike), "key-from-value{rotated=read}", 3),
+    "keys and values of a latent": (model(plain, norms=True), "to-latent{rank=6, refit=false}", 3),
+    "another's rows, mapped": (model(plain, gated=True), "share-kv{donor={1: 0}, level=map, refit=false}", 3),
+    "another's latent": (model(plain), "share-kv{donor={1: 0}, level=latent, rank=6, refit=false}", 3),
+    "factors of heads": (model(plain, norms=True), "merge-kv-heads{heads=1, norm=carry, refit=false}", 3),
     "one key/value head": (model(plain), "merge-kv-heads{heads=1, refit=false}", 3),
 }
 
