@@ -23,8 +23,16 @@ from regraft.cli.session import Session
     is_flag=True,
     help="Compile every tile of kernels that none is known for, and take the best of each target: minutes, no GPU.",
 )
+@click.option(
+    "--compile-for",
+    default="",
+    metavar="GPUS",
+    help="Put the kernels into the package as machine code of these targets too, as in sm_90,gfx942: minutes, no GPU.",
+)
 @allow_key_option
-def build(session: Session, model: str, out: str, target: str, search: bool, allow_keys: tuple[str, ...]) -> None:
+def build(
+    session: Session, model: str, out: str, target: str, search: bool, compile_for: str, allow_keys: tuple[str, ...]
+) -> None:
     """Write a package for MODEL: a readable model.py, its weights, tokenizer, generate.py, verify.py and a card.
 
     The package needs torch, safetensors and tokenizers, and nothing of regraft. With target triton, which needs triton
@@ -36,8 +44,9 @@ def build(session: Session, model: str, out: str, target: str, search: bool, all
     from regraft.views.reports import quantized_line
 
     lifted = api.lift(model, allow_keys=allow_keys)
+    gpus = tuple(dict.fromkeys(filter(None, map(str.strip, compile_for.split(",")))))
     with session.progress() as progress:
-        path = str(api.build(lifted, out, target=target, search=search, progress=progress))
+        path = str(api.build(lifted, out, target=target, search=search, compile_for=gpus, progress=progress))
     quantized = packing(lifted.graph, lifted.graph).to_json()
     if session.json:
         session.show(list, lambda: {"schema": "regraft.build/1", "out": path, "target": target, "quantized": quantized})

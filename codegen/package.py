@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from regraft.codegen.kernels.shipping import check_targets, contexts, shipped_kernels
 from regraft.codegen.names import comment
 from regraft.codegen.render import render
 from regraft.codegen.schedule import schedule
@@ -26,7 +27,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.final import Last
 from regraft.ir.ops.weight import Load
 from regraft.ir.sink import SHARD_BYTES, ShardWriter
-from regraft.ir.source import Source, TensorInfo, to_bytes
+from regraft.ir.source import Source, TensorInfo, to_bytes, torch_dtype
 from regraft.ir.text import print_graph
 
 Progress = Callable[[int, int, str], None]
@@ -72,25 +73,28 @@ def emit(
         progress: Called with tensors written, tensors in all, and the tensor.
 
     Raises:
-        UnknownTargetError: There is no such target.
+        UnknownTargetError, UnknownGpuError: There is no such target.
         MissingEmitterError, WiringError: The target cannot write the graph.
         NoTileError, TritonMissingError: The search found no tile, or is not possible here.
+        ShippingError: A kernel does not compile.
         OutputExistsError, DiskFullError, OutputError: The folder cannot be written.
         CheckpointError: A tensor cannot be read.
     """
     if target not in TARGETS:
         raise UnknownTargetError(target=target, targets=", ".join(TARGETS))
     forms = model if isinstance(model, Forms) else Forms(model)
+    check_targets(forms.gpus)
     graph = forms.graph
     recipe = read_object(lock) if lock is not None else {"regraft": 1, "pipeline": []}
     facts = _facts(graph, recipe)
     program = _target(target, forms, facts).program()
     facts["step"] = _step(forms)
+    texts = _texts(graph, program, {**facts, "target": target}, recipe)
+    kernels = _kernels(program, texts, forms.gpus)
     with OutputFolder(out, f"build {hashlib.sha256(program.model_py.encode()).hexdigest()}") as folder:
         try:
             digests = _weights(folder, program, source, shard_bytes, progress)
-            files = _texts(graph, program, {**facts, "target": target}, recipe) | _golden(graph, source, facts)
-            for name, data in files.items():
+            for name, data in (texts | _golden(graph, source, facts) | kernels).items():
                 folder.write(name, data)
                 if name != CARD:  # evaluations add to it
                     digests[name] = _digest(data)
@@ -124,6 +128,18 @@ def _step(forms: Forms) -> dict[str, Any] | None:
         "kernels": found[0].whole.launches,
         "least_bytes": {str(each.context): each.whole.least for each in found},
     }
+
+
+def _kernels(program: Program, texts: Mapping[str, bytes], targets: Sequence[str]) -> dict[str, bytes]:
+    """Return the kernels to ship, by the names of their files."""
+    if not targets:
+        return {}
+    config = json.loads(texts["config.json"])
+    tensors = {
+        name: (str(torch_dtype(value.tensor.dtype)).removeprefix("torch."), value.tensor.sizes)
+        for name, value in program.tensors.items()
+    }
+    return shipped_kernels(program.model_py, config, tensors, targets, contexts(config["context"]))
 
 
 # -- text

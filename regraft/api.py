@@ -19,6 +19,7 @@ from regraft.drawing import draw
 from regraft.evaluating import evaluate
 from regraft.frontends.lift import lift as lift_folder
 from regraft.ir.errors.config import RewrittenTwinError
+from regraft.ir.errors.kernels import UnknownGpuError
 from regraft.ir.graph import Graph
 from regraft.model import Model, lift
 from regraft.passes.fitting.measure import Measurements
@@ -136,6 +137,7 @@ def build(
     *,
     target: str = "torch",
     search: bool = False,
+    compile_for: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Write a package that runs without regraft: program, weights, tokenizer, card and checks. Return its folder.
@@ -147,13 +149,18 @@ def build(
         out: The folder to write; it must not exist.
         target: ``torch``, or ``triton`` for fused kernels.
         search: Compile all tiles of kernels that none was searched for yet, for every target, and take the best.
+        compile_for: Targets, such as ``sm_90``, for which kernels are put into the package compiled: none of them waits
+            for a compiler there, if its Triton is of the same version.
         progress: Called with what is done, what there is to do, and what it is.
 
     Raises:
         MissingEmitterError: The target lacks an op of the model.
-        TritonMissingError: ``search``, and Triton is not installed.
+        TritonMissingError: ``search`` or ``compile_for``, and Triton is not installed.
+        UnknownGpuError: ``compile_for`` names no target, or the package has no kernels.
+        ShippingError: A kernel does not compile.
         OutputExistsError, DiskFullError: The folder cannot be written.
     """
+    from regraft.codegen.kernels.kernel import TARGETS
     from regraft.codegen.kernels.tables import Tiles
     from regraft.codegen.package import emit
     from regraft.codegen.torch.forms import Forms
@@ -161,6 +168,8 @@ def build(
     from regraft.passes.fusion.prefill import fuse_prefill
     from regraft.passes.latent_forms import decoding_form
 
+    if compile_for and target != "triton":
+        raise UnknownGpuError(name=f"target {target}", targets=", ".join(TARGETS))
     subject = lift(model)
     lock = subject.files / "regraft.lock.json" if subject.files is not None else None
     step = decoding_form(subject.graph)
@@ -168,8 +177,9 @@ def build(
     if target == "triton":
         fused = fuse_decode(subject.graph if step is None else step)
         prefill = fuse_prefill(subject.graph)
+    tiles = Tiles(subject.graph.outputs[0].tensor.dtype, search=search)
     return emit(
-        Forms(subject.graph, step, fused, prefill, Tiles(subject.graph.outputs[0].tensor.dtype, search=search)),
+        Forms(subject.graph, step, fused, prefill, tiles, compile_for),
         subject.require_source(),
         Path(out),
         target=target,

@@ -250,7 +250,7 @@ def _run(payloads: Sequence[str], said: IO[str]) -> Iterator[str]:
         asked.seek(0)
         command = [sys.executable, "-m", "regraft.codegen.kernels.compiler"]
         with subprocess.Popen(
-            command, stdin=asked, stdout=subprocess.PIPE, stderr=said, text=True, env=_environment(folder)
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=said, text=True, env=compiler_environment(folder)
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -258,8 +258,8 @@ def _run(payloads: Sequence[str], said: IO[str]) -> Iterator[str]:
                     yield line
 
 
-def _environment(cache: str) -> dict[str, str]:
-    """Return the environment of the compiler's process, which keeps what Triton caches to itself."""
+def compiler_environment(cache: str) -> dict[str, str]:
+    """Return the environment of a process that compiles, and keeps what Triton caches in a folder of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = str(Path(importlib.import_module("regraft").__file__ or "").parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))

@@ -69,11 +69,12 @@ def _compiled(job: Mapping[str, Any], path: Path) -> dict[str, Any]:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": job["warps"], "num_stages": job["stages"], "enable_fp_fusion": True}  # as launched
-    result = importlib.import_module("triton").compile(source, target=_target(job["target"]), options=options)
+    result = importlib.import_module("triton").compile(source, target=triton_target(job["target"]), options=options)
     return _measured(result, path)
 
 
-def _target(name: str) -> Any:
+def triton_target(name: str) -> Any:
+    """Return what Triton calls a target."""
     backends = importlib.import_module("triton.backends.compiler")
     if name.startswith("sm_"):
         return backends.GPUTarget("cuda", int(name.removeprefix("sm_")), 32)

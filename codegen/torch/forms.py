@@ -22,7 +22,7 @@ class Forms:
 
     Parameters and memories of all forms are those of ``graph``, by name. ``fused`` is for calls of one token too, made
     of kernels, and ``prefill`` for those of more, both for target ``triton``; ``tiles`` is where their kernels' tiles
-    come from, if not from what we ship.
+    come from, if not from what we ship. Kernels are compiled into the package for ``gpus``, some of `kernel.TARGETS`.
     """
 
     graph: Graph
@@ -30,6 +30,7 @@ class Forms:
     fused: Graph | None = None
     prefill: Graph | None = None
     tiles: Tiles | None = None
+    gpus: Sequence[str] = ()
 
 
 class StepForm:

@@ -31,10 +31,10 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    COUNTERS Choice ContextVar Counters Decoder INTERPRETED Iterator MIXED PLAIN SPACE able activated arrivals choice
-    chosen contextmanager counted counting drawn functools on_kernels os
-    self_check copy_bandwidth now least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl
-    take_tuned triton
+    COMPILED COUNTERS Choice ContextVar Counters Decoder INTERPRETED Iterator MIXED PLAIN SPACE able activated
+    arrivals choice chosen contextmanager counted counting drawn functools on_kernels os self_check copy_bandwidth now
+    least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl bring_compiled compiled_names
+    hashlib take_tuned tell_compiled trial triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 _PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked", "unfinished")

@@ -46,3 +46,21 @@ class StaleProgramError(RegraftError):
     exit_code = 3
     message = "{program} has other kernels than this version writes for its graph, or none"
     hint = "build the package again with --target triton"
+
+
+class UnknownGpuError(RegraftError):
+    """Kernels were to be compiled for a target that they do not know."""
+
+    code = "RG576"
+    exit_code = 2
+    message = "kernels are not compiled for {name}"
+    hint = "targets of --compile-for: {targets}; it goes with --target triton"
+
+
+class ShippingError(RegraftError):
+    """The kernels of a package could not be compiled."""
+
+    code = "RG577"
+    exit_code = 70
+    message = "compiling a package's kernels for {target}: {reason}"
+    hint = "without --compile-for they are compiled where the package runs"

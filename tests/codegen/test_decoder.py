@@ -164,14 +164,49 @@ def test_kernels_that_are_wrong_are_found(model: Any, monkeypatch: pytest.Monkey
 
 
 def test_kernels_that_failed_are_not_used_the_next_time(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(_: Any) -> float:
+    def wrong(*_: Any) -> float:
         raise RuntimeError("kernels differ")
 
     monkeypatch.setitem(names_of(model), "self_check", wrong)
-    monkeypatch.setattr(model, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
+    monkeypatch.setattr(model, "parameters", lambda: iter([SimpleNamespace(is_cuda=True, device=torch.device("cpu"))]))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="kernels differ"):
-            model.check()
+            model.check(1)
+
+
+def test_kernels_are_checked_for_one_sequence_and_for_more(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setitem(names_of(model), "self_check", lambda _, batch: asked.append(batch))
+    monkeypatch.setattr(model, "parameters", lambda: iter([SimpleNamespace(is_cuda=True, device=torch.device("cpu"))]))
+    monkeypatch.setattr(model, "checked", set())
+    for batch in (1, 7, 1, 2):
+        model.check(batch)
+    assert asked == [1, 2]
+
+
+def test_what_is_checked_goes_round_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built(decoder(DECODERS["windows and full"]), tmp_path / "package")[0]
+    names = names_of(model)
+    monkeypatch.setitem(names, "INTERPRETED", True)
+    assert names["self_check"](model, 2) < 1e-5
+
+
+@pytest.mark.parametrize("brought", ["", "3.9.0/sm_80", "other/sm_90", "here/sm_90"])
+def test_kernels_that_were_compiled_for_another_are_told(
+    brought: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = names_of(model)["triton"].__version__
+    where = brought.replace("here", version)
+    if where:
+        (tmp_path / where).mkdir(parents=True)
+    monkeypatch.setitem(names_of(model), "COMPILED", tmp_path if where else tmp_path / "none")
+    names_of(model)["tell_compiled"].__wrapped__(torch.device("cpu"))  # cut as for sm_90
+    told = (
+        ""
+        if brought in ("", "here/sm_90")
+        else f"kernels are here for {where.split('/')[1]} by Triton {where.split('/')[0]}; "
+    )
+    assert capsys.readouterr().err == (told and f"{told}for sm_90, Triton {version} compiles\n")
 
 
 @pytest.mark.parametrize(

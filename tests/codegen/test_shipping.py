@@ -1,0 +1,107 @@
+"""Packages that bring their kernels compiled: a process that runs one compiles nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regraft.codegen.kernels.ahead import triton_version
+from regraft.codegen.kernels.shipping import contexts
+from regraft.codegen.package import emit
+from regraft.codegen.torch.forms import Forms
+from regraft.ir.errors.kernels import ShippingError, UnknownGpuError
+from regraft.passes.fusion import fuse_decode
+from regraft.passes.fusion.prefill import fuse_prefill
+from tests.codegen.programs import DECODERS, source_of
+from tests.ir.models import decoder
+
+RUN = """
+import importlib, json, sys
+from pathlib import Path
+import triton
+from regraft.codegen.kernels import shipper
+folder, build = Path(sys.argv[1]), sys.argv[2]
+shipper.stand_in("sm_90")
+if build:  # of Triton, for another Python
+    triton.runtime.cache.triton_key = lambda: build
+module = shipper.loaded(folder / "model.py", "sm_90")
+hits = []
+triton.knobs.compilation.listener = lambda **given: hits.append(given["cache_hit"])
+config = json.loads((folder / "config.json").read_text())
+shipper.run(module, config, json.loads(sys.stdin.read()), [1024])
+print(json.dumps(hits))
+"""
+
+
+def emitted(folder: Path, *gpus: str) -> Path:
+    """Return the package of a small model, compiled for some targets."""
+    graph = decoder(DECODERS["windows and full"])
+    forms = Forms(graph, fused=fuse_decode(graph), prefill=fuse_prefill(graph), gpus=gpus)
+    return emit(forms, source_of(graph), folder, target="triton")
+
+
+def tensors(package: Path) -> dict[str, tuple[str, list[int]]]:
+    from safetensors.torch import load_file
+
+    state = load_file(package / "model.safetensors")
+    return {name: (str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in state.items()}
+
+
+def hits(package: Path, cache: Path, build: str = "") -> list[bool]:
+    """Return of each kernel that a package asks for in a new process whether it is there."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(package), build],
+        input=json.dumps(tensors(package)),
+        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_package_that_brings_its_kernels_compiles_none(tmp_path: Path) -> None:
+    package = emitted(tmp_path / "package", "sm_90")
+    brought = sorted((package / "kernels" / triton_version() / "sm_90").iterdir())
+    files = sorted(file for kernel in brought for file in kernel.iterdir())
+    assert {file.suffix for file in files} == {".cubin", ".json"}
+    assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in files)
+    assert f"kernels/{triton_version()}/sm_90/{brought[0].name}/" in (package / "regraft.lock.json").read_text()
+    for folder in (package, *package.rglob("*")):
+        folder.chmod(0o555 if folder.is_dir() else 0o444)  # it may be read alone
+    for build in ("", "the same version, built for another Python"):
+        found = hits(package, tmp_path / f"cache{len(build)}", build)
+        assert 8 < len(found) <= len(brought)
+        assert all(found)
+    for folder in (package, *package.rglob("*")):
+        folder.chmod(0o755 if folder.is_dir() else 0o644)
+    edited = package / "model.py"
+    edited.write_text(f"# a line more\n{edited.read_text()}", encoding="utf-8")
+    assert not any(hits(package, tmp_path / "edited"))
+
+
+def test_caches_have_few_lengths() -> None:
+    assert contexts(512) == [1024]
+    assert contexts(3000) == [1024, 2048, 4096]
+    assert contexts(1 << 20)[-1] == 1 << 17
+
+
+def test_a_target_that_is_not_known_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnknownGpuError, match="kernels are not compiled for sm_9"):
+        emitted(tmp_path / "package", "sm_90", "sm_9")
+    assert not (tmp_path / "package").exists()
+
+
+def test_what_cannot_be_compiled_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ShippingError, match="compiling a package's kernels for sm_90: no reason given"):
+        emitted(tmp_path / "package", "sm_90")
+    assert not (tmp_path / "package").exists()
