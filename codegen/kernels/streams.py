@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from regraft.codegen.kernels.kernel import Entry, Kernel, Moved, Tile
 from regraft.codegen.kernels.route import Route
 
+RESIDENT = 264  # programs that an H100 holds at once, two on a processor
 _OF_ROUTE = {"norm_weight": "router_norm", "weight": "router", "weight_bias": "router_bias"}
 
 
@@ -82,18 +83,19 @@ class Streams(Kernel):
     def tiles(self) -> Sequence[Tile]:
         """Return channels of each stream for a program, and how many the last one reads at once.
 
-        With a router, experts of a program too, and channels that it takes at once.
+        With a router, experts of a program too, and channels that it takes at once; all programs run side by side.
         """
         if not self.maps:
             return [Tile({"BLOCK": block}, warps) for block, warps in ((512, 1), (256, 1), (512, 2))]
         chunk = min(1 << (self.width - 1).bit_length(), 4096)
-        shapes = ((32, 8), (64, 8), (64, 4), (32, 4), (128, 8))
-        tiles = [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]
         if self.route is None:
-            return tiles
-        rows = ((2, 1024), (4, 512), (2, 512), (2, 512), (4, 1024))
-        both = zip(tiles, rows, strict=True)
-        return [replace(tile, sizes={**tile.sizes, "BLOCK_E": e, "BLOCK_M": m}) for tile, (e, m) in both]
+            shapes = ((32, 8), (64, 8), (64, 4), (32, 4), (128, 8))
+            return [Tile({"BLOCK": block, "CHUNK": chunk}, warps) for block, warps in shapes]
+        routed = [(32, 2, 1024, 8), (64, 4, 512, 8), (64, 2, 512, 4), (32, 2, 512, 4), (128, 4, 1024, 8)]
+        if -(-self.width // 32) + -(-self.route.experts // 2) > RESIDENT:
+            routed.insert(0, routed.pop(1))
+        sizes = (({"BLOCK": block, "CHUNK": chunk, "BLOCK_E": e, "BLOCK_M": m}, warps) for block, e, m, warps in routed)
+        return [Tile(each, warps) for each, warps in sizes]
 
     def pointers(self, dtype: str) -> dict[str, str]:
         """Return the types of a function's arguments; maps are in float32 whatever the streams are in."""

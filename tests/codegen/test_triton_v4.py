@@ -192,7 +192,7 @@ def test_carried_streams_mean_the_same() -> None:
     assert torch.equal(Interpreter(graph, source, "f64")(tokens), Interpreter(carried, source, "f64")(tokens))
 
 
-@pytest.mark.parametrize(("name", "boundaries"), [("DeepSeek-V3", 2), ("gemma-4-E2B", 4)])
+@pytest.mark.parametrize(("name", "boundaries"), [("DeepSeek-V3", 2), ("gemma-4-E2B", 4), ("gpt-oss-20b", 2)])
 def test_streams_that_a_model_is_given(name: str, boundaries: int, tmp_path: Path) -> None:
     graph, source = twin(name)
     graph = run(graph, "add-hyper-connections").graph
@@ -201,6 +201,7 @@ def test_streams_that_a_model_is_given(name: str, boundaries: int, tmp_path: Pat
     assert {found[layer] for layer in range(graph.layer_count())} == {
         boundaries
     }  # Gemma's layers scale what they write
+    assert not kernels(fused, RouteStep)
     emit(Forms(graph, fused=fused), source, tmp_path / "package", target="triton")
     tokens, model = tokens_of(2, 9), load_program(tmp_path / "package", dtype="float32")
     assert (stepped(model, tokens, 5, interpreted=False) - Interpreter(graph, source)(tokens)).abs().max() < 2e-5

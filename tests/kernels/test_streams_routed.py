@@ -38,8 +38,8 @@ def tiled(folder: Path, k: Streams) -> Any:
     router, bare = sized(k), replace(k, name="bare", route=None)
     whole = replace(k, name="whole", comes="whole", route=None)
     made = module(folder, replace(k, route=router), bare, whole, router)
-    made.BARE_TILES["default"] = Tile({"BLOCK": 32, "CHUNK": 64}).launch()
-    made.HYPER_TILES["default"] = Tile({"BLOCK": 32, "CHUNK": 64, "BLOCK_E": 4, "BLOCK_M": 32}).launch()
+    made.BARE_TILES["default"] = Tile({"BLOCK": 64, "CHUNK": 64}).launch()
+    made.HYPER_TILES["default"] = Tile({"BLOCK": 64, "CHUNK": 64, "BLOCK_E": 8, "BLOCK_M": 64}).launch()
     return made
 
 
@@ -74,7 +74,7 @@ def test_the_plain_form_is_both_one_after_the_other(case: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 1), (torch.float32, 3), (torch.float16, 3)])
+@pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 3), (torch.float16, 1)])
 def test_a_token_is_routed_as_in_double(case: str, dtype: torch.dtype, batch: int, tmp_path: Path) -> None:
     k = CASES[case]
     made, given = tiled(tmp_path, k), inputs(k, dtype, batch)
