@@ -70,6 +70,33 @@ class Compress(Pooled):
 
     template: ClassVar[str] = "compress.py.j2"
 
+    @property
+    def fields(self) -> list[str]:
+        """Names of what it is given for each memory, without their labels."""
+        return ["keys", "tail", *(["before"] if self.overlap else []), "values", "gates", "bias", "weight"]
+
+    @property
+    def turn(self) -> list[str]:
+        """Names of what rows are turned by."""
+        return ["cos", "sin"] if self.turning else []
+
+    @property
+    def given(self) -> list[str]:
+        """Names of what it is given, in order."""
+        return [*(f"{name}{label}" for label in self.labels for name in self.fields), *self.turn, "start", "count"]
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of what it changes."""
+        kept = ("keys", "tail", "before")
+        return [f"{name}{label}" for label in self.labels for name in self.fields if name in kept]
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of what its function is given, in order: pooled rows before the norm, too, and counters."""
+        each = (f"{name}{label}" for label in self.labels for name in [*self.fields, "pooled"])
+        return [*each, *self.turn, "start", "count", "arrived", "rows"]
+
     def tiles(self) -> Sequence[Tile]:
         """Return channels of a program, few where windows are long: all their tokens are in registers at once."""
         if self.rate > 16:
@@ -78,14 +105,10 @@ class Compress(Pooled):
 
     def entries(self, dtype: str) -> Sequence[Entry]:
         """Return the one function."""
-        arguments: dict[str, str] = {}
+        types = {"start": "*i64", "count": "*i64", "arrived": "*i32", "rows": "i32"}
         for label in self.labels:
-            x = {"keys": f"*{dtype}", "tail": "*fp32"} | ({"before": "*fp32"} if self.overlap else {})
-            x |= dict.fromkeys(("values", "gates", "bias", "weight"), f"*{dtype}") | {"pooled": "*fp32"}
-            arguments |= {f"{name}{label}": type for name, type in x.items()}
-        turn = {"cos": f"*{dtype}", "sin": f"*{dtype}"} if self.turning else {}
-        rest = {"start": "*i64", "count": "*i64", "arrived": "*i32", "rows": "i32"}
-        return [Entry(f"{self.name}_kernel", {**arguments, **turn, **rest})]
+            types |= {f"{name}{label}": "*fp32" for name in ("tail", "before", "pooled")}
+        return [Entry(f"{self.name}_kernel", {name: types.get(name, f"*{dtype}") for name in self.parameters})]
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
         """Return what a call moves that all sequences stand in alike; one in ``rate`` calls makes rows."""

@@ -260,10 +260,12 @@ class RowsWriter:
         form: The body.
         gives: Which of its values are results.
         names: What its tensors are called: operands and results.
-        stem: Names values in the text.
+        taken: Names that nothing else may have in the text.
     """
 
-    def __init__(self, form: RowsForm, gives: Sequence[Value], names: Mapping[Value, str]) -> None:
+    def __init__(
+        self, form: RowsForm, gives: Sequence[Value], names: Mapping[Value, str], taken: Sequence[str] = LOCALS
+    ) -> None:
         self.form, self.gives, self.names = form, list(gives), dict(names)
         self.factors: dict[Op, tuple[str, ...]] = {}
         made = {value for op in (*form.linears, *form.after) for value in op.results}
@@ -282,7 +284,7 @@ class RowsWriter:
         ]
         norms = [op for op in (*form.before, *form.last) if isinstance(op, InverseRMS | LayerNorm | Norm)]
         factors = [f"{self.stem(op.out)}_{what}" for op in norms for what in ("factor", "mean")]
-        self.taken = {*LOCALS, *self.names.values(), *products, *factors}
+        self.taken = {*taken, *self.names.values(), *products, *factors}
 
     def kernel(self, name: str, like: str, plain: Sequence[str]) -> RowsKernel:
         """Return the kernel."""

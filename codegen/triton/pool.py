@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 def emit_pool(op: KernelOp, at: StepBody) -> Code:
     """Return the call that takes a token into memories of pooled rows; their views are where the rows are kept."""
-    form = _form(op)
+    kernel, arguments = pool_call(op, _form(op), at)
+    return Code(f"{at.shared.kernel(f'pool_every_{kernel.rate}', kernel.called)}({', '.join(arguments)})")
+
+
+def pool_call(op: KernelOp, form: tuple[PooledRows, ...], at: StepBody) -> tuple[Compress, list[str]]:
+    """Return a step of pooled memories, without a name, and what it is given, in order."""
     arguments: list[str] = []
     for rows in form:
         memory = at.memory(op.memory_of(rows.state.out))
         at.show(_outside(op, rows.view.out), memory)
         arguments += [f"{memory}[{field}]" for field in range(3 if rows.state.overlap else 2)]
         arguments += [at.passed(_outside(op, value)) for value in _taken(rows)]
-    name = at.shared.kernel(f"pool_every_{form[0].state.rate}", _kernel(form, Compress).called)
-    return Code(f"{name}({', '.join([*arguments, *_shared(form[0], at)])})")
+    return Compress(*_constants(form)), [*arguments, *_shared(form[0], at)]
 
 
 def emit_pool_in_blocks(op: KernelOp, at: PrefillBody) -> None:
@@ -40,7 +44,7 @@ def emit_pool_in_blocks(op: KernelOp, at: PrefillBody) -> None:
         memory, values = at.past(rows.state), at.of(_outside(op, rows.state.values)).text
         arguments.append(f"*{at.helper('unfinished')}({memory}, {values}, {tails})")
         arguments += [at.passed(_outside(op, value)) for value in _taken(rows)]
-    name = at.shared.kernel(f"pool_every_{rate}_in_blocks", _kernel(form, CompressPrefill).called)
+    name = at.shared.kernel(f"pool_every_{rate}_in_blocks", CompressPrefill(*_constants(form)).called)
     made = [at.names.give((op, rows.view), f"{at.names[rows.view.out]}_rows") for rows in form]
     at.assign(", ".join(made), f"{name}({', '.join([*arguments, *_shared(form[0], at)])})")
     for rows, row in zip(form, made, strict=True):
@@ -55,10 +59,11 @@ def _form(op: KernelOp) -> tuple[PooledRows, ...]:
     return form
 
 
-def _kernel(form: tuple[PooledRows, ...], kind: type[Compress] | type[CompressPrefill]) -> Compress | CompressPrefill:
+def _constants(form: tuple[PooledRows, ...]) -> tuple[str, tuple[int, ...], int, bool, int, float]:
+    """Return the constants that steps and calls of many tokens share, no name first."""
     first = form[0]
     widths = tuple(rows.width for rows in form)
-    return kind("", widths, first.state.rate, first.state.overlap, first.turning, first.norm.eps)
+    return "", widths, first.state.rate, first.state.overlap, first.turning, first.norm.eps
 
 
 def _taken(rows: PooledRows) -> tuple[Value, ...]:

@@ -283,6 +283,17 @@ class PoolStep(Kernel):
     """
 
 
+@op("kernel.rows_and_pool")
+class RowsAndPool(Kernel):
+    """Maps of one vector, and beside them rows pooled from several tokens: specs/kernels.md, K1, K10. One launch.
+
+    The body holds those of a `kernel.rows` and of a `kernel.pool` that do not wait for each other.
+
+    Example:
+        %y = kernel.rows_and_pool %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
+    """
+
+
 @op("kernel.head")
 class Head(Kernel):
     """The last norm and the scores of the vocabulary: specs/kernels.md, K5.

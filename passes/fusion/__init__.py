@@ -14,6 +14,7 @@ from regraft.passes.fusion.head import group_head
 from regraft.passes.fusion.index import group_index
 from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.rows import group_rows
+from regraft.passes.fusion.rows_and_pool import group_rows_and_pool
 from regraft.passes.fusion.short_conv import group_short_convs
 from regraft.passes.fusion.sparse import group_sparse
 from regraft.passes.fusion.streams import carry_streams, group_routed_streams, group_streams
@@ -32,6 +33,7 @@ DECODE = (
     group_streams,
     group_head,
     group_rows,
+    group_rows_and_pool,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from regraft.ir.graph import Graph, layer_of
@@ -94,6 +94,14 @@ class Grouping:
             return False
         group.ops = wanted
         self.of[op] = group
+        return True
+
+    def join(self, kind: type[Kernel], groups: Sequence[Group]) -> bool:
+        """Make one group of several if nothing outside stands between them; return whether."""
+        wanted = dict.fromkeys(self.ordered(op for group in groups for op in group.ops))
+        if any(group.again for group in groups) or not self.convex(wanted):
+            return False
+        self.of.update(dict.fromkeys(wanted, Group(kind, wanted)))
         return True
 
     def convex(self, ops: dict[Op, None]) -> bool:

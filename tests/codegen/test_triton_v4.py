@@ -16,17 +16,19 @@ from regraft.frontends.folder import open_model
 from regraft.frontends.lift import lift_config
 from regraft.frontends.tensors import Declared
 from regraft.frontends.twin import random_tensors, twin_config
+from regraft.ir.forms.rows_and_pool import rows_and_pool_form
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.interpret import Interpreter
 from regraft.ir.op import Value
 from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.core import Embed, Norm
 from regraft.ir.ops.hyper import Spread
-from regraft.ir.ops.kernels import EmbedStep, Kernel, PoolStep, RouteStep, StreamsStep
+from regraft.ir.ops.kernels import EmbedStep, Kernel, PoolStep, RouteStep, RowsAndPool, StreamsStep
 from regraft.ir.ops.memory import ReadRows, RowPositions
 from regraft.ir.ops.pos import Rope
 from regraft.ir.parse import parse_graph
 from regraft.ir.source import TensorSource
+from regraft.ir.text import print_graph
 from regraft.passes import fusion
 from regraft.passes.fusion import fuse_decode
 from regraft.passes.fusion.pool import group_pool
@@ -141,6 +143,27 @@ def test_a_step_is_kernels_alone() -> None:
     assert [type(op) for op in front.stands_for] == [Embed, Spread]
 
 
+def steps_that_pool(graph: Graph) -> Counter[int | None]:
+    """Return how many kernels of each layer of a graph's step pool rows, alone or beside maps."""
+    fused = fuse_decode(graph)
+    return kernels(fused, PoolStep) + kernels(fused, RowsAndPool)
+
+
+def test_rows_are_pooled_beside_maps_that_do_not_wait_for_them() -> None:
+    graph = flash()
+    fused = fuse_decode(graph)
+    fused.verify()
+    assert parse_graph(print_graph(fused)).equals(fused)
+    assert not kernels(fused, PoolStep)
+    found = [op for op in fused.run_time() if isinstance(op, RowsAndPool)]
+    assert len(found) == sum(map(len, pooled_layers(graph).values()))
+    for op in found:
+        form = rows_and_pool_form(op.stands_for)
+        assert form is not None
+        assert {linear.x.name.rpartition(".")[2] for linear in form.rows.linears} == {"q_latent"}
+        assert rows_and_pool_form(form.mapped) is None
+
+
 def turn(graph: Graph, layer: int) -> Rope:
     """Return what turns the first pooled rows of a layer."""
     return next(op for op in graph.in_layer(layer) if isinstance(op, Rope) and isinstance(op.pos.op, RowPositions))
@@ -170,7 +193,7 @@ def test_rows_of_two_memories_that_are_not_alike_are_pooled_apart() -> None:
     near = pooled_layers(graph)[4]
     graph.set_attribute(turn(graph, near[0]), "base", 7.0)
     graph.set_attribute(norm(graph, near[1]), "eps", 0.5)
-    made = kernels(fuse_decode(graph), PoolStep)
+    made = steps_that_pool(graph)
     assert [made[layer] for layer in near] == [2, 2, *[1] * (len(near) - 2)]
 
 
@@ -179,7 +202,7 @@ def test_rows_that_no_kernel_makes_stay() -> None:
     near, far = pooled_layers(graph).values()
     graph.set_attribute(turn(graph, near[0]), "offset", 1.5)  # the other memory's rows are pooled alone
     graph.set_attribute(turn(graph, far[0]), "layout", "halves")
-    made = kernels(fuse_decode(graph), PoolStep)
+    made = steps_that_pool(graph)
     assert (made[near[0]], made[far[0]]) == (1, 0)
 
 
