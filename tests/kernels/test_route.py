@@ -25,6 +25,7 @@ CASES = {
         "route", 70, 37, 5, normalize=True, norm=1e-6, norm_weight=True, norm_offset=1.0, weight_bias=True
     ),
     "groups": replace(GROUPED, normalize=True, eps=1e-20, scale=2.5, norm=1e-6, norm_weight=True),
+    "groups of three": replace(GROUPED, experts=18, chosen=7),
     "a table": Route("route", 64, 20, 3, score="sqrt_softplus", table=True, normalize=True, scale=1.5),
     "a gain and a factor": Route("route", 64, 17, 4, gain=True, norm=1e-5, norm_weight=True, factor=0.3),
     "no norm, roots": Route("route", 40, 9, 9, score="sqrt_softplus", bias=True, factor=2.0),
