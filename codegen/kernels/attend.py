@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from regraft.codegen.kernels.attention import FAN, PROGRAMS, Attention, HeadNorm, Turn, padded
+from regraft.codegen.kernels.attention import FAN, PROGRAMS, Attention, Entries, HeadNorm, Turn, padded
 from regraft.codegen.kernels.kernel import Constant, Entry, Kernel, Moved, Tile
 
 
@@ -122,6 +122,7 @@ class AttendStep(Attention):
         ``q [B, 1, Hq, D]``, ``q_turned [B, 1, Hq, D - Dv]``, ``k [B, 1, Hkv, D]``, ``k_turned [B, 1, 1, D - Dv]``,
         ``v [B, 1, Hkv, Dv]``, ``cos`` and ``sin``, ``q_norm [D]``, ``k_norm [D]``, ``temper [Hkv]``, ``sink [Hq]``,
         ``gate [B, 1, Hq]`` or ``[B, 1, Hq, Dv]``, ``keys [B, N, Hkv, D]``, ``values [B, N, Hkv, Dv]``, ``start [B]``.
+        Before the last, of pooled rows, ``far_keys`` and ``far_values`` likewise with ``E`` rows, ``chosen [B, 1, K]``.
         With ``shared`` and ``values`` rows there is no ``v`` and ``keys`` are all that is kept; with ``values`` both
         norms are over ``k``. The last axis is contiguous; heads of queries and gates may stand apart.
         """
@@ -140,6 +141,9 @@ class AttendStep(Attention):
             "gate": self.gate is not None,
             "keys": True,
             "values": self.rows == "apart",
+            "far_keys": self.pooled is not None,
+            "far_values": self.pooled is not None,
+            "chosen": self.pooled is not None and self.pooled.chosen is not None,
             "start": True,
         }
         return tuple(name for name, there in needed.items() if there)
@@ -194,7 +198,10 @@ class AttendStep(Attention):
         types = {name: f"*{dtype}" for name in self.arguments if name != "start"} | {"start": "*i64"}
         more = {"heads": "*i32"} if self.head_map is not None else {}
         more |= {"out": f"*{dtype}", "parts": "*fp32", "weights": "*fp32", "counters": "*i32"}
+        types |= {"chosen": "*i64"} if "chosen" in types else {}
         constants: dict[str, Constant] = {**self.strides, "SLOTS": self.slots}
+        if self.pooled is not None:
+            constants["ENTRIES"] = self.pooled.slots
         return (Entry(f"{self.name}_kernel", {**types, **more}, constants),)
 
     def moved(self, width: int, batch: int, context: int) -> Moved:
@@ -202,17 +209,29 @@ class AttendStep(Attention):
         seen = context
         if self.window is not None and context > self.window:
             seen = self.window + min(self.first, context - self.window)
+        numbers = 0
+        if self.pooled is not None:
+            near, far = self._with_pooled(self.pooled, context)
+            seen, numbers = near + far, 0 if self.pooled.chosen is None else 8 * far
         found = seen - 1 if self.writes else seen
         row = self.kv_heads * (self.row_width + (self.value_width if self.rows == "apart" else 0)) * width
         own, shared = self._input_bytes(width)
         merged = self.merged_bytes(found, batch)
         added = row if self.writes else 0
         return Moved(
-            read=batch * (found * row + own + merged) + shared,
+            read=batch * (found * row + own + merged + numbers) + shared,
             written=batch * (self.heads * self.value_width * width + added + merged),
             least=batch * (found * row + added) + shared,
             flops=batch * 2 * self.heads * (self.near + self.far + self.value_width) * found,
         )
+
+    def _with_pooled(self, pooled: Entries, context: int) -> tuple[int, int]:
+        """Return how many tokens are seen as they are, and how many pooled rows."""
+        assert self.window is not None
+        oldest = -(-max(context - self.window, 0) // pooled.rate) * pooled.rate
+        far = max(oldest - self.first, 0) // pooled.rate
+        far = far if pooled.chosen is None else min(far, pooled.chosen)
+        return context - oldest + min(oldest, self.first), far
 
     def _input_bytes(self, width: int) -> tuple[int, int]:
         """Return the bytes of what each sequence brings, and of what all share."""
@@ -263,4 +282,6 @@ def examples() -> list[Kernel]:
     uneven = (0,) * 8 + (1,) * 4 + (2,) * 8 + (3, 4, 5, 6) * 4 + (7,) * 4
     budget = replace(near, name="budget", heads=40, head_map=uneven)
     next_ = AttendStep("next", 16, 2, 256, 256, 131072, 0.0625, turn=Turn(64), gate="sigmoid", gate_wide=True)
-    return [llama, qwen, laguna, near, e2b, sliding, *readers, large, oss, zaya, latent, small, budget, next_]
+    more: dict[str, Any] = {"slots": 131, "window": 131, "ring": True}
+    pooled = replace(qwen, name="pooled", **more, pooled=Entries(4, 32768, bias=1.3863))
+    return [llama, qwen, laguna, near, e2b, sliding, *readers, large, oss, zaya, latent, small, budget, next_, pooled]

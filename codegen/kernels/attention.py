@@ -69,6 +69,28 @@ def padded(count: int, least: int = 16) -> int:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Rows pooled of several tokens each, with keys and values by head: they stand for the tokens before a window.
+
+    Attributes:
+        rate: Tokens of a row.
+        slots: How many rows the memory holds, which tiles are chosen for.
+        bias: What is added to their scores.
+        chosen: Only so many of them are seen, which are given by number, those that there are first; all if None.
+    """
+
+    rate: int
+    slots: int
+    bias: float = 0.0
+    chosen: int | None = None
+
+    @property
+    def seen(self) -> int:
+        """How many are seen at most."""
+        return self.slots if self.chosen is None else min(self.slots, self.chosen)
+
+
+@dataclass(frozen=True)
 class Attention(Kernel):
     """Attention of one token to a memory.
 
@@ -92,6 +114,7 @@ class Attention(Kernel):
         gate: What each head's result is multiplied by: this function of a number of its own, or of each channel's.
         gate_wide: Whether there is a gate for each channel.
         writes: Whether the token's row is added; a layer that reads another's memory finds it there.
+        pooled: Rows that stand for the tokens before a window.
     """
 
     name: str
@@ -113,6 +136,7 @@ class Attention(Kernel):
     gate: Literal["sigmoid", "softplus"] | None = None
     gate_wide: bool = False
     writes: bool = True
+    pooled: Entries | None = None
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -133,7 +157,14 @@ class Attention(Kernel):
     @property
     def seen(self) -> int:
         """Rows that a query sees at most."""
-        return self.slots if self.window is None else min(self.slots, self.window + self.first)
+        if self.window is None:
+            return self.slots
+        return min(self.slots, self.window + self.first) + (self.pooled.seen if self.pooled else 0)
+
+    @property
+    def held(self) -> int:
+        """Rows that there are to see at most, in all memories."""
+        return self.slots + (self.pooled.seen if self.pooled else 0)
 
     @property
     def fan(self) -> int:
@@ -147,7 +178,7 @@ class Attention(Kernel):
     def merged_bytes(self, found: int, batch: int) -> int:
         """Return the bytes that a sequence's programs leave for each other: results, their weights and arrivals."""
         sizes = self.cut.sizes
-        splits = max(1, min(sizes["SPLITS"] // batch, self.slots // sizes["LEAST"]))
+        splits = max(1, min(sizes["SPLITS"] // batch, self.held // sizes["LEAST"]))
         rows = sizes["ROWS"]
         even = math.ceil(found / splits)
         each = max(sizes["LEAST"], math.ceil(even / rows) * rows)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regraft.codegen.kernels.attend import AttendStep
-from regraft.codegen.kernels.attention import HeadNorm, Turn
+from regraft.codegen.kernels.attention import Entries, HeadNorm, Turn
 from regraft.codegen.kernels.kernel import Tile
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
@@ -63,6 +63,7 @@ LATENT = Cut(
     k_norm=HeadNorm(1e-6, width=32),
     turn=Turn(8, start=32, layout="interleaved"),
 )
+POOLED = replace(NORMED, slots=19, ring=True, window=19)
 KINDS: Mapping[str, Cut] = {
     "normed": NORMED,
     "offset": replace(NORMED, q_norm=HeadNorm(1e-5, offset=1.0), k_norm=HeadNorm(1e-5, offset=1.0)),
@@ -76,6 +77,8 @@ KINDS: Mapping[str, Cut] = {
     "narrow_window": replace(NORMED, window=33),
     "first_seen": replace(NORMED, window=33, first=5),
     "anchored_narrow": replace(NORMED, slots=30, ring=True, kept=6, window=20, first=3),
+    "pooled": replace(POOLED, pooled=Entries(4, 24, bias=1.4), kept=4, first=4, slots=23, sink=True),
+    "pooled_chosen": replace(POOLED, pooled=Entries(4, 24, chosen=6)),
     "capped": replace(NORMED, softcap=0.7, sink=True, gate="sigmoid", gate_wide=True),
     "gated": replace(NORMED, gate="softplus"),
     "uneven": replace(NORMED, heads=5, kv_heads=3, head_map=(2, 0, 0, 2, 0)),
@@ -123,14 +126,32 @@ def inputs(k: AttendStep, dtype: torch.dtype, starts: Sequence[int], seed: int =
         "gate": torch.randn(batch, 1, k.heads, k.value_width) if k.gate_wide else torch.randn(batch, 1, k.heads),
         "keys": keys,
         "values": values,
+        **(pooled(k, starts) if k.pooled else {}),
     }
-    given = {name: each.to(dtype) for name, each in every.items() if name in k.arguments}
+    given = {name: each if name == "chosen" else each.to(dtype) for name, each in every.items() if name in k.arguments}
     return given | {"start": torch.tensor(starts)}
+
+
+def pooled(k: AttendStep, starts: Sequence[int]) -> dict[str, Tensor]:
+    """Return pooled rows, those there are, and the numbers of chosen ones that stand before the window."""
+    assert k.pooled is not None
+    assert k.window is not None
+    rate, count = k.pooled.rate, k.pooled.slots
+    keys, values = (torch.randn(len(starts), count, k.kv_heads, width) for width in (k.width, k.value_width))
+    chosen = torch.full((len(starts), 1, k.pooled.chosen or 1), -1)
+    for row, start in enumerate(starts):
+        keys[row, start // rate :] = torch.nan
+        values[row, start // rate :] = torch.nan
+        seen = torch.randperm(-(-max(start - k.window + 1, 0) // rate))[: k.pooled.chosen or 1]
+        chosen[row, 0, : len(seen)] = seen
+    return {"far_keys": keys, "far_values": values, "chosen": chosen}
 
 
 def copied(given: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return tensors of their own, floats in another dtype if given."""
-    return {name: each.clone() if name == "start" else each.to(dtype, copy=True) for name, each in given.items()}
+    return {
+        name: each.clone() if name in ("start", "chosen") else each.to(dtype, copy=True) for name, each in given.items()
+    }
 
 
 def both(program: Any, given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -161,6 +182,8 @@ COVERED = (  # by kinds with more than they have
 
 def starts_of(k: AttendStep) -> list[int]:
     """Return positions: in one and in several splits, or at the start and beyond the ring where there is one."""
+    if k.pooled:
+        return [5, 94]
     return [0, 77] if k.ring else [17, k.slots - 1]
 
 
@@ -242,7 +265,18 @@ def test_heads_may_stand_apart(tmp_path: Path) -> None:
     assert torch.equal(program.attend(*apart.values()), program.attend(*given.values()))
 
 
-MOVED = ("values_normed", "pairs", "odd_widths", "anchored_narrow", "first_seen", "capped", "uneven", "reader")
+MOVED = (
+    "pooled",
+    "pooled_chosen",
+    "values_normed",
+    "pairs",
+    "odd_widths",
+    "anchored_narrow",
+    "first_seen",
+    "capped",
+    "uneven",
+    "reader",
+)
 
 
 @pytest.mark.parametrize("kind", [*MOVED, "key_from_value_all", "key_from_value_reader", "latent_apart"])
