@@ -58,10 +58,12 @@ def main() -> None:
     stand_in(asked["target"])
     module = loaded(Path(asked["program"]), asked["target"])
     names: dict[str, str] = {}
+    signatures: dict[str, list[str]] = {}
 
     def note(**given: Any) -> None:
         ours, theirs = module.compiled_names(given["fn"].jit_function, given["compile"])
         names[theirs] = ours
+        signatures[ours] = list(given["compile"]["signature"].values())
 
     found: dict[str, str] = {}
 
@@ -73,7 +75,7 @@ def main() -> None:
     triton.knobs.runtime.jit_cache_hook = note
     triton.knobs.compilation.listener = listen
     run(module, asked["config"], asked["tensors"], asked["contexts"])
-    print(json.dumps(found), file=answers, flush=True)
+    print(json.dumps({"files": found, "signatures": signatures}), file=answers, flush=True)
 
 
 def stand_in(target: str) -> None:

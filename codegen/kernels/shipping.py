@@ -98,14 +98,15 @@ def _compiled(program: Path, asked: Mapping[str, Any], target: str) -> dict[str,
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise ShippingError(target=target, reason=said[-1] if said else "no reason given", excerpt=said[-20:])
-    paths = cast("dict[str, str]", json.loads(done.stdout))
-    return {name: _portable(Path(path)) for name, path in paths.items()}
+    answer = cast("dict[str, dict[str, Any]]", json.loads(done.stdout))
+    signatures = answer["signatures"]
+    return {name: _portable(Path(path), signatures[name.split("/")[0]]) for name, path in answer["files"].items()}
 
 
-def _portable(file: Path) -> bytes:
-    """Return what a file holds, without what is true of this machine alone."""
+def _portable(file: Path, signature: Sequence[str]) -> bytes:
+    """Return what a file holds, without what is true of this machine alone; how it is called is added to the facts."""
     data = file.read_bytes()
     if file.suffix != ".json":
         return data
-    known = json.loads(data) | {"extern_libs": [], "hash": ""}
+    known = json.loads(data) | {"extern_libs": [], "hash": "", "signature": signature}
     return (json.dumps(known, sort_keys=True) + "\n").encode()

@@ -31,10 +31,10 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    COMPILED COUNTERS Choice ContextVar Counters Decoder INTERPRETED Iterator MIXED PLAIN SPACE able activated
-    arrivals choice chosen contextmanager counted counting drawn functools on_kernels os self_check copy_bandwidth now
-    least_bytes itertools math time sigmoid_of softplus_of sys tanh_of target tile tl bring_compiled compiled_names
-    hashlib take_tuned tell_compiled trial triton
+    able activated arrivals bring_compiled build_launchers Choice choice chosen COMPILED compiled_names contextmanager
+    ContextVar copy_bandwidth counted COUNTERS Counters counting Decoder drawn functools hashlib INTERPRETED Iterator
+    itertools least_bytes math MIXED now on_kernels os PLAIN self_check sigmoid_of SimpleNamespace softplus_of SPACE
+    suppress sys take_tuned tanh_of target tell_compiled ThreadPoolExecutor tile time tl trial triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 _PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked", "unfinished")
@@ -144,10 +144,10 @@ class StepBody(Body):
         own = {self.local(kept(op).name): past for op, past in self.pasts.items()}
         return own.get(self.local(memory.name)) or self._shown.get(memory) or self.names[memory]
 
-    def show(self, view: Value, past: str) -> None:
-        """Let a view be the first field of a memory, which has its rows as they are seen."""
+    def show(self, view: Value, past: str, fields: int = 1) -> None:
+        """Let a view be the first fields of a memory, which has its rows as they are seen."""
         self._shown[view] = past
-        self.names.alias(view, f"{past}[:1]")
+        self.names.alias(view, f"{past}[:{fields}]")
 
     def keep(self, op: Op) -> None:
         """Declare a memory, in the order in which the module keeps them."""

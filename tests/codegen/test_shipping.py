@@ -29,11 +29,14 @@ folder, build = Path(sys.argv[1]), sys.argv[2]
 shipper.stand_in("sm_90")
 if build:  # of Triton, for another Python
     triton.runtime.cache.triton_key = lambda: build
+launchers = []
+triton.runtime.driver.active.launcher_cls = lambda source, _: launchers.append(tuple(source.signature.values()))
 module = shipper.loaded(folder / "model.py", "sm_90")
 hits = []
 triton.knobs.compilation.listener = lambda **given: hits.append(given["cache_hit"])
 config = json.loads((folder / "config.json").read_text())
 shipper.run(module, config, json.loads(sys.stdin.read()), [1024])
+assert len(set(launchers)) == len(launchers) and (len(launchers) > 5 or not any(hits))
 print(json.dumps(hits))
 """
 
