@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+CONTEXT = 1024  # tokens that the cache has room for, as generate.py's has at least
+
 
 def first_token(folder: Path, began: float, device: str, prompt: int = 8) -> dict[str, float]:
     """Return the seconds from ``began``, in the clock's, to the first token, and those in which weights were made."""
@@ -40,7 +42,7 @@ def first_token(folder: Path, began: float, device: str, prompt: int = 8) -> dic
         torch.cuda.synchronize()
     loaded = time.time()
     tokens = torch.arange(prompt, device=device)[None]
-    decoder = module.Decoder(model, tokens, context=prompt + 4)
+    decoder = module.Decoder(model, tokens, context=CONTEXT)
     decoder.step().tolist()
     ended = time.time()
     return {

@@ -100,6 +100,7 @@ def write_program(graph: Graph, folder: Path) -> Program:
     config = {
         "vocab": graph.outputs[0].tensor.shape[-1],
         "context": context if isinstance(context, int) else 2048,
+        "dtype": str(torch_dtype(graph.outputs[0].tensor.dtype)).removeprefix("torch."),
         "layers": program.layers,
     }
     spread = Spread(graph)

@@ -16,7 +16,8 @@ from regraft.ir.graph import Graph
 
 CONTEXTS, PROMPTS = (4096, 131072), (4096, 32768)
 NEVER = "not measured"
-COLD = ("kernels compiled at first use", "kernels there")
+SHIPPED = "kernels shipped"
+COLD = ("kernels compiled at first use", SHIPPED)
 
 Entries = Mapping[str, Mapping[str, Any]]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from regraft.codegen.kernels.shipping import check_targets, contexts, shipped_kernels
+from regraft.codegen.kernels.shipping import check_targets, contexts, shipped_kernels, stored
 from regraft.codegen.names import comment
 from regraft.codegen.render import render
 from regraft.codegen.schedule import schedule
@@ -27,7 +27,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.final import Last
 from regraft.ir.ops.weight import Load
 from regraft.ir.sink import SHARD_BYTES, ShardWriter
-from regraft.ir.source import Source, TensorInfo, to_bytes, torch_dtype
+from regraft.ir.source import Source, TensorInfo, to_bytes
 from regraft.ir.text import print_graph
 
 Progress = Callable[[int, int, str], None]
@@ -135,11 +135,7 @@ def _kernels(program: Program, texts: Mapping[str, bytes], targets: Sequence[str
     if not targets:
         return {}
     config = json.loads(texts["config.json"])
-    tensors = {
-        name: (str(torch_dtype(value.tensor.dtype)).removeprefix("torch."), value.tensor.sizes)
-        for name, value in program.tensors.items()
-    }
-    return shipped_kernels(program.model_py, config, tensors, targets, contexts(config["context"]))
+    return shipped_kernels(program.model_py, config, stored(program.tensors), targets, contexts(config["context"]))
 
 
 # -- text

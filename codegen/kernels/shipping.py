@@ -20,6 +20,8 @@ from typing import Any, cast
 from regraft.codegen.kernels.ahead import compiler_environment, triton_version
 from regraft.codegen.kernels.kernel import TARGETS
 from regraft.ir.errors.kernels import ShippingError, UnknownGpuError
+from regraft.ir.op import Value
+from regraft.ir.source import torch_dtype
 
 FOLDER = "kernels"  # in a package
 SHORTEST, LONGEST = 1024, 131072  # tokens that caches of shipped kernels have room for, and the powers of two between
@@ -47,6 +49,14 @@ def check_targets(names: Sequence[str]) -> None:
         triton_version()
 
 
+def stored(tensors: Mapping[str, Value]) -> dict[str, tuple[str, Sequence[int]]]:
+    """Return torch's names of the dtypes, and the shapes, of a program's tensors."""
+    return {
+        name: (str(torch_dtype(value.tensor.dtype)).removeprefix("torch."), value.tensor.sizes)
+        for name, value in tensors.items()
+    }
+
+
 def shipped_kernels(
     program: str,
     config: Mapping[str, Any],
@@ -61,7 +71,7 @@ def shipped_kernels(
     Args:
         program: The text of ``model.py``.
         config: What its model is made from, and the ``dtype`` that it is loaded in.
-        tensors: Torch's name of the dtype, and the shape, of each of its tensors as they are stored.
+        tensors: Each of its tensors as `stored` tells it.
         targets: Some of `kernel.TARGETS`.
         lengths: Tokens that caches have room for.
 

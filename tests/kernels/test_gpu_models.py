@@ -131,7 +131,7 @@ def test_the_first_token_is_timed_without_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_cold_start_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_models, "COLD", ("kernels there",))
+    monkeypatch.setattr(gpu_models, "COLD", ("kernels compiled at first use",))
     asked = part(tmp_path / "gpu.json")
     assert cold_part(small("Llama-3.1-8B"), asked)
     (entry,) = asked.results.entries().values()
