@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.attend import AttendStep
-from regraft.codegen.kernels.attention import HeadNorm
+from regraft.codegen.kernels.attention import Entries, HeadNorm
 from regraft.codegen.torch.code import ATOM, Code
 from regraft.codegen.triton.attend_rows import emit_attend_rows
-from regraft.codegen.triton.heads import head_norm, outside, rope_codes, sight, slots, stem, turn_of, weight_of
+from regraft.codegen.triton.heads import LONG, head_norm, outside, rope_codes, sight, slots, stem, turn_of, weight_of
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.attend import AttendForm, LatentForm, ValuesForm, attend_form, latent_form, values_form
 from regraft.ir.forms.attend_rows import attend_rows_form
 from regraft.ir.op import Value
+from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def _apart(op: KernelOp, form: AttendForm, at: StepBody) -> Code:
         turn=turn_of(form.q.rope, 0),
         temper=form.k is not None and form.k.temper is not None,
         writes=form.state is not None,
+        pooled=_pooled(attend),
     )
     given = {"q": form.q.x, "q_norm": weight_of(form.q.norm), "sink": attend.sink}
     if form.k is not None and form.v is not None:
@@ -64,7 +66,20 @@ def _apart(op: KernelOp, form: AttendForm, at: StepBody) -> Code:
         given |= {"k": form.k.x, "v": form.v.x, "k_norm": weight_of(form.k.norm), "temper": temper}
     codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
     memory = at.memory(outside(op, form.memory))
+    if attend.entries is not None:
+        rows = at.memory(outside(op, attend.entries))
+        codes |= {"far_keys": f"{rows}[0]", "far_values": f"{rows}[1]"}
+    if attend.chosen is not None:
+        codes["chosen"] = at.passed(outside(op, attend.chosen))
     return _call(kernel, at, {**codes, **rope_codes(form.q.rope, at), "keys": f"{memory}[0]", "values": f"{memory}[1]"})
+
+
+def _pooled(attend: Attend) -> Entries | None:
+    if attend.entries is None:
+        return None
+    rate = attend.entries.memory.rate or 1
+    chosen = None if attend.chosen is None else int(str(attend.chosen.tensor.shape[2]))
+    return Entries(rate, LONG // rate, attend.entries_bias, chosen)
 
 
 def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:

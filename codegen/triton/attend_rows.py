@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from regraft.codegen.kernels.attend_rows import AttendRows, Made, Piece
+from regraft.codegen.kernels.attend_rows import AttendRows, Made
 from regraft.codegen.torch.code import Code
-from regraft.codegen.triton.heads import head_norm, outside, rope_codes, sight, slots, stem, turn_of, weight_of
-from regraft.ir.forms.attend_rows import RowPart, RowPiece, RowsForm
+from regraft.codegen.triton.heads import (
+    head_norm,
+    outside,
+    piece_of,
+    rope_codes,
+    sight,
+    slots,
+    stem,
+    turn_of,
+    weight_of,
+)
+from regraft.ir.forms.attend_rows import RowPart, RowsForm
 from regraft.ir.op import Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
@@ -41,7 +51,7 @@ def emit_attend_rows(op: KernelOp, form: RowsForm, at: StepBody) -> Code:
         row=kept.field("x").shape[0],
         keys=_made(form.keys),
         values=_made(form.values),
-        pieces=tuple(map(_piece, form.pieces)),
+        pieces=tuple(map(piece_of, form.pieces)),
         q_norm=head_norm(form.q.norm),
         turn=turn,
         late=late,
@@ -83,10 +93,3 @@ def _head_map(form: RowsForm, heads: int) -> tuple[int, ...] | None:
 def _made(part: RowPart) -> Made:
     linear = part.linear
     return Made(part.start, part.stop, linear is not None, linear is not None and linear.bias is not None)
-
-
-def _piece(piece: RowPiece) -> Piece:
-    shape = [int(str(dim)) for dim in piece.x.tensor.shape[2:]]
-    heads, width = shape if len(shape) == 2 else (1, *shape)
-    inverse = None if piece.inverse is None else piece.inverse.eps
-    return Piece(heads, width, head_norm(piece.norm), piece.rope is not None, inverse)

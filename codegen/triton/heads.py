@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from regraft.codegen.kernels.attend_rows import Piece
 from regraft.codegen.kernels.attention import Attention, HeadNorm, Turn
+from regraft.ir.forms.pieces import RowPiece
 from regraft.ir.op import Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Norm
@@ -15,12 +17,12 @@ from regraft.ir.types import MemoryType
 if TYPE_CHECKING:
     from regraft.codegen.triton.target import StepBody
 
-_SLOTS = 131072  # of a memory of all rows, for the choice of tiles
+LONG = 131072  # rows of a memory of all, for the choice of tiles
 
 
 def slots(kept: MemoryType) -> int:
     """Return how many rows a memory holds, for the choice of tiles."""
-    return _SLOTS if kept.window is None else kept.window + kept.first
+    return LONG if kept.window is None else kept.window + kept.first
 
 
 def stem(kernel: Attention, called: str) -> str:
@@ -70,3 +72,11 @@ def rope_codes(rope: Rope | None, at: StepBody) -> dict[str, str]:
         return {}
     name = at.rope(rope)
     return {"cos": f"{name}[0]", "sin": f"{name}[1]"}
+
+
+def piece_of(piece: RowPiece) -> Piece:
+    """Return the constants of a part of a token's row."""
+    shape = [int(str(dim)) for dim in piece.x.tensor.shape[2:]]
+    heads, width = shape if len(shape) == 2 else (1, *shape)
+    inverse = None if piece.inverse is None else piece.inverse.eps
+    return Piece(heads, width, head_norm(piece.norm), piece.rope is not None, inverse)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from regraft.codegen.kernels.compress import Compress, CompressPrefill
 from regraft.codegen.torch.code import Code
 from regraft.codegen.torch.ops import emit_op
+from regraft.codegen.triton.pool_heads import emit_pool_heads
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.pool import PooledRows, pool_form
+from regraft.ir.forms.pool_heads import pool_heads_form
 from regraft.ir.op import Value
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 def emit_pool(op: KernelOp, at: StepBody) -> Code:
     """Return the call that takes a token into memories of pooled rows; their views are where the rows are kept."""
+    heads = pool_heads_form(op.stands_for)
+    if heads is not None:
+        return emit_pool_heads(op, heads, at)
     kernel, arguments = pool_call(op, _form(op), at)
     return Code(f"{at.shared.kernel(f'pool_every_{kernel.rate}', kernel.called)}({', '.join(arguments)})")
 

@@ -138,7 +138,7 @@ def attend_form(ops: Sequence[Op]) -> AttendForm | None:
     """Return the form of a body, given in order, or none if it is not of this form."""
     inside = set(ops)
     attends = [op for op in ops if isinstance(op, Attend)]
-    if len(attends) != 1 or attends[0].chosen is not None or attends[0].entries is not None:
+    if len(attends) != 1 or not _pools_by_head(attends[0]):
         return None
     attend = attends[0]
     state = attend.memory.op if attend.memory.op in inside else None
@@ -146,9 +146,9 @@ def attend_form(ops: Sequence[Op]) -> AttendForm | None:
     if q is None or q.temper is not None or attend.memory.memory.rate is not None:
         return None
     if state is None:
-        found = {attend, *q.ops}
-        return AttendForm(attend, attend.memory, None, q, None, None) if found == inside and _plain(attend) else None
-    if not isinstance(state, KV):
+        plain = {attend, *q.ops} == inside and _plain(attend) and attend.entries is None
+        return AttendForm(attend, attend.memory, None, q, None, None) if plain else None
+    if not isinstance(state, KV) or (attend.entries is not None and state.window is None):
         return None
     k, v = peeled(state.k, inside), peeled(state.v, inside)
     if k is None or v is None or v.temper is not None or v.rope is not None:
@@ -158,6 +158,14 @@ def attend_form(ops: Sequence[Op]) -> AttendForm | None:
     if {attend, state, *q.ops, *k.ops, *v.ops} != inside or not _alike(q.rope, k.rope):
         return None
     return AttendForm(attend, state.out, state, q, k, v)
+
+
+def _pools_by_head(attend: Attend) -> bool:
+    """Return whether an attention sees one memory, or pooled rows of keys and values before a window as well."""
+    if attend.entries is None:
+        return attend.chosen is None
+    fields = [field.name for field in attend.entries.memory.fields]
+    return attend.disjoint and fields == ["k", "v"]
 
 
 def _plain(attend: Attend) -> bool:

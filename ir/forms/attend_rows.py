@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regraft.ir.forms.attend import Heads, peeled, turns_alike, turns_by_position
-from regraft.ir.forms.elements import of_token
+from regraft.ir.forms.attend import Heads, peeled, turns_alike
+from regraft.ir.forms.pieces import RowPiece, row_pieces
 from regraft.ir.forms.taking import OtherFormError, Taking
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend, PickHeads
-from regraft.ir.ops.core import Concat, Flatten, Gain, InverseRMS, Linear, Norm, Slice, Unflatten
+from regraft.ir.ops.core import Gain, Linear, Slice, Unflatten
 from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
-
-
-@dataclass(frozen=True)
-class RowPiece:
-    """A part of the token's row.
-
-    Attributes:
-        x: Heads, ``[B, T, H, D]``, or a vector ``[B, T, M]``.
-        norm: What each head is normed by.
-        rope: How each turns.
-        inverse: What takes one over each head's root mean square, if that alone is kept.
-    """
-
-    x: Value
-    norm: Norm | None = None
-    rope: Rope | None = None
-    inverse: InverseRMS | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ class _Reader:
         body.check(not both or (keys.start, keys.stop) == (values.start, values.stop))
         body.check(self.rope is None or (q.rope is not None and q.rope.attributes == self.rope.attributes))
         state = body.made_perhaps(self.memory, StateRows)
-        pieces = () if state is None else self._pieces(state.x)
+        pieces = () if state is None else row_pieces(body, state.x)
         body.check(
             all(piece.rope is None or (q.rope is not None and turns_alike(piece.rope, q.rope)) for piece in pieces)
         )
@@ -178,27 +161,3 @@ class _Reader:
         body.check(len(rows.out.tensor.shape) == 3)
         start = 0 if cut is None else cut.start
         return RowPart(start, start + width, linear, heads.parts, None if pick is None else tuple(pick.heads))
-
-    def _pieces(self, row: Value) -> tuple[RowPiece, ...]:
-        """Return what the token's row is put together of."""
-        whole = self.body.made_perhaps(row, Concat)
-        return tuple(map(self._piece, [row] if whole is None else whole.xs))
-
-    def _piece(self, x: Value) -> RowPiece:
-        body = self.body
-        inverse = body.made_perhaps(x, InverseRMS)
-        if inverse is not None:
-            body.check(of_token(inverse.x), len(inverse.x.tensor.shape) == 4)
-            return RowPiece(inverse.x, inverse=inverse)
-        flat = body.made_perhaps(x, Flatten)
-        if flat is None:
-            body.check(of_token(x), len(x.tensor.shape) == 3)
-            return RowPiece(x)
-        rope = body.made_perhaps(flat.x, Rope)
-        body.check(rope is None or turns_by_position(rope))
-        of = flat.x if rope is None else rope.x
-        norm = body.made_perhaps(of, Norm)
-        body.check(norm is None or not norm.clamp)
-        of = of if norm is None else norm.x
-        body.check(of_token(of), len(of.tensor.shape) == 4)
-        return RowPiece(of, norm, rope)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regraft.ir.graph import Graph
 from regraft.passes.fitting.fold import folded
-from regraft.passes.fusion.attend import group_attend, pick_first
+from regraft.passes.fusion.attend import group_attend, pick_first, read_apart
 from regraft.passes.fusion.convolved import group_convolved
 from regraft.passes.fusion.delta import group_delta
 from regraft.passes.fusion.embed import group_embed
@@ -13,6 +13,7 @@ from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.head import group_head
 from regraft.passes.fusion.index import group_index
 from regraft.passes.fusion.pool import group_pool
+from regraft.passes.fusion.pool_heads import group_pool_heads
 from regraft.passes.fusion.rows import group_rows
 from regraft.passes.fusion.rows_and_pool import group_rows_and_pool
 from regraft.passes.fusion.short_conv import group_short_convs
@@ -29,6 +30,7 @@ DECODE = (
     group_attend,
     group_routed_streams,
     group_experts,
+    group_pool_heads,
     group_pool,
     group_streams,
     group_head,
@@ -44,7 +46,7 @@ def fuse_decode(graph: Graph) -> Graph:
     to statistics are loaded in it, since a step has no calibration text to take them of.
     """
     graph = folded(graph) if any(op.reads_run_time for op in graph.ops) else graph
-    grouping = Grouping(pick_first(carry_streams(graph)))
+    grouping = Grouping(read_apart(pick_first(carry_streams(graph))))
     for rule in DECODE:
         rule(grouping)
     return grouping.fused()

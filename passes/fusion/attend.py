@@ -8,7 +8,9 @@ from regraft.ir.forms.elements import of_token
 from regraft.ir.graph import Graph
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import KV, Attend, PickHeads, Temper
+from regraft.ir.ops.compress import Compressed
 from regraft.ir.ops.core import Concat, Flatten, Gain, InverseRMS, Linear, Norm, Slice, Unflatten
+from regraft.ir.ops.index import Index
 from regraft.ir.ops.kernels import AttendStep
 from regraft.ir.ops.memory import ReadRows, RowPositions, StateRows, ViewRows
 from regraft.ir.ops.pos import Rope
@@ -27,11 +29,11 @@ def pick_first(graph: Graph) -> Graph:
 
     So what is done to heads goes with the attention that reads them. It is the same graph where none are picked.
     """
-    if not any(isinstance(op, PickHeads) and _done_to_heads(op) for op in graph.ops):
+    if not any(isinstance(op, PickHeads) and _done_to_heads(op.x) for op in graph.ops):
         return graph
     changed = graph.copy()
     for op in list(changed.ops):
-        chain = _done_to_heads(op) if isinstance(op, PickHeads) else []
+        chain = _done_to_heads(op.x) if isinstance(op, PickHeads) else []
         if not isinstance(op, PickHeads) or not chain:
             continue
         x, name = chain[-1].x, op.out.name
@@ -48,10 +50,52 @@ def pick_first(graph: Graph) -> Graph:
     return changed
 
 
-def _done_to_heads(pick: PickHeads) -> list[Norm | Rope]:
-    """Return what norms and turns heads that are then picked, the last first."""
+def read_apart(graph: Graph) -> Graph:
+    """Return a graph in which heads are normed and turned once more for each that reads them beside an attention.
+
+    Such are pooled memories and what chooses their rows. So what is done to heads goes with the attention, and with
+    their pooling. It is the same graph where there are none; ``graph`` stays as it is.
+    """
+    if not any(_read_beside(op) for op in graph.ops):
+        return graph
+    changed = graph.copy()
+    for reader in [op for op in changed.ops if _read_beside(op)]:
+        for user, read, chain in _read_beside(reader):
+            value = chain[-1].x
+            for each in reversed(chain):
+                copy = each.rebuilt(lambda given, old=each.x, new=value: new if given is old else given)
+                (value,) = changed.add(copy, [changed.fresh(f"{each.out.name}_apart")], before=user)
+            apart = user.rebuilt(lambda given, old=read, new=value: new if given is old else given)
+            results = changed.add(apart, [changed.fresh(f"{made.name}_apart") for made in user.results], before=user)
+            for old, new in zip(user.results, results, strict=True):
+                changed.replace_uses(old, new)
+            changed.erase(user)
+    return changed
+
+
+def _read_beside(op: Op) -> list[tuple[Op, Value, list[Norm | Rope]]]:
+    """Return what reads heads for a pooled memory, or to choose rows, that others read too; and what was done to them.
+
+    That is an op, what it reads, and what norms and turns that, the last first.
+    """
+    found: list[tuple[Op, Value, list[Norm | Rope]]] = []
+    stack: list[Op | None] = [op] if isinstance(op, Index) else []
+    stack += [op.values.op] if isinstance(op, Compressed) else []
+    while stack:
+        maker = stack.pop()
+        if isinstance(maker, Concat):
+            stack.extend(value.op for value in dict.fromkeys(maker.xs))
+        elif isinstance(maker, Flatten | Index):
+            read = maker.q if isinstance(maker, Index) else maker.x
+            chain = _done_to_heads(read)
+            shared = any(user is not maker for user in read.users)
+            found += [(maker, read, chain)] if chain and shared else []
+    return found
+
+
+def _done_to_heads(value: Value) -> list[Norm | Rope]:
+    """Return what norms and turns heads, the last first."""
     found: list[Norm | Rope] = []
-    value: Value = pick.x
     while isinstance(value.op, Norm | Rope) and len(value.op.x.tensor.shape) == 4 and of_token(value.op.x):
         found.append(value.op)
         value = value.op.x

@@ -24,13 +24,19 @@ def group_pool(grouping: Grouping) -> None:
 
 def _rows(grouping: Grouping, state: Compressed) -> list[Op]:
     """Return what makes a memory's rows, if it is of the form and nothing else reads what is made on the way."""
+    ops = grouping.ordered(made_of(state))
+    here = all(grouping.free(op) and grouping.same_layer(op, state) for op in ops)
+    return ops if here and pool_form(ops) is not None else []
+
+
+def made_of(state: Compressed) -> list[Op]:
+    """Return a memory's op, and what is made of its rows up to views of them."""
     found: dict[Op, None] = {state: None}
     stack: list[Op] = [state]
     while stack:
-        for user in (user for value in stack.pop().results for user in value.users):
+        op = stack.pop()
+        for user in (user for value in op.results for user in value.users):
             if user not in found:
                 found[user] = None
                 stack += [] if isinstance(user, ViewRows) else [user]
-    ops = grouping.ordered(found)
-    here = all(grouping.free(op) and grouping.same_layer(op, state) for op in ops)
-    return ops if here and pool_form(ops) is not None else []
+    return list(found)

@@ -131,6 +131,7 @@ def run_time(op: Op) -> bool:
 
 
 UNEVEN = "budget-heads{keep={0: [0, 1, 2], 1: [1, 3]}, refit=false}"
+POOLED = "rate=2, window=2, refit=false"
 CASES: dict[str, tuple[Graph, str, int]] = {
     "latent": (model(latent), "", 5),
     "wide latent": (model(latent, head=72, rank=140), "", 5),
@@ -150,6 +151,10 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "another's rows, mapped": (model(plain, gated=True), "share-kv{donor={1: 0}, level=map, refit=false}", 3),
     "another's latent": (model(plain), "share-kv{donor={1: 0}, level=latent, rank=6, refit=false}", 3),
     "factors of heads": (model(plain, norms=True), "merge-kv-heads{heads=1, norm=carry, refit=false}", 3),
+    "pooled rows before a window": (model(plain, norms=True), f"compress-seq{{{POOLED}}}", 4),
+    "pooled rows that turn": (model(plain), f"compress-seq{{{POOLED}, sinks=2, keys=middle, gates=true}}", 4),
+    "pooled rows of overlapping windows": (model(plain), f"compress-seq{{{POOLED}, gates=true, overlap=true}}", 4),
+    "chosen pooled rows": (model(plain), f"compress-seq{{{POOLED}, chosen=1, index=light, index_width=4}}", 6),
     "one key/value head": (model(plain), "merge-kv-heads{heads=1, refit=false}", 3),
 }
 

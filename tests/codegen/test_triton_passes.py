@@ -52,6 +52,10 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, "share-kv{donor={1: 0}, level=map}"): 5,
     (LLAMA, "share-kv{donor={1: 0}, level=latent, rank=0.5}"): 5,
     (QWEN, "merge-kv-heads{heads=1, norm=carry}"): 5,
+    (LLAMA, f"compress-seq{{{POOLED}}}"): 6,
+    (QWEN, f"compress-seq{{{POOLED}, sinks=4, keys=middle}}"): 6,
+    (LLAMA, f"compress-seq{{{POOLED}, gates=true, overlap=true}}"): 6,
+    (LLAMA, f"compress-seq{{{POOLED}, chosen=4, index=light}}"): 8,
     (LLAMA, "fold-norms"): 5,
     (LLAMA, "fuse-projections"): 5,
     (LLAMA, "fuse-projections, split-projections"): 5,
@@ -64,13 +68,9 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, "add-per-layer-embeddings"): 7,
 }
 
-OUTSIDE = {  # attention that is left to PyTorch, and why
+OUTSIDE = {  # what else is left to PyTorch, and why
     (LLAMA, "share-kv{donor={1: 0}, level=cross}"): "heads stand side by side as one",
-    (LLAMA, f"compress-seq{{{POOLED}}}"): "pooled rows of keys and values by head",
-    (QWEN, f"compress-seq{{{POOLED}, sinks=4, keys=middle}}"): "pooled rows of keys and values by head",
-    (LLAMA, f"compress-seq{{{POOLED}, gates=true, overlap=true}}"): "pooled rows of keys and values by head",
-    (LLAMA, f"compress-seq{{{POOLED}, chosen=4}}"): "pooled rows of keys and values by head",
-    (LLAMA, f"compress-seq{{{POOLED}, chosen=4, index=light}}"): "pooled rows of keys and values by head",
+    (LLAMA, f"compress-seq{{{POOLED}, chosen=4}}"): "the index's keys are of several heads",
     ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
 }
 
@@ -103,4 +103,4 @@ def test_all_of_a_step_is_in_kernels(model: str, passes: str) -> None:
 
 @pytest.mark.parametrize(("model", "passes"), OUTSIDE)
 def test_what_has_no_kernel_is_told_with_its_reason(model: str, passes: str) -> None:
-    assert "attn.attend" in left(stepped(model, passes))
+    assert left(stepped(model, passes))
