@@ -174,7 +174,7 @@ class AttendRows(Attention):
         blocks = self.kv_heads * -(-self.group // heads)
         wide = self.width + self.value_width
         if self.keys.mapped or self.values.mapped:
-            cuts = [(64, 8, 2, 64), (128, 8, 2, 32), (64, 4, 2, 32), (32, 4, 2, 64), (32, 4, 2, 32), (16, 4, 1, 32)]
+            cuts = [(64, 8, 2, 64), (64, 8, 2, 32), (64, 4, 2, 32), (32, 8, 2, 64), (32, 8, 2, 32), (16, 4, 1, 32)]
         elif wide <= 256:
             cuts = [(64, 4, 2, 0), (32, 4, 3, 0), (32, 4, 2, 0), (64, 8, 2, 0)]
         else:

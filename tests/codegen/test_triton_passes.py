@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 import regraft
+from regraft.codegen.package import emit
+from regraft.codegen.schedule import schedule
+from regraft.codegen.torch.forms import Forms
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import block_kinds
 from regraft.ir.op import Op
@@ -15,6 +19,11 @@ from regraft.ir.ops.kernels import Kernel
 from regraft.ir.ops.memory import ViewRows
 from regraft.passes.fusion import fuse_decode
 from regraft.passes.latent_forms import decoding_form
+from regraft.programs import load_program
+from tests.codegen.programs import source_of
+from tests.codegen.test_schedule import CONTEXT, assert_told, step_of
+from tests.codegen.test_triton_attend import changed
+from tests.ir.models import FULL, decoder
 
 LLAMA, QWEN, GEMMA = "examples/tiny-llama", "examples/tiny-qwen3", "builtin:gemma-4-31B"
 KEPT = "layers=[0, 1], kept={0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}"
@@ -104,3 +113,12 @@ def test_all_of_a_step_is_in_kernels(model: str, passes: str) -> None:
 @pytest.mark.parametrize(("model", "passes"), OUTSIDE)
 def test_what_has_no_kernel_is_told_with_its_reason(model: str, passes: str) -> None:
     assert left(stepped(model, passes))
+
+
+@pytest.mark.parametrize("passes", ["to-latent{rank=6, refit=false}", "compress-seq{rate=4, window=8, refit=false}"])
+def test_steps_run_what_the_schedule_tells(passes: str, tmp_path: Path) -> None:
+    graph = changed(decoder([FULL, FULL]), passes)
+    fused = fuse_decode(graph)
+    emit(Forms(graph, fused=fused), source_of(graph), tmp_path / "package", target="triton")
+    model = load_program(tmp_path / "package", dtype="float32")
+    assert_told(schedule(graph, fused, 1, CONTEXT), step_of(model, CONTEXT))
