@@ -34,10 +34,10 @@ _KERNEL_GLOBALS = """
     able activated arrivals bring_compiled build_launchers Choice choice chosen COMPILED compiled_names contextmanager
     ContextVar copy_bandwidth counted COUNTERS Counters counting Decoder drawn functools hashlib INTERPRETED Iterator
     itertools least_bytes math MIXED now on_kernels os PLAIN self_check sigmoid_of SimpleNamespace softplus_of SPACE
-    suppress sys take_tuned tanh_of target tell_compiled ThreadPoolExecutor tile time tl trial triton
+    suppress sys take_tuned tanh_of target tell_compiled ThreadPoolExecutor tile time tl told_able trial triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
-_PREFILL_GLOBALS = ("best_shown", "in_blocks", "masked", "unfinished")
+_PREFILL_GLOBALS = ("best_shown", "for_prompts", "in_blocks", "masked", "unfinished")
 
 
 class Turning(NamedTuple):

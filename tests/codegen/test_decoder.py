@@ -217,7 +217,7 @@ def test_devices_without_matrix_units_run_plain_functions(
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setitem(names_of(model), "target", lambda _: device)
-    assert names_of(model)["able"].__wrapped__(torch.device("cuda")) is can
+    assert names_of(model)["told_able"].__wrapped__(torch.device("cuda")) is can
     told = f"{device}: kernels need sm_80 or gfx90a at least; plain PyTorch runs instead\n"
     assert capsys.readouterr().err == ("" if can else told)
 
