@@ -10,6 +10,7 @@ from regraft.codegen.torch.body import Body, kept
 from regraft.codegen.torch.code import ATOM, Code, Far, Sight
 from regraft.codegen.torch.memories import written_by_readers
 from regraft.codegen.torch.ops import emit_op
+from regraft.codegen.triton.convolved import emit_convolved_in_blocks
 from regraft.codegen.triton.experts import emit_grouped
 from regraft.codegen.triton.flash import emit_flash, emit_gathered, emit_scores
 from regraft.codegen.triton.pool import emit_pool_in_blocks
@@ -18,8 +19,18 @@ from regraft.ir.dims import T
 from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Windowed
-from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, Kernel, PoolStep, SparseStep, StreamsStep
+from regraft.ir.ops.kernels import (
+    ConvolvedStep,
+    Flash,
+    GroupedExperts,
+    IndexStep,
+    Kernel,
+    PoolStep,
+    SparseStep,
+    StreamsStep,
+)
 from regraft.ir.ops.memory import ViewRows
+from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 if TYPE_CHECKING:
@@ -76,6 +87,8 @@ class PrefillBody(Body):
             super().write(op, kept)
             return
         for name, value in zip(op.takes, op.inputs, strict=True):
+            if value.op is None and all(isinstance(user, Rope) for user in op.inner[name].users):
+                continue  # positions: rotations are given cosine and sine
             code = self.of(value).within(ATOM)
             self.names.alias(op.inner[name], code)
             if not value.is_weight:
@@ -120,6 +133,7 @@ class PrefillBody(Body):
 
 
 KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code | None]] = {  # None: it has written all lines
+    ConvolvedStep: emit_convolved_in_blocks,
     Flash: emit_flash,
     GroupedExperts: emit_grouped,
     IndexStep: emit_scores,
@@ -128,4 +142,10 @@ KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code | None]] = {  #
     StreamsStep: emit_streams_in_blocks,
 }
 
-_LEARNING = (Flash, GroupedExperts, IndexStep, SparseStep)  # through these gradients flow, or none do at all
+_LEARNING = (
+    ConvolvedStep,
+    Flash,
+    GroupedExperts,
+    IndexStep,
+    SparseStep,
+)  # through these gradients flow, or none do at all

@@ -37,7 +37,7 @@ _KERNEL_GLOBALS = """
     suppress sys take_tuned tanh_of target tell_compiled ThreadPoolExecutor tile time tl told_able trial triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
-_PREFILL_GLOBALS = ("best_shown", "for_prompts", "in_blocks", "masked", "unfinished")
+_PREFILL_GLOBALS = ("best_shown", "for_prompts", "held", "in_blocks", "leave", "masked", "unfinished")
 
 
 class Turning(NamedTuple):

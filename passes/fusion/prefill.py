@@ -11,6 +11,7 @@ from regraft.ir.ops.index import Index
 from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, SparseStep
 from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.moe import Experts
+from regraft.passes.fusion.convolved import group_convolved
 from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.streams import group_streams
@@ -55,6 +56,7 @@ def group_scores(grouping: Grouping) -> None:
 
 PREFILL: tuple[Callable[[Grouping], None], ...] = (
     group_pool,
+    group_convolved,
     group_flash,
     group_scores,
     group_streams,

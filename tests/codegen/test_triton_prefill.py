@@ -15,11 +15,16 @@ from regraft.api import build, lift
 from regraft.api import twin as write_twin
 from regraft.codegen.package import emit
 from regraft.codegen.torch.forms import Forms
+from regraft.frontends.family import read_config
+from regraft.frontends.folder import builtin_names, open_model
+from regraft.frontends.lift import lift_config
+from regraft.frontends.tensors import Declared
+from regraft.frontends.twin import twin_config
 from regraft.ir.graph import Graph
 from regraft.ir.interpret import Interpreter
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.index import Index
-from regraft.ir.ops.kernels import Flash, IndexStep
+from regraft.ir.ops.kernels import Flash, IndexStep, Kernel
 from regraft.ir.parse import parse_graph
 from regraft.ir.text import print_graph
 from regraft.passes.fusion import fuse_decode
@@ -285,3 +290,19 @@ def test_residual_streams_are_written_and_read_at_once(tmp_path: Path) -> None:
     found = torch.cat([model(tokens[:, :4], cache), model(tokens[:, 4:], cache)], 1)
     assert (found - wanted).abs().max() < bound(wanted)
     assert called == 2 * ["read_streams_in_blocks", "write_and_read_streams_in_blocks", "write_streams_in_blocks"]
+
+
+FUSED_BY_COMPILING = """
+    core.activation core.add core.bias core.cast_like core.clamp core.concat core.embed core.flatten core.gain
+    core.grouped_linear core.layer_norm core.linear core.mul core.norm core.repeat core.scale core.slice core.softcap
+    core.unflatten core.widen mem.read mem.view moe.assign moe.route pos.rope state.kv state.rows
+"""
+DELTA = {"seq.conv", "seq.decay", "state.delta", "state.tail"}
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_what_mixes_tokens_of_known_models_has_kernels(name: str) -> None:
+    """Products, norms, rotations and what is done element by element stay, and the delta rule with its convolution."""
+    graph = lift_config(read_config(twin_config(open_model(f"builtin:{name}").config)), Declared("f32"))
+    plain = {op.opname for op in fuse_prefill(graph).run_time() if not isinstance(op, Kernel)}
+    assert plain - set(FUSED_BY_COMPILING.split()) == (DELTA if name.startswith(("Qwen3-Next", "Qwen3.6")) else set())
