@@ -14,7 +14,9 @@ from regraft.codegen.torch.forms import Forms
 from regraft.frontends.folder import open_model
 from regraft.ir.interpret import Interpreter
 from regraft.ir.source import TensorSource
+from regraft.passes import fusion
 from regraft.passes.fusion import fuse_decode
+from regraft.passes.fusion.pool_heads import group_pool_heads
 from regraft.passes.fusion.prefill import fuse_prefill
 from regraft.programs import load_program
 from tests.codegen.programs import tokens_of
@@ -26,11 +28,13 @@ from tests.ir.models import FULL, LayerSpec, decoder
 
 
 def unfused(folder: Path) -> tuple[Any, Interpreter]:
-    """Return the program of a decoder that attends to pooled rows by head, for which no kernel is, and its interpreter.
+    """Return the program of a decoder whose rows are pooled by no kernel, and its interpreter.
 
     Kernels are plain functions there.
     """
-    model, interpreter = built(decoder([LayerSpec(window=5, rate=3), FULL] * 2), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "DECODE", tuple(rule for rule in fusion.DECODE if rule is not group_pool_heads))
+        model, interpreter = built(decoder([LayerSpec(window=5, rate=3), FULL] * 2), folder)
     type(model).run.__globals__["INTERPRETED"] = False
     return model, interpreter
 
