@@ -76,6 +76,7 @@ class AttendRows(Attention):
         gain: Whether each channel of a key is multiplied by a number of its own, before it turns.
         factors: The first channel of numbers of which keys are multiplied by one; none if None.
         factor_heads: How many such numbers there are, dealt evenly to query heads.
+        value_factors: The first channel of numbers of which each head's values are multiplied by one; none if None.
     """
 
     template: ClassVar[str] = "attend_rows.py.j2"
@@ -88,6 +89,7 @@ class AttendRows(Attention):
     gain: bool = False
     factors: int | None = None
     factor_heads: int = 1
+    value_factors: int | None = None
 
     @property
     def normed(self) -> bool:
@@ -204,6 +206,9 @@ class AttendRows(Attention):
             seen = self.window + min(self.first, context - self.window)
         looked = {*range(self.keys.start, self.keys.stop), *range(self.values.start, self.values.stop)}
         looked |= set() if self.factors is None else {*range(self.factors, self.factors + self.factor_heads)}
+        looked |= (
+            set() if self.value_factors is None else {*range(self.value_factors, self.value_factors + self.kv_heads)}
+        )
         merged = self.merged_bytes(seen, batch)
         row = self.row * width if self.writes else 0
         maps = self._maps()

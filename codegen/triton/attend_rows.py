@@ -59,6 +59,7 @@ def emit_attend_rows(op: KernelOp, form: RowsForm, at: StepBody) -> Code:
         gain=form.gain is not None,
         factors=form.factors,
         factor_heads=form.factor_heads,
+        value_factors=form.value_factors,
         writes=form.state is not None,
     )
     given: dict[str, Value | None] = {"q": form.q.x, "q_norm": weight_of(form.q.norm), "sink": attend.sink}

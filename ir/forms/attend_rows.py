@@ -49,6 +49,7 @@ class RowsForm:
         gain: What each channel of keys is multiplied by.
         factors: The first channel of what each head's keys are multiplied by.
         factor_heads: How many numbers that are.
+        value_factors: The first channel of what each head's values are multiplied by.
         rope: How keys turn when they are read.
     """
 
@@ -62,6 +63,7 @@ class RowsForm:
     gain: Value | None
     factors: int | None
     factor_heads: int
+    value_factors: int | None
     rope: Rope | None
 
 
@@ -105,7 +107,11 @@ class _Reader:
         if q is None or q.temper is not None:
             raise OtherFormError
         body.taken |= set(q.ops)
-        keys, values = self._part(self._plain_keys(self.view.k)), self._part(self.view.v)
+        keys = self._part(self._plain_keys(self.view.k))
+        gain = body.made_perhaps(self.view.v, Gain)
+        value_factors = None if gain is None else self._factors(gain.by)
+        values = self._part(self.view.v if gain is None else gain.x)
+        body.check(value_factors is None or (value_factors[1] == values.heads and values.picks is None))
         body.check(keys.heads == values.heads, keys.picks == values.picks)
         both = keys.linear is not None and values.linear is not None
         body.check(not both or (keys.start, keys.stop) == (values.start, values.stop))
@@ -117,8 +123,8 @@ class _Reader:
         )
         start, count = self.factors or (None, 1)
         body.check(int(str(attend.q.tensor.shape[2])) % count == 0)
-        gain, rope = self.gain, self.rope
-        return RowsForm(attend, self.memory, state, pieces, q, keys, values, gain, start, count, rope)
+        late = None if value_factors is None else value_factors[0]
+        return RowsForm(attend, self.memory, state, pieces, q, keys, values, self.gain, start, count, late, self.rope)
 
     def _plain_keys(self, keys: Value) -> Value:
         """Return keys before they turn and are multiplied."""
@@ -133,19 +139,19 @@ class _Reader:
                 body.check(self.gain is None, gain.by.tensor.shape == keys.tensor.shape[3:])
                 self.gain = gain.by
             else:
-                self._read_factors(gain.by)
+                body.check(self.factors is None)
+                self.factors = self._factors(gain.by)
             keys = gain.x
         return keys
 
-    def _read_factors(self, by: Value) -> None:
-        """Take what a number of each head is read by."""
+    def _factors(self, by: Value) -> tuple[int, int]:
+        """Take what a number of each head is read by, and return its channel and how many heads there are."""
         body = self.body
         heads = body.made(by, Unflatten)
         cut = body.made(heads.x, Slice)
         rows = body.made(cut.x, ReadRows)
-        body.check(self.factors is None, rows.memory is self.memory, cut.stop - cut.start == heads.parts)
-        body.check(self.attend.head_map is None)
-        self.factors = cut.start, heads.parts
+        body.check(rows.memory is self.memory, cut.stop - cut.start == heads.parts, self.attend.head_map is None)
+        return cut.start, heads.parts
 
     def _part(self, x: Value) -> RowPart:
         """Return what keys or values are made of."""

@@ -57,11 +57,13 @@ class Parts(Builder):
         return self(Rope, name, x, self.graph["pos"], base=100.0, channels=channels, pairs=pairs)
 
 
-def plain(b: Parts, x: Value, *, norms: bool = False, gated: bool = False) -> Value:
+def plain(b: Parts, x: Value, *, norms: bool = False, values: bool = False, gated: bool = False) -> Value:
     """Attention of four heads to two."""
     q, k, v = b.heads("q", x, HEADS), b.heads("k", x, 2), b.heads("v", x, 2)
     if norms:
         q, k = b.normed("q_norm", q), b.normed("k_norm", k)
+    if values:
+        v = b.normed("v_norm", v, weighted=False)
     q = b.turned("q_rope", q, HEAD)
     memory = b(KV, "memory", b.turned("k_rope", k, HEAD), v)
     merged = b(Flatten, "merged", b(Attend, "ctx", q, memory, scale=0.5))
@@ -147,7 +149,7 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "gates of heads": (model(plain, norms=True), "add-head-gates", 3),
     "keys that turn when they are read": (model(plain, norms=True), "gqa-to-latent, window{window=4, sinks=2}", 3),
     "keys of values that turn when they are read": (model(alike), "key-from-value{rotated=read}", 3),
-    "keys and values of a latent": (model(plain, norms=True), "to-latent{rank=6, refit=false}", 3),
+    "keys and values of a latent": (model(plain, norms=True, values=True), "to-latent{rank=6, refit=false}", 3),
     "another's rows, mapped": (model(plain, gated=True), "share-kv{donor={1: 0}, level=map, refit=false}", 3),
     "another's latent": (model(plain), "share-kv{donor={1: 0}, level=latent, rank=6, refit=false}", 3),
     "factors of heads": (model(plain, norms=True), "merge-kv-heads{heads=1, norm=carry, refit=false}", 3),

@@ -66,10 +66,11 @@ KINDS: Mapping[str, Cut] = {
     "mapped": MAPPED,
     "carried": replace(
         MAPPED,
-        row=22,
-        pieces=(Piece(1, 20), replace(HEADS, inverse=1e-6)),
+        row=24,
+        pieces=(Piece(1, 20), replace(HEADS, inverse=1e-6), replace(HEADS, inverse=1e-5)),
         factors=20,
         factor_heads=2,
+        value_factors=22,
         turn=Turn(8),
         keys=replace(LATENT, biased=True),
         values=replace(LATENT, biased=True),
