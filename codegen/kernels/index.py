@@ -14,7 +14,7 @@ BINS = 2048  # of the histogram over the highest 11 bits of scores
 
 @dataclass(frozen=True)
 class Index(Kernel):
-    """Constants of choosing rows by the keys of a memory, one shared by all heads (`seq.index`).
+    """Constants of choosing rows by the keys of a memory, one shared by all heads or each by some (`seq.index`).
 
     Attributes:
         name: The custom op's.
@@ -30,6 +30,7 @@ class Index(Kernel):
         layout: Which of them turn together: ``"halves"`` or ``"interleaved"``.
         writes: Whether the token's own key comes with the call, not turned yet, and is added to the memory, which holds
             one of every token.
+        key_heads: Heads of a row's key; each is shared by as many heads of a query.
     """
 
     template: ClassVar[str] = "index.py.j2"
@@ -45,15 +46,18 @@ class Index(Kernel):
     offset: int = 0
     layout: str = "halves"
     writes: bool = False
+    key_heads: int = 1
 
     def __post_init__(self) -> None:
+        assert self.heads % self.key_heads == 0
+        assert not self.writes or self.key_heads == 1
         assert not self.writes or (self.rate == 1 and self.window is None and not self.first)
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """The function's tensors in order, those left out that this kernel has no use for.
 
-        ``q [B, T, H, D]``, ``weights [B, T, H]``, ``k [B, 1, 1, D]``, ``keys [B, N, D]``, ``cos`` and ``sin``
+        ``q [B, T, H, D]``, ``weights [B, T, H]``, ``k [B, 1, 1, D]``, ``keys [B, N, G D]``, ``cos`` and ``sin``
         ``[B, T, 1, channels]``, or one number for each pair of interleaved channels, ``start [B]``. All are contiguous.
         """
         turn = ("cos", "sin") if self.turned else ()
@@ -62,7 +66,7 @@ class Index(Kernel):
     @property
     def block_heads(self) -> int:
         """Heads of a tile: the power of two from 16 on."""
-        return max(16, 1 << (self.heads - 1).bit_length())
+        return max(16, 1 << (self.heads // self.key_heads - 1).bit_length())
 
     @property
     def block_width(self) -> int:
@@ -117,7 +121,7 @@ class Index(Kernel):
     def moved(self, width: int, batch: int, context: int) -> Moved:
         rows = self.rows(context)
         own = self.width * width if self.writes else 0
-        keys = rows * self.width * width - own
+        keys = rows * self.key_heads * self.width * width - own
         given = self.heads * (self.width + 1) * width + 2 * self._angles * width + own + 8 if rows else 8
         chosen = 8 * self.chosen
         read, written = given + keys + 8, 4 * rows + chosen + own
@@ -140,7 +144,7 @@ class Index(Kernel):
 
 
 def examples() -> list[Kernel]:
-    """Return the shapes of DeepSeek V4 Flash and Pro, and of V3.2."""
+    """Return the shapes of DeepSeek V4 Flash and Pro, of V3.2, and of a compressed Qwen3-8B."""
     flash = Index(
         "index_flash",
         heads=64,
@@ -154,4 +158,5 @@ def examples() -> list[Kernel]:
     )
     pro = replace(flash, name="index_pro", chosen=1024)
     latent = Index("index_v32", heads=64, width=128, chosen=2048, scale=128**-0.5, turned=64, writes=True)
-    return [flash, pro, latent]
+    heads = Index("index_heads", heads=32, width=128, chosen=256, scale=128**-0.5, rate=4, window=131, key_heads=8)
+    return [flash, pro, latent, heads]

@@ -65,6 +65,7 @@ def _call(name: str, arguments: tuple[str, ...], codes: dict[str, str], at: Step
 def _index(form: IndexForm) -> Index:
     index = form.index
     heads, width = (int(str(dim)) for dim in form.q.tensor.shape[2:])
+    keys = index.memory.memory.fields[0].shape
     return Index(
         name="",
         heads=heads,
@@ -78,6 +79,7 @@ def _index(form: IndexForm) -> Index:
         offset=form.offset,
         layout="halves" if form.rope is None else form.rope.layout,
         writes=form.state is not None,
+        key_heads=keys[0] if len(keys) == 2 else 1,
     )
 
 

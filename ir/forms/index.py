@@ -41,8 +41,7 @@ def index_form(index: Index, inside: Iterable[Op]) -> IndexForm | None:
     """Return the form of a choice of rows with those of ``inside`` that belong to it; none if it has another form."""
     found = Match({index, *inside})
     part = turned_part(found, index.q)
-    shape = index.memory.memory.fields[0].shape
-    if part is None or (len(shape) == 2 and shape[0] != 1):
+    if part is None:
         return None
     x, rope, offset = part
     key = _own_key(index, found.inside, rope) if rope is not None and not offset else None

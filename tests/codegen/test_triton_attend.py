@@ -156,6 +156,7 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "pooled rows before a window": (model(plain, norms=True), f"compress-seq{{{POOLED}}}", 4),
     "pooled rows that turn": (model(plain), f"compress-seq{{{POOLED}, sinks=2, keys=middle, gates=true}}", 4),
     "pooled rows of overlapping windows": (model(plain), f"compress-seq{{{POOLED}, gates=true, overlap=true}}", 4),
+    "pooled rows chosen by heads": (model(plain, norms=True), f"compress-seq{{{POOLED}, chosen=1}}", 5),
     "chosen pooled rows": (model(plain), f"compress-seq{{{POOLED}, chosen=1, index=light, index_width=4}}", 6),
     "one key/value head": (model(plain), "merge-kv-heads{heads=1, refit=false}", 3),
 }

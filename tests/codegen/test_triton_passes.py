@@ -64,6 +64,8 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, f"compress-seq{{{POOLED}}}"): 6,
     (QWEN, f"compress-seq{{{POOLED}, sinks=4, keys=middle}}"): 6,
     (LLAMA, f"compress-seq{{{POOLED}, gates=true, overlap=true}}"): 6,
+    (LLAMA, f"compress-seq{{{POOLED}, chosen=4}}"): 7,
+    (QWEN, f"compress-seq{{{POOLED}, chosen=4}}"): 7,
     (LLAMA, f"compress-seq{{{POOLED}, chosen=4, index=light}}"): 8,
     (LLAMA, "fold-norms"): 5,
     (LLAMA, "fuse-projections"): 5,
@@ -79,7 +81,6 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
 
 OUTSIDE = {  # what else is left to PyTorch, and why
     (LLAMA, "share-kv{donor={1: 0}, level=cross}"): "heads stand side by side as one",
-    (LLAMA, f"compress-seq{{{POOLED}, chosen=4}}"): "the index's keys are of several heads",
     ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
 }
 

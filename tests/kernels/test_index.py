@@ -18,6 +18,7 @@ PLAIN = Index("index", heads=16, width=32, chosen=40, scale=0.25)
 TURNED = replace(PLAIN, heads=5, width=24, rate=4, turned=8, offset=16, layout="interleaved")
 HALVES = replace(PLAIN, heads=3, width=20, chosen=7, turned=12)
 OWN = replace(HALVES, chosen=40, writes=True)
+HEADS = replace(TURNED, heads=6, width=20, turned=20, offset=0, layout="halves", key_heads=3, window=11)
 FAR = replace(PLAIN, rate=4, window=11, first=8, chosen=6)
 
 
@@ -32,7 +33,11 @@ def inputs(k: Index, dtype: torch.dtype, batch: int, length: int, rows: int, who
         x = torch.randint(-1, 2, shape).float() if whole else torch.randn(shape)
         return x.to(dtype)
 
-    q, w, keys = made(batch, length, k.heads, k.width), made(batch, length, k.heads), made(batch, rows, k.width)
+    q, w, keys = (
+        made(batch, length, k.heads, k.width),
+        made(batch, length, k.heads),
+        made(batch, rows, k.key_heads * k.width),
+    )
     given = (q, w, made(batch, 1, 1, k.width), keys) if k.writes else (q, w, keys)
     if not k.turned:
         return given
@@ -60,7 +65,7 @@ def both(program: Any, given: tuple[Tensor, ...], start: Tensor) -> tuple[Tensor
     return found.sort(-1).values, program.index_plain(*given, start).sort(-1).values
 
 
-@pytest.mark.parametrize("k", [PLAIN, TURNED, HALVES, FAR])
+@pytest.mark.parametrize("k", [PLAIN, TURNED, HALVES, HEADS, FAR])
 @pytest.mark.parametrize("length", [1, 5])
 def test_the_best_rows(load: Callable[[Index], Any], k: Index, length: int) -> None:
     rows = 300
@@ -132,7 +137,7 @@ def test_rows_that_are_not_there(load: Callable[[Index], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "pos"), [(PLAIN, 2990), (PLAIN, 30), (TURNED, 11000), (FAR, 1100), (FAR, 5), (OWN, 2000)]
+    ("k", "pos"), [(PLAIN, 2990), (PLAIN, 30), (TURNED, 11000), (FAR, 1100), (FAR, 5), (HEADS, 150), (OWN, 2000)]
 )
 def test_bytes(load: Callable[[Index], Any], k: Index, pos: int) -> None:
     """What is touched is what is stated, but for the few bins and rows in question, which depend on the scores."""
