@@ -14,6 +14,7 @@ from regraft.ir.forms.elements import width
 from regraft.ir.forms.rows import HeadEnd, RowsForm, needed
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import GroupedLinear, InverseRMS, LayerNorm, Linear, Norm
+from regraft.ir.types import ITEM_BITS
 
 _LOCALS = """
     row block blocks i o c x w head of_head head_at normed_at at channel whole factor added begin seen live first tile
@@ -143,7 +144,7 @@ class RowsKernel(Kernel):
         inputs: Names of the tensors it takes, weights among them, in order, and their elements for each token.
         weights: Which of these are weights.
         results: Names of the tensors it gives and the shape of each for a token, wide ones in float32 at least.
-        wide: Which results are.
+        wide: Which results are, and which inputs.
         inside: Names and sizes of what only the last program reads.
         depth: Elements of the vector that is mapped, or of a head of it.
         head_rows: Rows of the weight for each head, where each is mapped by rows of its own; else 0.
@@ -156,6 +157,7 @@ class RowsKernel(Kernel):
         lasts: What it then stores.
         like: The input whose batch, dtype and device results have.
         plain: The body of the plain function.
+        narrow: The weight whose dtype results have that are not wide, if ``like`` is.
     """
 
     template: ClassVar[str] = "rows.py.j2"
@@ -176,6 +178,7 @@ class RowsKernel(Kernel):
     lasts: tuple[tuple[Store, ...], ...]
     like: str
     plain: tuple[str, ...]
+    narrow: str = ""
 
     @property
     def pointers(self) -> list[str]:
@@ -304,12 +307,13 @@ class RowsWriter:
             reduced = [op for op in form.last if isinstance(op, InverseRMS | LayerNorm | Norm)]
             last_sums.append(tuple(self._sum(op, self._behind) for op in reduced))
             lasts.append(tuple(self._store(v, self._behind) for v in self.late))
+        wide = tuple(self.names[v] for v in [*self.gives, *operands] if v.tensor.dtype in _wider(form))
         return RowsKernel(
             name=name,
             inputs=tuple((self.names[v], width(v)) for v in operands),
             weights=tuple(self.names[v] for v in operands if v.is_weight),
             results=tuple((self.names[v], _shape(v)) for v in self.gives),
-            wide=tuple(self.names[v] for v in self.gives if v.tensor.dtype != _dtype(form)),
+            wide=wide,
             inside=tuple((self.names[v], width(v)) for v in self.inside),
             depth=depth,
             head_rows=int(str(mapped.out.tensor.shape[-1])) if grouped else 0,
@@ -322,6 +326,7 @@ class RowsWriter:
             lasts=tuple(lasts),
             like=like,
             plain=tuple(plain),
+            narrow=self.names[mapped.weight] if like in wide else "",
         )
 
     # -- where elements come from
@@ -416,6 +421,8 @@ def _shape(value: Value) -> tuple[int, ...]:
     return tuple(int(str(dim)) for dim in value.tensor.shape[2:])
 
 
-def _dtype(form: RowsForm) -> str:
-    """Return the dtype of the residual stream: that of the narrowest value."""
-    return form.x.tensor.dtype
+def _wider(form: RowsForm) -> set[str]:
+    """Return the dtypes that are wider than the narrower one of the vector and of what maps it."""
+    widths = {dtype: ITEM_BITS[dtype] for dtype in ("f16", "bf16", "f32", "f64")}
+    narrow = min(widths[value.tensor.dtype] for value in (form.x, form.linears[0].weight))
+    return {dtype for dtype, bits in widths.items() if bits > narrow}
