@@ -89,7 +89,7 @@ def emit(
     facts = _facts(graph, recipe)
     program = _target(target, forms, facts).program()
     facts["step"] = _step(forms)
-    texts = _texts(graph, program, {**facts, "target": target}, recipe)
+    texts = _texts(graph, program, {**facts, "target": target, "gpus": ", ".join(forms.gpus)}, recipe)
     kernels = _kernels(program, texts, forms.gpus)
     with OutputFolder(out, f"build {hashlib.sha256(program.model_py.encode()).hexdigest()}") as folder:
         try:

@@ -121,6 +121,7 @@ def recorded(model: Any, names: Sequence[str], prompt: int, device: str) -> dict
 
         return call
 
+    model.check(1)  # whose calls are not these
     tokens = torch.arange(prompt + 1, device=device)[None] * 7919 % int(model.vocab)
     inside |= {name: listening(name) for name in names}
     try:

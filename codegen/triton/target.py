@@ -31,10 +31,11 @@ from regraft.ir.ops.pos import Rope
 from regraft.ir.types import MemoryType, TensorType
 
 _KERNEL_GLOBALS = """
-    able activated arrivals bring_compiled build_launchers Choice choice chosen COMPILED compiled_names contextmanager
-    ContextVar copy_bandwidth counted COUNTERS Counters counting Decoder drawn functools hashlib INTERPRETED Iterator
-    itertools least_bytes math MIXED now on_kernels os PLAIN self_check sigmoid_of SimpleNamespace softplus_of SPACE
-    suppress sys take_tuned tanh_of target tell_compiled ThreadPoolExecutor tile time tl told_able trial triton
+    able activated arrivals bring_compiled build_launchers Choice choice chosen compared COMPILED compiled_names
+    contextmanager ContextVar copy_bandwidth counted COUNTERS Counters counting Decoder distance drawn functools
+    hashlib INTERPRETED Iterator itertools least_bytes math MIXED now on_kernels os PLAIN self_check sigmoid_of
+    SimpleNamespace softplus_of SPACE suppress sys take_tuned tanh_of target tell_compiled ThreadPoolExecutor tile
+    time tl told_able trial triton
 """
 _VIEWS = (Flatten, Unflatten, ViewRows)  # what launches nothing
 _PREFILL_GLOBALS = ("best_shown", "for_prompts", "held", "in_blocks", "leave", "masked", "unfinished")

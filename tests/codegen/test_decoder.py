@@ -155,12 +155,44 @@ def test_copies_of_a_package_in_one_process_keep_their_own_kernels(tmp_path: Pat
 def test_kernels_that_are_wrong_are_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     names = names_of(model)
     monkeypatch.setitem(names, "INTERPRETED", True)
+    ops = {name: names[name] for name in ("o", "attention")}
     assert names["self_check"](model) < 1e-5
-    right = names["o"]
-    monkeypatch.setitem(names, "o", lambda *given: right(*given) * (1.0 if names["PLAIN"] else 1.2))
-    with pytest.raises(RuntimeError, match="kernels differ from plain PyTorch by"):
-        names["self_check"](model)
+    right = names["o_plain"]
+    monkeypatch.setitem(names, "o_plain", lambda *given: right(*given) * 1.2)
+    with pytest.raises(RuntimeError, match=r"kernels differ from plain PyTorch: o by 0\.17 of its largest number"):
+        names["self_check"](model, 2)
     assert names["PLAIN"] is False
+    assert {name: names[name] for name in ops} == ops
+
+
+def test_a_memory_that_is_written_wrongly_is_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = names_of(model)
+    monkeypatch.setitem(names, "INTERPRETED", True)
+    right = names["attention_plain"]
+
+    def elsewhere(*given: Any) -> Tensor:
+        made = right(*given)
+        next(x for x in given if x.dim() == 4 and x.shape[1] > 8)[:, 5] += 3.0
+        return made
+
+    monkeypatch.setitem(names, "attention_plain", elsewhere)
+    with pytest.raises(RuntimeError, match="kernels differ from plain PyTorch: attention by"):
+        names["self_check"](model)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "apart"),
+    [
+        ([[1.0, -2.0]], [[1.0, -4.0]], 0.5),
+        ([[1.0, float("-inf")]], [[1.0, float("-inf")]], 0.0),
+        ([[1.0, float("nan")]], [[1.0, 2.0]], float("inf")),
+        ([[3, 1], [9.0]], [[1, 2], [1.0]], 0.125),  # a choice differs, and so may what is given with it
+        ([[3, 1], [9.0]], [[1, 3], [9.0]], 0.0),
+    ],
+)
+def test_how_far_results_are_apart(model: Any, ours: Any, theirs: Any, apart: float) -> None:
+    pairs = [(torch.tensor(x), torch.tensor(y)) for x, y in zip(ours, theirs, strict=True)]
+    assert names_of(model)["distance"](pairs) == pytest.approx(apart)
 
 
 def test_kernels_that_failed_are_not_used_the_next_time(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +216,14 @@ def test_kernels_are_checked_for_one_sequence_and_for_more(model: Any, monkeypat
     assert asked == [1, 2]
 
 
-def test_what_is_checked_goes_round_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_right_for_several_sequences_beyond_a_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = built(decoder(DECODERS["windows and full"]), tmp_path / "package")[0]
     names = names_of(model)
     monkeypatch.setitem(names, "INTERPRETED", True)
     assert names["self_check"](model, 2) < 1e-5
+    assert names["PLAIN"] is False
 
 
 @pytest.mark.parametrize("brought", ["", "3.9.0/sm_80", "other/sm_90", "here/sm_90"])

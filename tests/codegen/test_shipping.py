@@ -78,6 +78,7 @@ def test_a_package_that_brings_its_kernels_compiles_none(tmp_path: Path) -> None
     assert {file.suffix for file in files} == {".cubin", ".json"}
     assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in files)
     assert f"kernels/{triton_version()}/sm_90/{brought[0].name}/" in (package / "regraft.lock.json").read_text()
+    assert "`kernels/` as machine code of sm_90, for" in (package / "README.md").read_text()
     for folder in (package, *package.rglob("*")):
         folder.chmod(0o555 if folder.is_dir() else 0o444)  # it may be read alone
     for build in ("", "the same version, built for another Python"):

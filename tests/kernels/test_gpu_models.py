@@ -28,8 +28,8 @@ RATES = {"copy_bytes_per_s": 1e12, "matmul_flops": 1e15}
 EVERYDAY = ("ZAYA1-8B",)
 
 
-def small(name: str) -> Subject:
-    return subject(name, twin_config(open_model(f"builtin:{name}").config), "f32")
+def small(name: str, dtype: str = "f32") -> Subject:
+    return subject(name, twin_config(open_model(f"builtin:{name}").config), dtype)
 
 
 def part(path: Path, **more: Any) -> Part:
@@ -53,6 +53,17 @@ def test_transformers_computes_the_same_of_the_same_tensors(name: str, tmp_path:
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERYDAY])
 def test_transformers_computes_the_same_of_the_others(name: str, tmp_path: Path) -> None:
     check_same(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_kernels_take_half_precision_beside_what_is_wide(name: str, tmp_path: Path) -> None:
+    assert 0 < Running(small(name, "f16").graph, tmp_path, "cpu").checked < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERYDAY])
+def test_kernels_of_the_others_take_half_precision(name: str, tmp_path: Path) -> None:
+    assert 0 < Running(small(name, "f16").graph, tmp_path, "cpu").checked < 0.01
 
 
 def test_tensors_are_made_once_and_shared_with_transformers() -> None:
