@@ -65,6 +65,7 @@ def _apart(op: KernelOp, form: AttendForm, at: StepBody) -> Code:
         temper = None if form.k.temper is None else form.k.temper.by
         given |= {"k": form.k.x, "v": form.v.x, "k_norm": weight_of(form.k.norm), "temper": temper}
     codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
+    codes["q"] = at.of(outside(op, form.q.x)).text  # its heads may stand apart
     memory = at.memory(outside(op, form.memory))
     if attend.entries is not None:
         rows = at.memory(outside(op, attend.entries))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from regraft.ir.forms.elements import ROW_LOCAL, elementwise, reduced
 from regraft.ir.forms.rows import maps, of_heads, rows_form
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import GroupedLinear, Linear
+from regraft.ir.ops.core import Flatten, GroupedLinear, Linear, Slice, Unflatten
 from regraft.ir.ops.kernels import Rows
 from regraft.passes.fusion.groups import Grouping
+
+_VIEWS = (Flatten, Slice, Unflatten)
 
 
 def group_rows(grouping: Grouping) -> None:
@@ -23,10 +25,11 @@ def group_rows(grouping: Grouping) -> None:
                 anchors.setdefault(op.x, []).append(op)
         for x, linears in anchors.items():
             before = _before(grouping, x, here)
-            group: dict[Op, None] = dict.fromkeys([*before, *linears])
-            _grow(grouping, group, ops)
-            if not grouping.take(Rows, group) and not grouping.take(Rows, [*before, *linears]):
-                grouping.take(Rows, linears)
+            for lead in (before, _alone(before, linears), []):
+                group: dict[Op, None] = dict.fromkeys([*lead, *linears])
+                _grow(grouping, group, ops)
+                if grouping.take(Rows, group) or grouping.take(Rows, [*lead, *linears]):
+                    break
         _add_last(grouping, ops)
 
 
@@ -42,6 +45,18 @@ def _before(grouping: Grouping, x: Value, here: set[Op]) -> list[Op]:
             found[op] = None
             stack.extend(v for v in op.operands if not v.is_weight)
     return list(found)
+
+
+def _alone(before: Sequence[Op], linears: Sequence[Op]) -> list[Op]:
+    """Return what leads to maps, up to views that others read as well."""
+    found = dict.fromkeys([*before, *linears])
+    changed = True
+    while changed:
+        kept = {user for op in found for value in op.operands for user in [value.op] if user in found}
+        shared = {op for op in found if isinstance(op, _VIEWS) and not found.keys() >= set(op.results[0].users)}
+        left = {op: None for op in found if op in linears or (op in kept and op not in shared)}
+        changed, found = len(left) < len(found), left
+    return [op for op in found if op not in linears]
 
 
 def _grow(grouping: Grouping, group: dict[Op, None], ops: Sequence[Op]) -> None:

@@ -75,6 +75,7 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, "add-head-gates"): 5,
     (QWEN, "add-head-gates"): 5,
     (LLAMA, "add-short-convs"): 6,
+    ("builtin:Qwen3.6-27B", "add-short-convs"): 6,
     (LLAMA, "add-hyper-connections"): 7,
     (LLAMA, "add-per-layer-embeddings"): 7,
 }
