@@ -14,6 +14,7 @@ from regraft.codegen.kernels.attend import AttendStep
 from regraft.codegen.kernels.cca import CCARows, Latent
 from regraft.codegen.kernels.compress import CompressPrefill, Pooled
 from regraft.codegen.kernels.delta import DeltaRule
+from regraft.codegen.kernels.delta_rows import DeltaRows
 from regraft.codegen.kernels.embed import Embedding
 from regraft.codegen.kernels.experts import Experts
 from regraft.codegen.kernels.flash import Flash
@@ -265,6 +266,21 @@ def _delta(kernel: DeltaRule, call: Call) -> dict[str, Make]:
         "norm_weight": lambda: call.gain(k.value_width),
         "gate": lambda: call.normal(batch, 1, k.value_heads, k.value_width),
         "count": lambda: call.whole(1),
+    }
+
+
+@_makers.register
+def _delta_rows(kernel: DeltaRows, call: Call) -> dict[str, Make]:
+    k, batch, tokens, wide = kernel, call.batch, call.context, torch.promote_types(call.dtype, torch.float32)
+    matrix = (k.value_heads, k.width, k.value_width)
+    return {
+        "q": lambda: torch.nn.functional.normalize(call.normal(batch, tokens, k.heads, k.width), dim=-1),
+        "k": lambda: torch.nn.functional.normalize(call.normal(batch, tokens, k.heads, k.width), dim=-1),
+        "v": lambda: call.normal(batch, tokens, k.value_heads, k.value_width),
+        "decay": lambda: -call.normal(batch, tokens, k.value_heads, dtype=wide).exp(),
+        "beta": lambda: call.normal(batch, tokens, k.value_heads).sigmoid(),
+        "state": lambda: call.normal(batch, 1, *matrix, dtype=wide),
+        "count": lambda: call.whole(tokens),
     }
 
 

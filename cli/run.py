@@ -22,7 +22,7 @@ from regraft.cli.session import Session
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Draws the tokens.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: as stored.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the decoding step first.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the program first.")
 @click.pass_context
 def run(ctx: click.Context, session: Session, package: str, prompts: tuple[str, ...], **options: Any) -> None:
     """Generate text after PROMPT with the package PKG, streaming; several prompts are generated together.

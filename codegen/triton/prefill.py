@@ -11,6 +11,7 @@ from regraft.codegen.torch.code import ATOM, Code, Far, Sight
 from regraft.codegen.torch.memories import written_by_readers
 from regraft.codegen.torch.ops import emit_op
 from regraft.codegen.triton.convolved import emit_convolved_in_blocks
+from regraft.codegen.triton.delta_rows import emit_rule_in_blocks
 from regraft.codegen.triton.experts import emit_grouped
 from regraft.codegen.triton.flash import emit_flash, emit_gathered, emit_scores
 from regraft.codegen.triton.pool import emit_pool_in_blocks
@@ -21,6 +22,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Windowed
 from regraft.ir.ops.kernels import (
     ConvolvedStep,
+    DeltaStep,
     Flash,
     GroupedExperts,
     IndexStep,
@@ -127,13 +129,15 @@ class PrefillBody(Body):
         return code.text if as_is else f"{code.within(ATOM)}.contiguous()"
 
     def _gives(self, results: Sequence[Value], code: Code) -> None:
-        """Add an assignment to an op's results."""
+        """Add an assignment to an op's results, the memories among them that nobody reads left out."""
+        results = [v for v in results if not isinstance(v.type, MemoryType) or self.readers(v)] or results
         names = [self.names.give(value, *suffixes(self.local(value.name))) for value in results]
         self.assign(", ".join(names), code.text, ", ".join(map(self.told, results)))
 
 
 KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code | None]] = {  # None: it has written all lines
     ConvolvedStep: emit_convolved_in_blocks,
+    DeltaStep: emit_rule_in_blocks,
     Flash: emit_flash,
     GroupedExperts: emit_grouped,
     IndexStep: emit_scores,
@@ -144,6 +148,7 @@ KERNELS: Mapping[type[Kernel], Callable[[Any, PrefillBody], Code | None]] = {  #
 
 _LEARNING = (
     ConvolvedStep,
+    DeltaStep,
     Flash,
     GroupedExperts,
     IndexStep,

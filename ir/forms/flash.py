@@ -1,4 +1,4 @@
-"""The forms of ``kernel.flash`` and, for many tokens, ``kernel.index`` and ``kernel.sparse``."""
+"""The forms of ``kernel.flash`` and, for many tokens, of ``kernel.index``, ``kernel.sparse`` and ``kernel.delta``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.core import Slice
 from regraft.ir.ops.index import Index
 from regraft.ir.ops.memory import ViewRows
+from regraft.ir.ops.seq import Delta
 
 
 def flash_form(ops: Sequence[Op]) -> Attend | None:
@@ -61,3 +62,9 @@ def latent_form(ops: Sequence[Op]) -> Attend | None:
     first = cut.start == 0 and cut.x is view.k and view.v is cut.out and attend.memory is view.out
     one = view.k.tensor.shape[2] == 1
     return attend if plain and among and fits and first and one else None
+
+
+def rule_form(ops: Sequence[Op]) -> Delta | None:
+    """Return the gated delta rule that a body is, or none."""
+    rule = ops[0]
+    return rule if len(ops) == 1 and isinstance(rule, Delta) and rule.q.tensor.shape[1] == T else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regraft.ir.forms.flash import flash_form, latent_form, pooled_form, scores_form
+from regraft.ir.forms.flash import flash_form, latent_form, pooled_form, rule_form, scores_form
 from regraft.ir.graph import Graph
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.index import Index
-from regraft.ir.ops.kernels import Flash, GroupedExperts, IndexStep, SparseStep
+from regraft.ir.ops.kernels import DeltaStep, Flash, GroupedExperts, IndexStep, SparseStep
 from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.moe import Experts
+from regraft.ir.ops.seq import Delta
 from regraft.passes.fusion.convolved import group_convolved
 from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.pool import group_pool
@@ -54,9 +55,17 @@ def group_scores(grouping: Grouping) -> None:
             grouping.take(IndexStep, [op])
 
 
+def group_rules(grouping: Grouping) -> None:
+    """Make a group of each gated delta rule."""
+    for op in grouping.graph.run_time():
+        if isinstance(op, Delta) and rule_form([op]) is not None:
+            grouping.take(DeltaStep, [op])
+
+
 PREFILL: tuple[Callable[[Grouping], None], ...] = (
     group_pool,
     group_convolved,
+    group_rules,
     group_flash,
     group_scores,
     group_streams,

@@ -297,12 +297,14 @@ FUSED_BY_COMPILING = """
     core.grouped_linear core.layer_norm core.linear core.mul core.norm core.repeat core.scale core.slice core.softcap
     core.unflatten core.widen mem.read mem.view moe.assign moe.route pos.rope state.kv state.rows
 """
-DELTA = {"seq.conv", "seq.decay", "state.delta", "state.tail"}
+CONVOLVED = {"seq.conv", "seq.decay", "state.tail"}
 
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_what_mixes_tokens_of_known_models_has_kernels(name: str) -> None:
-    """Products, norms, rotations and what is done element by element stay, and the delta rule with its convolution."""
+    """Products, norms, rotations and what is done element by element stay, and short convolutions and decays."""
     graph = lift_config(read_config(twin_config(open_model(f"builtin:{name}").config)), Declared("f32"))
     plain = {op.opname for op in fuse_prefill(graph).run_time() if not isinstance(op, Kernel)}
-    assert plain - set(FUSED_BY_COMPILING.split()) == (DELTA if name.startswith(("Qwen3-Next", "Qwen3.6")) else set())
+    assert plain - set(FUSED_BY_COMPILING.split()) == (
+        CONVOLVED if name.startswith(("Qwen3-Next", "Qwen3.6")) else set()
+    )
