@@ -174,8 +174,11 @@ class AttendStep(Attention):
     def tiles(self) -> Sequence[Tile]:
         """Return tiles as the spec suggests them; wide ones hold few rows, so that they fit every target."""
         total = self.near + self.far + (self.value_width if self.rows == "apart" else 0)
-        heads = min(64 if total <= 512 else 32, padded(self.group))  # more of wide ones would spill
-        if total <= 256:
+        most = 64 if total <= 512 else 32 if total <= 1152 else 16
+        heads = min(most, padded(self.group))  # more of wide ones would spill
+        if total > 1152:
+            cuts = [(16, 8, 2), (16, 8, 1), (32, 8, 1), (16, 4, 1)]
+        elif total <= 256:
             cuts = [(64, 4, 3), (128, 4, 3), (128, 4, 2), (64, 4, 2), (32, 4, 2)]
         elif total <= 512:
             cuts = [(64, 4, 2), (64, 4, 3), (32, 4, 3), (32, 4, 2)]
@@ -284,4 +287,7 @@ def examples() -> list[Kernel]:
     next_ = AttendStep("next", 16, 2, 256, 256, 131072, 0.0625, turn=Turn(64), gate="sigmoid", gate_wide=True)
     more: dict[str, Any] = {"slots": 131, "window": 131, "ring": True}
     pooled = replace(qwen, name="pooled", **more, pooled=Entries(4, 32768, bias=1.3863))
-    return [llama, qwen, laguna, near, e2b, sliding, *readers, large, oss, zaya, latent, small, budget, next_, pooled]
+    across = replace(qwen, name="across", kv_heads=1, width=1024, value_width=1024, turn=Turn(128, every=128))
+    across = replace(across, q_norm=None, k_norm=None, writes=False)
+    others = [large, oss, zaya, latent, small, budget, next_, pooled, across]
+    return [llama, qwen, laguna, near, e2b, sliding, *readers, *others]

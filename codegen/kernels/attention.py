@@ -46,12 +46,14 @@ class Turn:
         start: The first of them.
         layout: Whether channel i is paired with i + channels / 2, or 2i with 2i + 1.
         pairs: Pairs that turn at all; the others have angle 0. All if None.
+        every: Channels after which the same begins again, where heads stand side by side as one; none do if None.
     """
 
     channels: int
     start: int = 0
     layout: Literal["halves", "interleaved"] = "halves"
     pairs: int | None = None
+    every: int | None = None
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

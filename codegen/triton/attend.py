@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from regraft.codegen.kernels.attend import AttendStep
@@ -10,6 +11,7 @@ from regraft.codegen.torch.code import ATOM, Code
 from regraft.codegen.triton.attend_rows import emit_attend_rows
 from regraft.codegen.triton.heads import LONG, head_norm, outside, rope_codes, sight, slots, stem, turn_of, weight_of
 from regraft.ir.errors.codegen import MissingEmitterError
+from regraft.ir.forms.across import AcrossForm, across_form
 from regraft.ir.forms.attend import AttendForm, LatentForm, ValuesForm, attend_form, latent_form, values_form
 from regraft.ir.forms.attend_rows import attend_rows_form
 from regraft.ir.op import Value
@@ -31,6 +33,9 @@ def emit_attend(op: KernelOp, at: StepBody) -> Code:
     values = values_form(op.stands_for)
     if values is not None:
         return _values(op, values, at)
+    across = across_form(op.stands_for)
+    if across is not None:
+        return _across(op, across, at)
     rows = attend_rows_form(op.stands_for)
     if rows is not None:
         return emit_attend_rows(op, rows, at)
@@ -140,6 +145,31 @@ def _values(op: KernelOp, form: ValuesForm, at: StepBody) -> Code:
     codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
     shape = f"({form.heads}, {kernel.row_width})"
     codes["keys"] = f"{at.memory(outside(op, form.memory))}[0].unflatten(-1, {shape})"
+    return _call(kernel, at, {**codes, **rope_codes(form.rope, at)})
+
+
+def _across(op: KernelOp, form: AcrossForm, at: StepBody) -> Code:
+    attend, kept = form.attend, form.memory.memory
+    heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
+    turn = turn_of(form.rope, 0)
+    kernel = AttendStep(
+        name="",
+        heads=heads,
+        kv_heads=1,
+        width=width,
+        value_width=int(str(attend.out.tensor.shape[3])),
+        slots=slots(kept),
+        scale=attend.scale,
+        ring=kept.window is not None,
+        kept=kept.first,
+        **sight(attend),
+        turn=None if turn is None else replace(turn, every=form.head),
+        writes=False,
+    )
+    memory = at.memory(outside(op, form.memory))
+    codes = {name: f"{memory}[{i}].flatten(2).unflatten(2, (1, -1))" for i, name in enumerate(("keys", "values"))}
+    given = {"q": form.q, "sink": attend.sink}
+    codes |= {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
     return _call(kernel, at, {**codes, **rope_codes(form.rope, at)})
 
 

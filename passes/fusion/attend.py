@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regraft.ir.forms.across import across_form
 from regraft.ir.forms.attend import attend_form, latent_form, values_form
 from regraft.ir.forms.attend_rows import attend_rows_form
 from regraft.ir.forms.elements import of_token
@@ -121,6 +122,10 @@ def _group(grouping: Grouping, attend: Attend) -> None:
         group = _leading(grouping, attend, (*_LATENT, Gain))
         group = [op for op in group if not (isinstance(op, Unflatten) and of_token(op.x))]  # the projections' matter
         if values_form(grouping.ordered(group)) is not None:
+            grouping.take(AttendStep, group)
+            return
+        group = _leading(grouping, attend, (Flatten, ReadRows, Rope, Unflatten, ViewRows))
+        if across_form(grouping.ordered(group)) is not None:
             grouping.take(AttendStep, group)
             return
         group = _of_rows(grouping, attend)

@@ -151,6 +151,7 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "keys of values that turn when they are read": (model(alike), "key-from-value{rotated=read}", 3),
     "keys and values of a latent": (model(plain, norms=True, values=True), "to-latent{rank=6, refit=false}", 3),
     "another's rows, mapped": (model(plain, gated=True), "share-kv{donor={1: 0}, level=map, refit=false}", 3),
+    "another's heads at once": (model(plain), "share-kv{donor={1: 0}, level=cross, refit=false}", 3),
     "another's latent": (model(plain), "share-kv{donor={1: 0}, level=latent, rank=6, refit=false}", 3),
     "factors of heads": (model(plain, norms=True), "merge-kv-heads{heads=1, norm=carry, refit=false}", 3),
     "pooled rows before a window": (model(plain, norms=True), f"compress-seq{{{POOLED}}}", 4),

@@ -35,6 +35,7 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, "share-kv{donor={1: 0}}"): 5,
     (QWEN, "share-kv{donor={1: 0}}"): 5,
     (LLAMA, "share-kv{donor={1: 0}, level=input}"): 6,
+    (LLAMA, "share-kv{donor={1: 0}, level=cross}"): 6,
     (LLAMA, "budget-heads{keep={0: [0, 1, 2], 1: [1, 3]}}"): 5,
     (LLAMA, "budget-heads{keep={0: [0, 1, 2], 1: [1, 3]}, layout=padded}"): 5,
     (LLAMA, "merge-kv-heads{heads=1}"): 5,
@@ -81,7 +82,6 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
 }
 
 OUTSIDE = {  # what else is left to PyTorch, and why
-    (LLAMA, "share-kv{donor={1: 0}, level=cross}"): "heads stand side by side as one",
     ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
 }
 

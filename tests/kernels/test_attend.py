@@ -82,6 +82,7 @@ KINDS: Mapping[str, Cut] = {
     "capped": replace(NORMED, softcap=0.7, sink=True, gate="sigmoid", gate_wide=True),
     "gated": replace(NORMED, gate="softplus"),
     "uneven": replace(NORMED, heads=5, kv_heads=3, head_map=(2, 0, 0, 2, 0)),
+    "across": replace(PLAIN, kv_heads=1, width=48, value_width=40, turn=Turn(8, every=12), writes=False),
     "reader": replace(NORMED, k_norm=None, writes=False, window=40),
     "key_from_value": KEY_FROM_VALUE,
     "key_from_value_all": replace(KEY_FROM_VALUE, turn=Turn(8, layout="interleaved"), temper=True),
@@ -266,6 +267,7 @@ def test_heads_may_stand_apart(tmp_path: Path) -> None:
 
 
 MOVED = (
+    "across",
     "pooled",
     "pooled_chosen",
     "values_normed",
