@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.cold_start import CONTEXT
+from benchmarks.gpu_compiled import bring, compile_for
 from benchmarks.gpu_passes import CONTEXT as PASS_CONTEXT
 from benchmarks.gpu_passes import PASSES, before_and_after
 from benchmarks.gpu_results import RESULTS, ROOT, Results
 from benchmarks.gpu_subjects import (
-    WEIGHTS,
     Subject,
     fused_step,
     program_state,
@@ -44,9 +44,7 @@ from benchmarks.gpu_tables import COLD, SHIPPED
 from benchmarks.gpu_timing import limits, versions
 from benchmarks.model_rivals import MODES, clock, logits, prefill, stepper, stock
 from regraft.codegen.kernels.kernel import Moved
-from regraft.codegen.kernels.shipping import shipped_kernels, stored
 from regraft.codegen.schedule import schedule
-from regraft.codegen.torch.target import Program
 from regraft.ir.graph import Graph
 from regraft.ir.hardware import devices
 
@@ -71,6 +69,10 @@ class Sizes:
     repeats: int = 3
     prompt: int = 32
 
+    def room(self, context: int) -> int:
+        """Return how many tokens the cache has room for in which those around a context are decoded."""
+        return context + self.steps + 8
+
 
 @dataclass
 class Running:
@@ -89,6 +91,7 @@ class Running:
 
     def __post_init__(self) -> None:
         program = write_program(self.graph, self.folder)
+        bring(program, self.folder)
         self.weights = random_weights(self.graph, self.device)
         self.module, self.model = read_program(self.folder, program_state(program, self.weights), self.device)
 
@@ -114,7 +117,7 @@ class Running:
     @torch.no_grad()
     def decoded(self, context: int, sizes: Sizes) -> float:
         """Return the seconds of a decoded token, half of the steps before a context and half of them after it."""
-        decoder = self.module.Decoder(self.model, self.tokens(sizes.prompt), context=context + sizes.steps + 8)
+        decoder = self.module.Decoder(self.model, self.tokens(sizes.prompt), context=sizes.room(context))
         fill(decoder.cache, context - sizes.steps // 2)
         for _ in range(3):  # compile, capture, replay
             decoder.step()
@@ -326,7 +329,11 @@ def _cold(graph: Graph, device: str, shipped: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program = write_program(graph, folder)
-        facts = _ship(program, folder) if shipped else {}
+        facts: dict[str, Any] = {}
+        if shipped:
+            began = time.monotonic()
+            size = compile_for(program, folder, "sm_{}{}".format(*torch.cuda.get_device_capability()), [CONTEXT])
+            facts = {"compile_s": time.monotonic() - began, "shipped_bytes": size}
         command = [sys.executable, "-m", "benchmarks.cold_start", name, str(time.time()), "--device", device]
         environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "compiled here")}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -334,18 +341,6 @@ def _cold(graph: Graph, device: str, shipped: bool) -> dict[str, Any]:
             raise RuntimeError(done.stderr.strip()[-500:])
         compiled = len(list((folder / "compiled here").glob("*/*.ttir")))
         return json.loads(done.stdout.strip().splitlines()[-1]) | {"compiled": compiled} | facts
-
-
-def _ship(program: Program, folder: Path) -> dict[str, Any]:
-    """Put compiled kernels into a package, and return what that took."""
-    began = time.monotonic()
-    gpu = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    config = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))["config"]
-    files = shipped_kernels(program.model_py, config, stored(program.tensors), [gpu], [CONTEXT])
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return {"compile_s": time.monotonic() - began, "shipped_bytes": sum(map(len, files.values()))}
 
 
 def pass_part(name: str, part: Part, context: int = PASS_CONTEXT) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_models
+from benchmarks import gpu, gpu_compiled, gpu_models
 from benchmarks.cold_start import first_token
 from benchmarks.gpu_models import Part, Running, Sizes, cold_part, pass_part, program_part, samples, transformers_part
 from benchmarks.gpu_results import DOCUMENT, Results, write_table
@@ -147,6 +148,21 @@ def test_a_cold_start_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytes
     assert cold_part(small("Llama-3.1-8B"), asked)
     (entry,) = asked.results.entries().values()
     assert entry["seconds"] >= entry["import_s"] + entry["first_s"] > 0
+
+
+def test_kernels_that_were_compiled_before_are_put_beside_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_compiled, "STORE", tmp_path / "store")
+    monkeypatch.setattr(gpu_compiled, "shipped_kernels", lambda *_: {"kernels/3/sm_90/name/o.cubin": b"code"})
+    of = small("Llama-3.1-8B")
+    program = write_program(of.graph, tmp_path / "written")
+    assert gpu_compiled.compile_for(program, tmp_path / "written", "sm_90", [1024]) == 4
+    shutil.copytree(tmp_path / "written" / "kernels", gpu_compiled.place(program))
+    Running(of.graph, tmp_path / "program", "cpu")
+    assert (tmp_path / "program" / "kernels/3/sm_90/name/o.cubin").read_bytes() == b"code"
+    Running(small("Qwen3-8B").graph, tmp_path / "other", "cpu")
+    assert not (tmp_path / "other" / "kernels").exists()
 
 
 def test_a_pass_is_predicted_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
