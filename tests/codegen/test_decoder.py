@@ -186,7 +186,7 @@ def test_a_memory_that_is_written_wrongly_is_found(model: Any, monkeypatch: pyte
         ([[1.0, -2.0]], [[1.0, -4.0]], 0.5),
         ([[1.0, float("-inf")]], [[1.0, float("-inf")]], 0.0),
         ([[1.0, float("nan")]], [[1.0, 2.0]], float("inf")),
-        ([[3, 1], [9.0]], [[1, 2], [1.0]], 0.125),  # a choice differs, and so may what is given with it
+        ([[3, 1], [9.0]], [[1, 2], [1.0]], 0.0625),  # a choice differs, and so may what is given with it
         ([[3, 1], [9.0]], [[1, 3], [9.0]], 0.0),
     ],
 )
