@@ -202,7 +202,7 @@ class AttendStep(Kernel):
 
 @op("kernel.sparse")
 class SparseStep(Kernel):
-    """Attention of one token to a window of rows and to pooled or chosen rows, keys and values in one: K8.
+    """Attention to a window of rows and to pooled or chosen rows, keys and values in one: specs/kernels.md, K8.
 
     Example:
         %y = kernel.sparse %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
@@ -211,7 +211,7 @@ class SparseStep(Kernel):
 
 @op("kernel.index")
 class IndexStep(Kernel):
-    """Scores of a memory's rows for one token, and the numbers of the best: specs/kernels.md, K9.
+    """Scores of a memory's rows, and the numbers of those that are best for a token: specs/kernels.md, K9.
 
     Example:
         %y = kernel.index %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
@@ -265,7 +265,7 @@ class ShortConvStep(Kernel):
 
 @op("kernel.delta")
 class DeltaStep(Kernel):
-    """The gated delta rule for one token, with what leads to it and each head's norm and gate.
+    """The gated delta rule, for one token with what leads to it and each head's norm and gate.
 
     What leads to it may be a convolution of single channels along the sequence, with what that keeps.
 

@@ -184,6 +184,21 @@ def test_a_call_is_one_graph_of_kernels(length: int, tmp_path: Path) -> None:
         assert expected <= called
 
 
+def test_an_exported_call_takes_prompts_of_other_lengths(tmp_path: Path) -> None:
+    model, _ = built([LayerSpec(window=4), LayerSpec(moe=True)], tmp_path / "package")
+    file_of(model)["INTERPRETED"] = True
+    call, start = Call(model), torch.tensor([3, 0])
+
+    def given(length: int) -> tuple[Any, ...]:
+        return tokens_of(2, length), start, torch.full((2,), length), model.new_cache(2, 16).layers
+
+    fixed = [tuple(tuple(None for _ in rows) for rows in layer) for layer in given(9)[3]]
+    varying = ({1: torch.export.Dim("length", min=2, max=13)}, None, None, fixed)
+    with torch.no_grad():
+        exported = torch.export.export(call, given(9), dynamic_shapes=varying).module()
+        assert torch.equal(exported(*given(6)), call(*given(6)))
+
+
 def test_a_call_compiles_whole(tmp_path: Path) -> None:
     torch.compiler.reset()
     model, _ = built([LayerSpec(window=4), FULL], tmp_path / "package")
