@@ -193,7 +193,8 @@ class LayerRowsStep(Kernel):
 class AttendStep(Kernel):
     """Attention of one token a sequence to a memory, split along it: specs/kernels.md, K3, K7.
 
-    The body may hold the heads' norms and rotations before the memory, the memory itself, and gates behind.
+    The body may hold the heads' norms and rotations before the memory, the memory itself, and what makes keys and
+    values of its rows as they are read.
 
     Example:
         %y = kernel.attend %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}
@@ -276,7 +277,7 @@ class DeltaStep(Kernel):
 
 @op("kernel.pool")
 class PoolStep(Kernel):
-    """A row pooled from several tokens, where one is complete: specs/kernels.md, K10.
+    """A row pooled from several tokens, where one is complete, of heads or of a latent: specs/kernels.md, K10.
 
     Example:
         %y = kernel.pool %x {takes = ["a"], gives = ["y"], body = ["%y = core.scale %a {factor = 0.5}"]}

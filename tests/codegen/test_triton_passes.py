@@ -82,6 +82,10 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
 }
 
 OUTSIDE = {  # what else is left to PyTorch, and why
+    (LLAMA, "gqa-to-latent, share-kv{donor={1: 0}}"): "another layer reads rows made anew",
+    ("builtin:DeepSeek-V2-Lite", "share-kv{groups=2}"): "another layer reads rows that this one maps",
+    ("builtin:gemma-4-E2B", "share-kv{groups=2, level=map}"): "a layer keeps for others what it does not read itself",
+    ("builtin:ZAYA1-8B", "gqa-to-latent"): "convolved keys are kept in another form",
     ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
 }
 
