@@ -200,6 +200,16 @@ def test_an_idle_row_behind_the_last_slot_touches_no_other(tmp_path: Path) -> No
     assert error(mine, wide) < 2e-5
 
 
+def test_rows_far_away_turn_as_plain_functions_turn_them(tmp_path: Path) -> None:
+    """Angles are as float32 has them; the interpreter has no fused multiply-add, and is as exact up to 1e5."""
+    k = replace(KEPT, slots=8, ring=True, window=8)
+    program = module(tmp_path, k)
+    given = inputs(k, torch.float32, [60001])
+    given["rows"] = torch.randn(1, 8, 64)
+    plain = program.attend_plain(*copied(given, torch.float32).values())
+    assert (program.attend(*given.values()) - plain).abs().max() < 2e-6
+
+
 @pytest.mark.parametrize("kind", ["ring", "window", "carried", "reader", "merged", "uneven", "values"])
 def test_it_moves_what_it_says(kind: str, tmp_path: Path) -> None:
     k = KINDS[kind]
