@@ -14,6 +14,7 @@ from regraft.codegen.kernels.ahead import triton_version
 from regraft.codegen.kernels.shipping import contexts
 from regraft.codegen.package import emit
 from regraft.codegen.torch.forms import Forms
+from regraft.frontends.folder import builtin_names
 from regraft.ir.errors.kernels import ShippingError, UnknownGpuError
 from regraft.passes.fusion import fuse_decode
 from regraft.passes.fusion.prefill import fuse_prefill
@@ -38,6 +39,28 @@ config = json.loads((folder / "config.json").read_text())
 shipper.run(module, config, json.loads(sys.stdin.read()), [1024])
 assert len(set(launchers)) == len(launchers) and (len(launchers) > 5 or not any(hits))
 print(json.dumps(hits))
+"""
+
+
+CALLS = """
+import json, sys, tempfile
+from pathlib import Path
+from triton.runtime import jit
+from benchmarks.gpu_subjects import subject, write_program
+from regraft.codegen.kernels import shipper
+from regraft.codegen.kernels.shipping import stored
+from regraft.frontends.folder import builtin_names, open_model
+from regraft.frontends.twin import twin_config
+shipper.stand_in("sm_90")
+names = []
+jit.KernelInterface.__getitem__ = lambda self, grid: lambda *_, **__: names.append(self.fn.__name__)
+for name in builtin_names():
+    with tempfile.TemporaryDirectory() as folder:
+        program = write_program(subject(name, twin_config(open_model(f"builtin:{name}").config)).graph, Path(folder))
+        config = json.loads(Path(folder, "tensors.json").read_text())["config"]
+        shipper.run(shipper.loaded(Path(folder, "model.py"), "sm_90"), config, stored(program.tensors), [1024, 2048])
+    print(json.dumps([name, sorted(set(names))]))
+    names.clear()
 """
 
 
@@ -90,6 +113,18 @@ def test_a_package_that_brings_its_kernels_compiles_none(tmp_path: Path) -> None
     edited = package / "model.py"
     edited.write_text(f"# a line more\n{edited.read_text()}", encoding="utf-8")
     assert not any(hits(package, tmp_path / "edited"))
+
+
+@pytest.mark.slow
+def test_the_calls_of_every_known_model_need_no_data() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    launched = dict(map(json.loads, done.stdout.splitlines()))
+    assert set(launched) == set(builtin_names())
+    for name, kernels in launched.items():
+        assert {"head_kernel", "head_logits_kernel", "head_sample_kernel"} <= set(kernels), name
+        assert any("attention" in kernel for kernel in kernels), name
 
 
 def test_caches_have_few_lengths() -> None:

