@@ -26,7 +26,7 @@ from benchmarks.gpu_timing import cache_bytes, limits, seconds, versions
 from benchmarks.kernel_inputs import Call, inputs
 from benchmarks.kernel_rivals import rivals
 from regraft.codegen.kernels.alone import kernel_file, shelf
-from regraft.codegen.kernels.attend import AttendStep
+from regraft.codegen.kernels.attention import Attention
 from regraft.codegen.kernels.experts import Experts
 from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.grouped import Grouped
@@ -75,7 +75,7 @@ def load(kernel: Kernel, folder: Path, tiles: Mapping[str, Mapping[str, Tile]] |
 
 def contexts(kernel: Kernel) -> Sequence[int]:
     """Return the contexts at which a kernel is measured."""
-    if isinstance(kernel, AttendStep) and not kernel.ring:
+    if isinstance(kernel, Attention) and not kernel.ring:
         return [context for context in (4096, 32768, 131072) if context <= kernel.slots]
     if isinstance(kernel, Index):
         return (16384, 1 << 20)

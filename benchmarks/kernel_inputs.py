@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from regraft.codegen.kernels.attend import AttendStep
+from regraft.codegen.kernels.attend_rows import AttendRows, Piece
+from regraft.codegen.kernels.attention import Turn
 from regraft.codegen.kernels.cca import CCARows, Latent
 from regraft.codegen.kernels.compress import CompressPrefill, Pooled
 from regraft.codegen.kernels.delta import DeltaRule
@@ -23,6 +25,7 @@ from regraft.codegen.kernels.head import Head
 from regraft.codegen.kernels.index import Index
 from regraft.codegen.kernels.kernel import Kernel
 from regraft.codegen.kernels.layer_rows import LayerRows
+from regraft.codegen.kernels.pool_heads import PoolHeads
 from regraft.codegen.kernels.route import Route
 from regraft.codegen.kernels.short_conv import Convolution, ShortConv
 from regraft.codegen.kernels.sparse import Sparse, SparsePrefill
@@ -105,7 +108,59 @@ def _attend(kernel: AttendStep, call: Call) -> dict[str, Make]:
         "gate": lambda: call.normal(batch, 1, k.heads, *([k.value_width] if k.gate_wide else [])),
         "keys": lambda: call.normal(batch, k.slots, k.kv_heads, k.row_width),
         "values": lambda: call.normal(batch, k.slots, k.kv_heads, k.value_width),
+        "far_keys": lambda: call.normal(batch, k.pooled.slots if k.pooled else 0, k.kv_heads, k.width),
+        "far_values": lambda: call.normal(batch, k.pooled.slots if k.pooled else 0, k.kv_heads, k.value_width),
         "start": lambda: call.whole(call.context - 1),
+    }
+
+
+def _pieces(pieces: Sequence[Piece], turn: Turn | None, call: Call) -> dict[str, Make]:
+    """Return what a token's row is made of, and how it turns."""
+    cos, sin = (None, None) if turn is None else call.turns(turn.channels, turn.layout)
+    makers: dict[str, Make] = {"cos": lambda: cos, "sin": lambda: sin}
+    for i, piece in enumerate(pieces):
+        makers[f"piece_{i}"] = lambda piece=piece: call.normal(call.batch, 1, piece.heads, piece.width)
+        makers[f"norm_{i}"] = lambda piece=piece: call.gain(piece.width)
+    return makers
+
+
+@_makers.register
+def _attend_rows(kernel: AttendRows, call: Call) -> dict[str, Make]:
+    k, batch = kernel, call.batch
+    made = {"k": (k.keys, k.kv_heads * k.width), "v": (k.values, k.kv_heads * k.value_width)}
+    makers = _pieces(k.pieces, k.turn, call)
+    for name, (part, channels) in made.items():
+        makers[f"{name}_map"] = lambda part=part, channels=channels: call.weight(channels, part.channels)
+        makers[f"{name}_bias"] = lambda channels=channels: call.normal(channels)
+    return makers | {
+        "q": lambda: call.normal(batch, 1, k.heads, k.width),
+        "q_norm": lambda: call.gain(k.width),
+        "angles": lambda: torch.rand(k.turn.channels // 2 if k.turn else 0, device=call.device),
+        "gain": lambda: call.gain(k.width),
+        "sink": lambda: call.normal(k.heads),
+        "rows": lambda: call.normal(batch, k.slots, k.row),
+        "start": lambda: call.whole(call.context - 1),
+    }
+
+
+@_makers.register
+def _pool_heads(kernel: PoolHeads, call: Call) -> dict[str, Make]:
+    k, batch, wide = kernel, call.batch, torch.promote_types(call.dtype, torch.float32)
+    kept, line = k.total * (1 + k.gated), k.total * (1 + k.overlap)
+    cos, sin = (None, None) if k.turn is None else call.turns(k.turn.channels, k.turn.layout)
+    makers = _pieces(k.pieces, k.turn, call)
+    for i, piece in enumerate(k.pieces):
+        rows = call.context // k.rate
+        makers[f"rows_{i}"] = lambda piece=piece, rows=rows: call.normal(batch, rows, piece.heads, piece.width)
+    return makers | {
+        "tail": lambda: call.normal(batch, k.rate - 1, kept, dtype=wide),
+        "before": lambda: call.normal(batch, 2 * k.rate - 1, kept, dtype=wide),
+        "row_cos": lambda: cos,
+        "row_sin": lambda: sin,
+        "gates": lambda: call.normal(batch, 1, line),
+        "bias": lambda: call.normal(k.rate, line),
+        "start": lambda: call.whole(call.context - 1),
+        "count": lambda: call.whole(1),
     }
 
 
@@ -234,7 +289,7 @@ def _index(kernel: Index, call: Call) -> dict[str, Make]:
         "q": lambda: call.normal(batch, 1, k.heads, k.width),
         "weights": lambda: call.normal(batch, 1, k.heads),
         "k": lambda: call.normal(batch, 1, 1, k.width),
-        "keys": lambda: call.normal(batch, call.context // k.rate, k.width),
+        "keys": lambda: call.normal(batch, call.context // k.rate, k.key_heads * k.width),
         "cos": lambda: cos,
         "sin": lambda: sin,
         "start": lambda: call.whole(call.context - 1),

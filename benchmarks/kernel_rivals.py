@@ -33,7 +33,7 @@ def _library(kernel: Kernel, call: Call) -> dict[str, Form]:
 @_library.register
 def _attend(kernel: AttendStep, call: Call) -> dict[str, Form]:
     """Return SDPA over the rows that are seen, without norm, rotation and writing."""
-    if kernel.rows == "values" or kernel.head_map is not None:
+    if kernel.rows == "values" or kernel.head_map is not None or kernel.pooled is not None:
         return {}
     seen = min(kernel.seen, call.context)
 
