@@ -32,7 +32,7 @@ _GLOBALS = """
     back rows_at pooled_view window_starts pool pool_overlapping with_ring windows keep_pooled Every
     stream_maps spread_streams read_streams write_streams collapse_streams
     with_tail convolve log_decay delta_rule delta_chunk Fixed start count
-    at_places last_rows last_rope last_view new_memories Cache Model load KINDS self
+    at_places kept_at last_rows last_rope last_view new_memories Cache Model load KINDS self
 """
 _RUN = "tokens pos memory start count pasts context alone dtype last i layer"
 GLOBALS = frozenset(_GLOBALS.split())
