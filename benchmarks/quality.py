@@ -1,11 +1,12 @@
 """What fitted passes do to the trained models of examples/, beside the baselines that others use.
 
-    python benchmarks/quality.py [NAME ...] [--seeds 0 1] [--tokens 65536] [--list]
+    python -m benchmarks.quality [NAME ...] [--seeds 0 1] [--tokens 65536] [--list] [--table]
 
 Each row is a recipe and a baseline on one model: both are fitted on the same windows of the bundled text and compared
 by mean KL to the original on held-out text, context 512. The ratio's bar is that of the project's own aims. Recipes of
 several passes stand beside the sum of what each pass does alone. A row is measured for every seed that draws
-calibration windows. Merges into benchmarks/results/quality.json, so that single rows can be measured anew.
+calibration windows. Merges into benchmarks/results/quality.json, so that single rows can be measured anew, and writes
+the table of docs/quality.md from it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.gpu_results import write_between
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from regraft.ir.source import Source
     from regraft.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 HELD_OUT = ROOT / "examples" / "text" / "heldout.txt"
+DOCUMENT = ROOT / "docs" / "quality.md"
+BEGIN, END = "<!-- quality: written by benchmarks/quality.py -->", "<!-- quality: end -->"
 CONTEXT, JUDGED = 512, 32768
 
 
@@ -247,6 +254,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results are merged into")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    parser.add_argument("--table", action="store_true", help="write the table of what was measured and stop")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = chosen(given.names)
@@ -254,13 +262,15 @@ def main() -> int:
         beside = row.baseline if isinstance(row.baseline, str) else " + ".join(row.baseline)
         print(f"{row.model:10}  {row.name}\n    {row.ours}\n    {beside}")
     missed = 0
-    for row in () if given.list else rows:
+    for row in () if given.list or given.table else rows:
         found = measure(row, given.seeds, given.tokens)
         missed += not found["reached"]
         bar = "no bar" if row.bar is None else f"bar {row.bar:g}"
         sides = "  ".join(f"{run['ours']['kl']:.4f} / {run['baseline']['kl']:.4f}" for run in found["runs"])
         print(f"{row.model:10}  {row.name:60}  {found['ratio']:.3f}  {bar}   {sides}", flush=True)
         write(row, found, given.out)
+    if not given.list and given.out == RESULTS:
+        write_between(BEGIN, END, table(RESULTS), DOCUMENT)
     return 1 if missed else 0
 
 
@@ -271,6 +281,30 @@ def write(row: Row, found: dict[str, Any], out: Path) -> None:
     after = {"torch": torch.__version__, "rows": dict(sorted(rows.items()))}
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(after, indent=2) + "\n", encoding="utf-8")
+
+
+def table(results: Path) -> Iterator[str]:
+    """Yield the rows of results as a table, those that are measured by this file's present recipes."""
+    rows: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    yield "| model | recipe | KL | cache | beside it | KL | cache | ratio | aim |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in ROWS:
+        found = rows.get(f"{row.model}: {row.name}")
+        if found is None or found["ours"] != row.ours:
+            continue
+        sides = [cell for side in ("ours", "baseline") for cell in _side(found, side)]
+        yield f"| {' | '.join((row.model, *sides, format(found['ratio'], '.2f'), _aim(row)))} |"
+
+
+def _side(found: dict[str, Any], side: str) -> tuple[str, str, str]:
+    pipelines = found[side] if isinstance(found[side], list) else [found[side]]
+    runs = [run[side] for run in found["runs"]]
+    cache = " / ".join(dict.fromkeys(f"{run['cache']:.2f}" for run in runs if "cache" in run))
+    return " + ".join(f"`{each}`" for each in pipelines), " / ".join(f"{run['kl']:.3f}" for run in runs), cache
+
+
+def _aim(row: Row) -> str:
+    return "–" if row.bar is None else f"{row.bar:.2f}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quality import BEGIN, DOCUMENT, END, RESULTS, table
 from regraft.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,12 @@ def test_generated_pages_are_fresh() -> None:
         [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_of_fits_has_what_was_measured() -> None:
+    lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    made = list(table(RESULTS))
+    assert lines[lines.index(BEGIN) + 1 : lines.index(END)] == made, "python -m benchmarks.quality --table"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
