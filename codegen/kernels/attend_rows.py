@@ -75,7 +75,7 @@ class AttendRows(Attention):
         amplitude: What their cosines and sines are multiplied by then; all pairs turn if it is not 1.
         gain: Whether each channel of a key is multiplied by a number of its own, before it turns.
         factors: The first channel of numbers of which keys are multiplied by one; none if None.
-        factor_heads: How many such numbers there are, dealt evenly to query heads.
+        factor_heads: How many such numbers there are: one a key/value head, or dealt evenly to query heads.
         value_factors: The first channel of numbers of which each head's values are multiplied by one; none if None.
     """
 

@@ -122,7 +122,7 @@ class _Reader:
             all(piece.rope is None or (q.rope is not None and turns_alike(piece.rope, q.rope)) for piece in pieces)
         )
         start, count = self.factors or (None, 1)
-        body.check(int(str(attend.q.tensor.shape[2])) % count == 0)
+        self._check_dealt(count, keys)
         late = None if value_factors is None else value_factors[0]
         return RowsForm(attend, self.memory, state, pieces, q, keys, values, self.gain, start, count, late, self.rope)
 
@@ -150,8 +150,15 @@ class _Reader:
         heads = body.made(by, Unflatten)
         cut = body.made(heads.x, Slice)
         rows = body.made(cut.x, ReadRows)
-        body.check(rows.memory is self.memory, cut.stop - cut.start == heads.parts, self.attend.head_map is None)
+        body.check(rows.memory is self.memory, cut.stop - cut.start == heads.parts)
         return cut.start, heads.parts
+
+    def _check_dealt(self, count: int, keys: RowPart) -> None:
+        """Insist that keys' factors are dealt to key/value heads, or evenly to query heads and are more or fewer."""
+        if self.factors is not None:
+            kept = keys.picks is None or keys.picks == tuple(range(keys.heads))
+            even = self.attend.head_map is None and int(str(self.attend.q.tensor.shape[2])) % count == 0
+            self.body.check(kept if count == keys.heads else even)
 
     def _part(self, x: Value) -> RowPart:
         """Return what keys or values are made of."""

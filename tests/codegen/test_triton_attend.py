@@ -150,6 +150,7 @@ CASES: dict[str, tuple[Graph, str, int]] = {
     "keys that turn when they are read": (model(plain, norms=True), "gqa-to-latent, window{window=4, sinks=2}", 3),
     "keys of values that turn when they are read": (model(alike), "key-from-value{rotated=read}", 3),
     "keys and values of a latent": (model(plain, norms=True, values=True), "to-latent{rank=6, refit=false}", 3),
+    "keys and values of a latent, uneven": (model(plain, norms=True), f"to-latent{{rank=6, refit=false}}, {UNEVEN}", 3),
     "another's rows, mapped": (model(plain, gated=True), "share-kv{donor={1: 0}, level=map, refit=false}", 3),
     "another's heads at once": (model(plain), "share-kv{donor={1: 0}, level=cross, refit=false}", 3),
     "another's latent": (model(plain), "share-kv{donor={1: 0}, level=latent, rank=6, refit=false}", 3),

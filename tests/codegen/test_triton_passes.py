@@ -17,13 +17,17 @@ from regraft.ir.op import Op
 from regraft.ir.ops.core import Flatten, Slice, Unflatten
 from regraft.ir.ops.kernels import Kernel
 from regraft.ir.ops.memory import ViewRows
+from regraft.passes.fitting.measure import Measurements
 from regraft.passes.fusion import fuse_decode
 from regraft.passes.latent_forms import decoding_form
+from regraft.passes.pipeline import run_pipeline
+from regraft.passes.recipe import parse_pipeline
 from regraft.programs import load_program
-from tests.codegen.programs import source_of
+from tests.codegen.programs import source_of, tokens_of
 from tests.codegen.test_schedule import CONTEXT, assert_told, step_of
 from tests.codegen.test_triton_attend import changed
 from tests.ir.models import FULL, decoder
+from tests.passes.test_composition import STEPS, twin
 
 LLAMA, QWEN, GEMMA = "examples/tiny-llama", "examples/tiny-qwen3", "builtin:gemma-4-31B"
 KEPT = "layers=[0, 1], kept={0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}"
@@ -89,6 +93,15 @@ OUTSIDE = {  # what else is left to PyTorch, and why
     ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
 }
 
+COMPOSED = {  # four fitted passes in one recipe, on twins: the launches of a layer, all of them kernels
+    "Qwen3-0.6B": 5,
+    "Llama-3.2-1B": 5,
+    "Mistral-7B-v0.3": 5,
+    "gemma-4-E2B": 7,
+    "gemma-4-31B": 6,
+    "laguna-XS.2": 5,
+}
+
 
 @cache
 def lifted(model: str) -> Graph:
@@ -98,7 +111,11 @@ def lifted(model: str) -> Graph:
 
 def stepped(model: str, passes: str) -> list[list[Op]]:
     """Return what a step of a model after passes launches, in a layer of each kind."""
-    graph = regraft.opt(lifted(model), passes).graph
+    return launched(regraft.opt(lifted(model), passes).graph)
+
+
+def launched(graph: Graph) -> list[list[Op]]:
+    """Return what a step of a graph launches, in a layer of each kind."""
     fused = fuse_decode(decoding_form(graph) or graph)
     layers = [kind.layers[0].ops for kind in block_kinds(fused)]
     return [[op for op in ops if not op.weight_time and not isinstance(op, VIEWS)] for ops in layers]
@@ -114,6 +131,15 @@ def test_all_of_a_step_is_in_kernels(model: str, passes: str) -> None:
     layers = stepped(model, passes)
     assert not left(layers)
     assert max(map(len, layers)) == WHOLE[model, passes]
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_all_of_a_step_is_in_kernels_after_four_fitted_passes(name: str) -> None:
+    graph, source = twin(name)
+    measured = Measurements(graph, source, tokens_of(2, 8))
+    layers = launched(run_pipeline(graph, parse_pipeline(",".join(STEPS)), measured).graph)
+    assert not left(layers)
+    assert max(map(len, layers)) == COMPOSED[name]
 
 
 @pytest.mark.parametrize(("model", "passes"), OUTSIDE)

@@ -75,6 +75,15 @@ KINDS: Mapping[str, Cut] = {
         keys=replace(LATENT, biased=True),
         values=replace(LATENT, biased=True),
     ),
+    "carried, uneven": replace(
+        KEPT,
+        heads=5,
+        head_map=(1, 0, 0, 1, 0),
+        row=66,
+        pieces=(HEADS, HEADS, replace(HEADS, inverse=1e-6)),
+        factors=64,
+        factor_heads=2,
+    ),
     "reader": replace(
         MAPPED,
         amplitude=1.2,
