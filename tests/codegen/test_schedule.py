@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import regraft
+from benchmarks.gpu_results import DOCUMENT
 from regraft.codegen.package import emit
 from regraft.codegen.schedule import Part, Schedule, schedule
 from regraft.codegen.torch.forms import Forms
@@ -126,3 +127,14 @@ def test_known_models_keep_within_their_budgets(name: str) -> None:
             assert over(graph, part) == 0, part.lines
     torch_ops = [line.name for line in told.parts[-1].lines if not line.fused]
     assert set(torch_ops) <= {"aten.add_ lengths", "aten.where tokens"}
+    written = next(line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} |"))
+    _, layer, token, own, least, over_it, *_ = written.strip("| ").split(" | ")
+    layers = {part.each.launches for part in told.parts if part.layers}
+    assert layer == " to ".join(map(str, sorted({min(layers), max(layers)}))), "python -m benchmarks.gpu schedule"
+    moved = f"{told.whole.total / told.whole.least:.3f}"
+    assert [token, own, least, over_it] == [
+        str(told.whole.launches),
+        str(len(torch_ops)),
+        f"{told.whole.least:,}",
+        moved,
+    ]
