@@ -15,7 +15,7 @@ from regraft.ir.op import Op, Value
 from regraft.ir.ops.core import Embed, Linear
 from regraft.ir.types import TensorType
 
-GLOBAL, STREAM, KEPT, WEIGHT, EACH = "global", "stream", "kept", "weight", "each"
+GLOBAL, STREAM, KEPT, WEIGHT, OWNED, EACH = "global", "stream", "kept", "weight", "owned", "each"
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Feed:
     """Where the layers of a kind take one of their inputs from.
 
     ``how`` is GLOBAL (the same value for all, made outside of layers), STREAM (the ``local`` result of the layer
-    before), KEPT (the ``local`` result of some earlier layer, by a table), WEIGHT (a parameter of another module) or
-    EACH (for every layer its own value, made outside of layers; ``local`` is what they are called together).
+    before), KEPT (the ``local`` result of some earlier layer, by a table), WEIGHT (a parameter of another module),
+    OWNED (the ``local`` parameter of some other layer, by a table) or EACH (for every layer its own value, made outside
+    of layers; ``local`` is what they are called together).
     """
 
     how: str
@@ -122,9 +123,9 @@ class Wiring:
         return [op for op in kind.layers[0].ops if op.is_state]
 
     def reads(self, layer: Layer) -> dict[str, int]:
-        """Return the layers from which a layer takes its kept inputs, by index."""
+        """Return the layers from which a layer takes kept inputs and parameters, by index."""
         kind = self.kind_of[layer.number]
-        found = {f.place: self.made_in(layer.inputs[f.place]) for f in self.feeds[kind.name] if f.how == KEPT}
+        found = {f.place: self.made_in(layer.inputs[f.place]) for f in self.feeds[kind.name] if f.how in (KEPT, OWNED)}
         return {kind.params[place]: made[0] for place, made in found.items() if made is not None}
 
     # -- feeds
@@ -140,9 +141,12 @@ class Wiring:
         first = values[0]
         made = [self.made_in(v) for v in values]
         if first.is_weight:
-            if len(set(values)) > 1:
+            owned = {None if m is None else m[1] for m in made}
+            if len(set(values)) == 1:
+                return Feed(WEIGHT, place, first)
+            if len(owned) > 1 or None in made:
                 raise self._unwired(kind, place)
-            return Feed(WEIGHT, place, first)
+            return Feed(OWNED, place, first, owned.pop() or "")
         if len(set(values)) == 1 and made[0] is None:
             return Feed(GLOBAL, place, first)
         if not any(made) and not any(self._starts_run(layer) for layer in kind.layers[1:]):

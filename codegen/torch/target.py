@@ -29,7 +29,7 @@ from regraft.codegen.torch.text import (
     turn,
     wide_lines,
 )
-from regraft.codegen.wiring import GLOBAL, STREAM, WEIGHT, Feed, Place, Wiring, local_value, run_time
+from regraft.codegen.wiring import GLOBAL, OWNED, STREAM, WEIGHT, Feed, Place, Wiring, local_value, run_time
 from regraft.ir.dims import L
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
@@ -185,7 +185,7 @@ class TorchTarget:
     def _argument(self, value: Value, feed: Feed, names: Namespace) -> tuple[str, str]:
         if isinstance(value.type, MemoryType):
             return names.give(value, "memory"), "Memory"
-        if feed.how == WEIGHT:
+        if feed.how in (WEIGHT, OWNED):
             return names.give(value, *suffixes(value.name.removesuffix(".weight"))), "Tensor"
         stem = feed.local or value.name
         wanted = ("x", *suffixes(stem)) if value.type.dtype in FLOATS else suffixes(stem)
@@ -430,6 +430,9 @@ class TorchTarget:
                 case "kept":
                     key = literal(kind.params[feed.place])
                     passed.append(f"{self.kept_names[feed.local]}[self.reads[i][{key}]]")
+                case "owned":
+                    owner = f"self.layers[self.reads[i][{literal(kind.params[feed.place])}]]"
+                    passed.append(f"{owner}.{self.wiring.places[feed.value].path}")
                 case _:
                     passed.append(body.of(feed.value).text)
         passed += written.body.used

@@ -18,7 +18,7 @@ from regraft.codegen.torch.target import TorchTarget
 from regraft.codegen.torch.text import signature
 from regraft.codegen.triton.ops import emit_kernel
 from regraft.codegen.triton.prefill import PrefillBody
-from regraft.codegen.wiring import Place, local_value
+from regraft.codegen.wiring import Place, Wiring, local_value
 from regraft.ir.errors.codegen import WiringError
 from regraft.ir.graph import Graph
 from regraft.ir.kinds import Kind, Layer, ranges
@@ -342,6 +342,7 @@ class TritonTarget(TorchTarget):
         super().__init__(graph, header, title)
         self.shared: SharedKernels = SharedKernels(tiles or Tiles(graph.outputs[0].tensor.dtype))
         self.fused = fused
+        self.fused_wiring = Wiring(fused)
         self.many = None if prefill is None else StepForm(prefill, self.wiring)
 
     def new_body(
@@ -354,6 +355,15 @@ class TritonTarget(TorchTarget):
             if isinstance(op, Op) and op.is_state:
                 body.keep(op)
         return body
+
+    def _reads(self, layer: Layer) -> dict[str, int]:
+        """Return the layers from which a layer takes what others keep, in a step as well."""
+        wiring, number = self.fused_wiring, layer.number
+        found = super()._reads(layer)
+        step = wiring.reads(wiring.layers[wiring.index[number]])
+        if any(found.get(name, owner) != owner for name, owner in step.items()):
+            raise WiringError(kind=self.wiring.kind_of[number].name, layers=str(number), name="what a step reads")
+        return found | step
 
     def _render(self, model: Body) -> str:
         target = StepTarget(self.fused, self)

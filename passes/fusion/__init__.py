@@ -14,6 +14,7 @@ from regraft.passes.fusion.head import group_head
 from regraft.passes.fusion.index import group_index
 from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.pool_heads import group_pool_heads
+from regraft.passes.fusion.rebuilt import rebuild_apart
 from regraft.passes.fusion.rows import group_rows
 from regraft.passes.fusion.rows_and_pool import group_rows_and_pool
 from regraft.passes.fusion.short_conv import group_short_convs
@@ -46,7 +47,7 @@ def fuse_decode(graph: Graph) -> Graph:
     to statistics are loaded in it, since a step has no calibration text to take them of.
     """
     graph = folded(graph) if any(op.reads_run_time for op in graph.ops) else graph
-    grouping = Grouping(read_apart(pick_first(carry_streams(graph))))
+    grouping = Grouping(rebuild_apart(read_apart(pick_first(carry_streams(graph)))))
     for rule in DECODE:
         rule(grouping)
     return grouping.fused()

@@ -30,11 +30,11 @@ def pick_first(graph: Graph) -> Graph:
 
     So what is done to heads goes with the attention that reads them. It is the same graph where none are picked.
     """
-    if not any(isinstance(op, PickHeads) and _done_to_heads(op.x) for op in graph.ops):
+    if not any(isinstance(op, PickHeads) and done_to_heads(op.x) for op in graph.ops):
         return graph
     changed = graph.copy()
     for op in list(changed.ops):
-        chain = _done_to_heads(op.x) if isinstance(op, PickHeads) else []
+        chain = done_to_heads(op.x) if isinstance(op, PickHeads) else []
         if not isinstance(op, PickHeads) or not chain:
             continue
         x, name = chain[-1].x, op.out.name
@@ -88,13 +88,13 @@ def _read_beside(op: Op) -> list[tuple[Op, Value, list[Norm | Rope]]]:
             stack.extend(value.op for value in dict.fromkeys(maker.xs))
         elif isinstance(maker, Flatten | Index):
             read = maker.q if isinstance(maker, Index) else maker.x
-            chain = _done_to_heads(read)
+            chain = done_to_heads(read)
             shared = any(user is not maker for user in read.users)
             found += [(maker, read, chain)] if chain and shared else []
     return found
 
 
-def _done_to_heads(value: Value) -> list[Norm | Rope]:
+def done_to_heads(value: Value) -> list[Norm | Rope]:
     """Return what norms and turns heads, the last first."""
     found: list[Norm | Rope] = []
     while isinstance(value.op, Norm | Rope) and len(value.op.x.tensor.shape) == 4 and of_token(value.op.x):

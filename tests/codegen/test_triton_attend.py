@@ -30,6 +30,7 @@ from regraft.passes.recipe import parse_pipeline
 from regraft.programs import load_program
 from tests.codegen.programs import source_of, tokens_of
 from tests.codegen.test_triton import stepped
+from tests.ir.models import FULL, decoder
 from tests.kernels.harness import module
 from tests.kernels.touched import touched
 
@@ -178,6 +179,15 @@ def test_attention_that_a_pass_made_is_fused(name: str, tmp_path: Path) -> None:
 def test_rows_made_anew_that_another_layer_reads_are_given_on(tmp_path: Path) -> None:
     graph = changed(model(latent), "share-kv{donor={1: 0}, refit=false}")
     agrees(graph, fuse_decode(decoding_form(graph) or graph), tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["gqa-to-latent", "to-latent{rank=6, refit=false}"])
+def test_each_layer_makes_anew_what_it_attends_to_of_rows_that_another_keeps(kept: str, tmp_path: Path) -> None:
+    graph = changed(decoder([FULL] * 4), f"{kept}, share-kv{{groups=2, refit=false}}")
+    fused = fuse_decode(graph)
+    step = [op for op in fused.run_time() if op.results[0].name.startswith("layers.")]
+    assert all(isinstance(op, Kernel) for op in step)
+    agrees(graph, fused, tmp_path)
 
 
 def agrees(graph: Graph, fused: Graph, folder: Path) -> None:
