@@ -109,6 +109,7 @@ def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
         k_apart=form.row is None and form.key is not None,
         k_norm=None if norm is None else HeadNorm(norm.eps, norm.weight is not None, norm.offset, latent),
         turn=turn_of(form.rope, latent),
+        writes=form.state is not None,
     )
     given = {"q": form.plain, "q_turned": form.turned, "k_norm": weight_of(norm), "sink": attend.sink}
     codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
@@ -122,6 +123,7 @@ def _latent(op: KernelOp, form: LatentForm, at: StepBody) -> Code:
 
 def _values(op: KernelOp, form: ValuesForm, at: StepBody) -> Code:
     attend, norm = form.attend, form.norm
+    eps = 0.0 if norm is None else norm.eps  # of new rows
     heads, width = (int(str(dim)) for dim in attend.q.tensor.shape[2:])
     kept = form.memory.memory
     kernel = AttendStep(
@@ -137,11 +139,13 @@ def _values(op: KernelOp, form: ValuesForm, at: StepBody) -> Code:
         kept=kept.first,
         **sight(attend),
         q_norm=head_norm(form.q.norm),
-        k_norm=HeadNorm(norm.eps, norm.weight is not None),
-        v_norm=HeadNorm(norm.eps, weighted=False),
+        k_norm=HeadNorm(eps, form.weight is not None),
+        v_norm=HeadNorm(eps, weighted=False),
         turn=turn_of(form.rope, 0),
+        writes=norm is not None,
     )
-    given = {"q": form.q.x, "q_norm": weight_of(form.q.norm), "k": form.x, "k_norm": norm.weight, "sink": attend.sink}
+    given = {"q": form.q.x, "q_norm": weight_of(form.q.norm), "k_norm": form.weight, "sink": attend.sink}
+    given |= {} if norm is None else {"k": norm.x}
     codes = {name: at.passed(outside(op, value)) for name, value in given.items() if value is not None}
     shape = f"({form.heads}, {kernel.row_width})"
     codes["keys"] = f"{at.memory(outside(op, form.memory))}[0].unflatten(-1, {shape})"

@@ -61,7 +61,7 @@ class LatentForm:
     Attributes:
         attend: The attention.
         memory: Its memory.
-        state: What makes it.
+        state: What makes it, if the body does; what follows of its row is none if not.
         plain: Queries of the latent's channels.
         turned: Queries of those that turn, if any do.
         row: What holds the latent before its norm and the channels that turn, side by side, if one value does.
@@ -73,11 +73,11 @@ class LatentForm:
 
     attend: Attend
     memory: Value
-    state: StateRows
+    state: StateRows | None
     plain: Value
     turned: Value | None
     row: Value | None
-    latent: Value
+    latent: Value | None
     key: Value | None
     norm: Norm | None
     rope: Rope | None
@@ -92,18 +92,18 @@ class ValuesForm:
         memory: Its memory.
         heads: Its heads.
         q: Queries.
-        x: What both norms are over.
-        norm: The keys' norm.
+        weight: That of the keys' norm.
         rope: What turns queries and keys; of keys those channels are kept that turn.
+        norm: The keys' norm, if the body makes the memory: over the same numbers as that of values.
     """
 
     attend: Attend
     memory: Value
     heads: int
     q: Heads
-    x: Value
-    norm: Norm
+    weight: Value | None
     rope: Rope
+    norm: Norm | None
 
 
 def turns_alike(one: Rope, other: Rope) -> bool:
@@ -191,19 +191,21 @@ def latent_form(ops: Sequence[Op]) -> LatentForm | None:
         return None
     keys, values = found.one(view.k, Unflatten), found.one(view.v, Slice)
     read = None if keys is None else found.one(keys.x, ReadRows)
-    state = None if read is None else found.one(read.memory, StateRows)
-    if keys is None or values is None or state is None:
+    if keys is None or values is None or read is None:
         return None
     if keys.parts != 1 or values.x is not keys.out or values.start:
         return None
-    queries, row = _latent_queries(attend.q, found), _latent_row(state.x, found)
-    if queries is None or row is None or found.taken | {attend} != set(ops):
+    state, queries = found.one(read.memory, StateRows), _latent_queries(attend.q, found)
+    row = None if state is None else _latent_row(state.x, found)
+    if queries is None or (row is None) != (state is None) or found.taken | {attend} != set(ops):
         return None
     plain, turned = queries
+    q_turned = None if turned is None else turned.x
+    if row is None:
+        return LatentForm(attend, read.memory, None, plain, q_turned, None, None, None, None, turned)
     if row.width != values.stop or not _alike(turned, row.rope):
         return None
-    q_turned = None if turned is None else turned.x
-    return LatentForm(attend, state.out, state, plain, q_turned, row.row, row.latent, row.key, row.norm, row.rope)
+    return LatentForm(attend, read.memory, state, plain, q_turned, row.row, row.latent, row.key, row.norm, row.rope)
 
 
 @dataclass(frozen=True)
@@ -265,25 +267,41 @@ def values_form(ops: Sequence[Op]) -> ValuesForm | None:
     q, values = peeled(attend.q, found.inside), found.one(view.v, Slice)
     heads = None if values is None else found.one(values.x, Unflatten)
     read = None if heads is None else found.one(heads.x, ReadRows)
-    state = None if read is None else found.one(read.memory, StateRows)
-    if q is None or q.rope is None or q.temper is not None or values is None or heads is None or state is None:
+    if q is None or q.rope is None or q.temper is not None or values is None or heads is None or read is None:
         return None
-    flat = found.one(state.x, Flatten)
+    state = found.one(read.memory, StateRows)
+    norm = None if state is None else _values_row(state.x, q.rope, found)
+    weight = _gain(view.k, found) if norm is None else norm.weight
+    if (norm is None) != (state is None) or values.start or not _woven(view.k, values, weight, q.rope, found):
+        return None
+    if found.taken | {attend, *q.ops} != set(ops):
+        return None
+    return ValuesForm(attend, read.memory, heads.parts, q, weight, q.rope, norm)
+
+
+def _values_row(x: Value, turns: Rope, found: Match) -> Norm | None:
+    """Return the keys' norm of a row of normed values and of keys' channels that turn; none if it is another row."""
+    flat = found.one(x, Flatten)
     row = None if flat is None else found.one(flat.x, Concat)
     normed = None if row is None else found.one(row.xs[0], Norm)
     turned = () if row is None else tuple(found.one(x, Slice) for x in row.xs[1:])
     rope = found.one(turned[0].x, Rope) if turned and turned[0] is not None else None
     norm = None if rope is None else found.one(rope.x, Norm)
-    if normed is None or rope is None or norm is None or not _alike(q.rope, rope):
+    if normed is None or rope is None or norm is None or not _alike(turns, rope):
         return None
     spans = _turned_spans(rope)
     if [None if cut is None else (cut.x, cut.start, cut.stop) for cut in turned] != [(rope.out, *s) for s in spans]:
         return None
-    if norm.x is not normed.x or norm.eps != normed.eps or norm.offset or norm.clamp or normed.clamp or normed.weight:
-        return None
-    if values.start or not _woven(view.k, values, norm, spans, found) or found.taken | {attend, *q.ops} != set(ops):
-        return None
-    return ValuesForm(attend, state.out, heads.parts, q, norm.x, norm, rope)
+    alike = norm.x is normed.x and norm.eps == normed.eps
+    plain = not (norm.offset or norm.clamp or normed.clamp or normed.weight)
+    return norm if alike and plain else None
+
+
+def _gain(k: Value, found: Match) -> Value | None:
+    """Return what values are multiplied by where keys are made of them."""
+    cuts = k.op.xs if isinstance(k.op, Concat) and k.op in found.inside else ()
+    makers = [cut.op.x.op for cut in cuts if isinstance(cut.op, Slice)]
+    return next((op.by for op in makers if isinstance(op, Gain) and op in found.inside), None)
 
 
 def _turned_spans(rope: Rope) -> tuple[tuple[int, int], ...]:
@@ -295,8 +313,9 @@ def _turned_spans(rope: Rope) -> tuple[tuple[int, int], ...]:
     return ((0, pairs), (half, half + pairs))
 
 
-def _woven(k: Value, values: Slice, norm: Norm, spans: Sequence[tuple[int, int]], found: Match) -> bool:
+def _woven(k: Value, values: Slice, weight: Value | None, rope: Rope, found: Match) -> bool:
     """Return whether keys are put together of kept channels, which turn, and of values times the norm's weight."""
+    spans = _turned_spans(rope)
     whole = found.one(k, Concat)
     width = values.stop
     wanted: list[tuple[bool, int, int]] = []
@@ -310,16 +329,16 @@ def _woven(k: Value, values: Slice, norm: Norm, spans: Sequence[tuple[int, int]]
     for cut, (turns, start, stop) in zip(cuts, wanted, strict=False):
         if cut is None or (cut.start, cut.stop) != (start, stop):
             return False
-        if not (cut.x is values.x if turns else _plain_keys(cut.x, values, norm, found)):
+        if not (cut.x is values.x if turns else _plain_keys(cut.x, values, weight, found)):
             return False
     return len(cuts) == len(wanted)
 
 
-def _plain_keys(x: Value, values: Slice, norm: Norm, found: Match) -> bool:
-    if norm.weight is None:
+def _plain_keys(x: Value, values: Slice, weight: Value | None, found: Match) -> bool:
+    if weight is None:
         return x is values.out
     gain = found.one(x, Gain)
-    return gain is not None and gain.x is values.out and gain.by is norm.weight
+    return gain is not None and gain.x is values.out and gain.by is weight
 
 
 Found = TypeVar("Found", bound=Op)

@@ -46,8 +46,9 @@ def fuse_decode(graph: Graph) -> Graph:
     What has no kernel stays as it is too. Memories, parameters and results keep their names; parameters that are fitted
     to statistics are loaded in it, since a step has no calibration text to take them of.
     """
+    graph = rebuild_apart(graph)
     graph = folded(graph) if any(op.reads_run_time for op in graph.ops) else graph
-    grouping = Grouping(rebuild_apart(read_apart(pick_first(carry_streams(graph)))))
+    grouping = Grouping(read_apart(pick_first(carry_streams(graph))))
     for rule in DECODE:
         rule(grouping)
     return grouping.fused()

@@ -178,7 +178,7 @@ def _queries(attend: Attend) -> set[Op]:
 
 def _only_for(op: Op, group: dict[Op, None]) -> bool:
     """Return whether all that reads what an op makes is in a group; memories may be read by other layers too."""
-    return isinstance(op, KV) or all(user in group for value in op.results for user in value.users)
+    return isinstance(op, KV | StateRows) or all(user in group for value in op.results for user in value.users)
 
 
 def _of_vector(op: Op, kinds: tuple[type[Op], ...]) -> bool:

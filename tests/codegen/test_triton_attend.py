@@ -176,18 +176,30 @@ def test_attention_that_a_pass_made_is_fused(name: str, tmp_path: Path) -> None:
     agrees(graph, fused, tmp_path)
 
 
-def test_rows_made_anew_that_another_layer_reads_are_given_on(tmp_path: Path) -> None:
-    graph = changed(model(latent), "share-kv{donor={1: 0}, refit=false}")
-    agrees(graph, fuse_decode(decoding_form(graph) or graph), tmp_path)
+SHARED = "share-kv{donor={1: 0}, refit=false}"
+ANEW = {  # of models with a layer that reads what another one's rows are made into: what kernels make once more
+    "rows that turn": (decoder([FULL] * 4), "gqa-to-latent, share-kv{groups=2, refit=false}"),
+    "rows of maps": (decoder([FULL] * 4), "to-latent{rank=6, refit=false}, share-kv{groups=2, refit=false}"),
+    "rows of values": (model(alike), f"key-from-value, {SHARED}"),
+    "rows of values that turn": (model(alike), f"key-from-value{{rotated=read}}, {SHARED}"),
+    "latents": (model(latent), SHARED),
+}
 
 
-@pytest.mark.parametrize("kept", ["gqa-to-latent", "to-latent{rank=6, refit=false}"])
-def test_each_layer_makes_anew_what_it_attends_to_of_rows_that_another_keeps(kept: str, tmp_path: Path) -> None:
-    graph = changed(decoder([FULL] * 4), f"{kept}, share-kv{{groups=2, refit=false}}")
-    fused = fuse_decode(graph)
+@pytest.mark.parametrize("name", ANEW)
+def test_each_layer_makes_anew_what_it_attends_to_of_rows_that_another_keeps(name: str, tmp_path: Path) -> None:
+    graph, pipeline = ANEW[name]
+    graph = changed(graph, pipeline)
+    fused = fuse_decode(decoding_form(graph) or graph)
     step = [op for op in fused.run_time() if op.results[0].name.startswith("layers.")]
     assert all(isinstance(op, Kernel) for op in step)
     agrees(graph, fused, tmp_path)
+
+
+def test_rows_made_anew_that_no_kernel_makes_are_given_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regraft.passes.fusion.rebuild_apart", lambda graph: graph)
+    graph = changed(model(latent), SHARED)
+    agrees(graph, fuse_decode(decoding_form(graph) or graph), tmp_path)
 
 
 def agrees(graph: Graph, fused: Graph, folder: Path) -> None:

@@ -69,6 +69,9 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, "gqa-to-latent, share-kv{donor={1: 0}}"): 5,
     (QWEN, "to-latent{rank=0.5}, share-kv{groups=2}"): 5,
     (GEMMA, "key-from-value{rotated=read}, share-kv{groups=2}"): 5,
+    (GEMMA, "key-from-value, share-kv{groups=2}"): 5,
+    ("builtin:gemma-4-26B-A4B", "key-from-value, share-kv{groups=2}"): 5,
+    ("builtin:DeepSeek-V2-Lite", "share-kv{groups=2}"): 6,
     (LLAMA, f"compress-seq{{{POOLED}}}"): 6,
     (QWEN, f"compress-seq{{{POOLED}, sinks=4, keys=middle}}"): 6,
     (LLAMA, f"compress-seq{{{POOLED}, gates=true, overlap=true}}"): 6,
@@ -89,7 +92,6 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
 }
 
 OUTSIDE = {  # what else is left to PyTorch, and why
-    ("builtin:DeepSeek-V2-Lite", "share-kv{groups=2}"): "another layer reads rows that this one maps",
     ("builtin:gemma-4-E2B", "share-kv{groups=2, level=map}"): "a layer keeps for others what it does not read itself",
     ("builtin:ZAYA1-8B", "gqa-to-latent"): "convolved keys are kept in another form",
     ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
