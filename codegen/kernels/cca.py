@@ -18,7 +18,7 @@ class Latent(Kernel):
         heads: Query heads.
         kv_heads: Key/value heads.
         width: Channels of a head.
-        taps: Lengths of the two convolutions, the depthwise one first.
+        taps: Lengths of the two convolutions, the depthwise one first; 0 where the other one does what both did.
         channels: Of a head, those that turn: channel ``i`` with ``i + channels / 2``.
         eps: Least root mean square that queries and keys are divided by.
         initial: Whether the values' tail starts with a row of its own, not with zeros.
@@ -46,13 +46,13 @@ class Latent(Kernel):
     @property
     def weights(self) -> int:
         """Numbers of both convolutions and of the keys' factors."""
-        both = self.packed * (self.taps[0] + self.width * self.taps[1] + 2)
+        both = self.packed * (self.taps[0] + self.width * self.taps[1] + (2 if self.taps[0] else 1))
         return both + self.kv_heads + (self.half if self.initial else 0)
 
     @property
     def tails(self) -> int:
         """Numbers that are carried from token to token."""
-        return self.packed * (self.taps[0] + self.taps[1] - 2) + self.half
+        return self.packed * sum(taps - 1 for taps in self.taps if taps) + self.half
 
     @property
     def block(self) -> int:
@@ -66,8 +66,8 @@ class Latent(Kernel):
 
     def pointers(self, dtype: str, before: Sequence[str], after: Sequence[str]) -> dict[str, str]:
         """Return the types of a function's arguments: tails and weights stand between those of its own."""
-        tails = ("tail_0", "tail_1", "tail_v", *(("initial",) if self.initial else ()))
-        weights = ("cos", "sin", "start", "count", "w0", "b0", "w1", "b1", "factor")
+        tails = (*(("tail_0",) if self.taps[0] else ()), "tail_1", "tail_v", *(("initial",) if self.initial else ()))
+        weights = ("cos", "sin", "start", "count", *(("w0", "b0") if self.taps[0] else ()), "w1", "b1", "factor")
         whole = {"start": "*i64", "count": "*i64"}
         return {name: whole.get(name, f"*{dtype}") for name in (*before, *tails, *weights, *after)}
 

@@ -71,7 +71,7 @@ def _constants(form: ConvolvedForm) -> dict[str, Any]:
         "taps": form.taps,
         "channels": form.rope.channels,
         "eps": form.norm.eps,
-        "initial": form.tails[2].initial is not None,
+        "initial": form.tails[-1].initial is not None,
     }
 
 
@@ -81,7 +81,7 @@ def _projected(form: ConvolvedForm) -> tuple[Value, ...]:
 
 def _shared(op: KernelOp, form: ConvolvedForm, at: StepBody | PrefillBody) -> list[str]:
     """Return the arguments after the tails, the same for one token and for many."""
-    initial, rope = form.tails[2].initial, at.rope(form.rope)
+    initial, rope = form.tails[-1].initial, at.rope(form.rope)
     weights = [value for conv in form.convs for value in (conv.weight, conv.bias) if value is not None]
     return [
         *([] if initial is None else [at.passed(_outside(op, initial))]),

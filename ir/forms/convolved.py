@@ -24,7 +24,7 @@ class ConvolvedForm:
         keys: Keys before them.
         now: Values of this token.
         later: Values for the next token.
-        convs: The convolutions, channel by channel and then head by head.
+        convs: The convolutions, channel by channel and then head by head; the latter alone where it does what both did.
         tails: What is kept of their operands and of late values.
         norm: The norm of queries; that of keys is like it.
         temper: The keys' factors.
@@ -39,8 +39,8 @@ class ConvolvedForm:
     keys: Value
     now: Value
     later: Value
-    convs: tuple[Conv, Conv]
-    tails: tuple[Tail, Tail, Tail]
+    convs: tuple[Conv, ...]
+    tails: tuple[Tail, ...]
     norm: Norm
     temper: Temper
     rope: Rope
@@ -51,9 +51,9 @@ class ConvolvedForm:
 
     @property
     def taps(self) -> tuple[int, int]:
-        """Lengths of the convolutions."""
-        first, second = (conv.weight.tensor.sizes[2] for conv in self.convs)
-        return first, second
+        """Lengths of the convolutions; 0 of one that there is not."""
+        *first, second = (conv.weight.tensor.sizes[2] for conv in self.convs)
+        return sum(first), second
 
 
 def convolved_form(ops: Sequence[Op]) -> ConvolvedForm | None:
@@ -92,19 +92,24 @@ def _read(body: Taking, state: KV, rope: Rope) -> ConvolvedForm:
     )
 
 
-def _convolved(body: Taking, value: Value, groups: int) -> tuple[tuple[Conv, Conv], tuple[Tail, Tail], Value, Value]:
-    """Take both convolutions and their tails; before the start the second sees what the first gives for zeros."""
-    second = body.made(value, Conv)
-    tail_1 = body.made(second.memory, Tail)
-    first = body.made(tail_1.x, Conv)
-    tail_0 = body.made(first.memory, Tail)
-    packed = body.made(tail_0.x, Concat)
-    body.check(len(packed.xs) == 2, first.groups == width(packed.out), second.groups == groups)
-    body.check(all(conv.bias is not None and conv.weight.is_weight for conv in (first, second)))
-    body.check(all(conv.weight.tensor.sizes[2] - 1 == tail.rows for conv, tail in ((first, tail_0), (second, tail_1))))
-    body.check(tail_0.initial is None, tail_1.initial is first.bias)
-    body.check(width(second.out) == width(packed.out), all(map(of_token, packed.xs)))
-    return (first, second), (tail_0, tail_1), packed.xs[0], packed.xs[1]
+def _convolved(body: Taking, value: Value, groups: int) -> tuple[tuple[Conv, ...], tuple[Tail, ...], Value, Value]:
+    """Take both convolutions, or the one that does what they did, and their tails.
+
+    Before the start the second one sees what the first gives for zeros.
+    """
+    last = body.made(value, Conv)
+    tail = body.made(last.memory, Tail)
+    first = body.made_perhaps(tail.x, Conv)
+    before = None if first is None else body.made(first.memory, Tail)
+    packed = body.made(tail.x if before is None else before.x, Concat)
+    body.check(len(packed.xs) == 2, all(map(of_token, packed.xs)), last.groups == groups)
+    body.check(first is None or first.groups == width(packed.out), width(last.out) == width(packed.out))
+    body.check(tail.initial is (None if first is None else first.bias), before is None or before.initial is None)
+    convs = tuple(conv for conv in (first, last) if conv is not None)
+    tails = tuple(each for each in (before, tail) if each is not None)
+    body.check(all(conv.bias is not None and conv.weight.is_weight for conv in convs))
+    body.check(all(conv.weight.tensor.sizes[2] - 1 == of.rows for conv, of in zip(convs, tails, strict=True)))
+    return convs, tails, packed.xs[0], packed.xs[1]
 
 
 def _check_means(body: Taking, value: Value, queries: Value, keys: Value, heads: int, kv_heads: int) -> None:

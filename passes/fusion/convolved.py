@@ -16,11 +16,21 @@ _BEFORE = (Add, Concat, Conv, Flatten, KV, Mean, Norm, Repeat, Rope, Scale, Shif
 
 def group_convolved(grouping: Grouping) -> None:
     """Deal what stands between latent projections and attention to groups; attention reads their memories."""
+    _group(grouping, least=1)
+
+
+def group_convolved_rows(grouping: Grouping) -> None:
+    """Deal the same in calls of many tokens to groups: where there are two convolutions."""
+    _group(grouping, least=2)
+
+
+def _group(grouping: Grouping, least: int) -> None:
     for ops in grouping.layers.values():
         for op in ops:
             if isinstance(op, Attend) and grouping.free(op) and any(isinstance(other, Conv) for other in ops):
                 group = _before(grouping, op)
-                if convolved_form(grouping.ordered(group)) is not None:
+                form = convolved_form(grouping.ordered(group))
+                if form is not None and len(form.convs) >= least:
                     grouping.take(ConvolvedStep, group)
 
 

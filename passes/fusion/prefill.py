@@ -12,7 +12,7 @@ from regraft.ir.ops.kernels import DeltaStep, Flash, GroupedExperts, IndexStep, 
 from regraft.ir.ops.memory import ViewRows
 from regraft.ir.ops.moe import Experts
 from regraft.ir.ops.seq import Delta
-from regraft.passes.fusion.convolved import group_convolved
+from regraft.passes.fusion.convolved import group_convolved_rows
 from regraft.passes.fusion.groups import Grouping
 from regraft.passes.fusion.pool import group_pool
 from regraft.passes.fusion.streams import group_streams
@@ -64,7 +64,7 @@ def group_rules(grouping: Grouping) -> None:
 
 PREFILL: tuple[Callable[[Grouping], None], ...] = (
     group_pool,
-    group_convolved,
+    group_convolved_rows,
     group_rules,
     group_flash,
     group_scores,

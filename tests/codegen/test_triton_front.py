@@ -77,8 +77,10 @@ def test_a_step_launches_kernels_alone(family: str, tmp_path: Path) -> None:
     assert [name for name in launched if name in AROUND[family]] == AROUND[family]
 
 
-def test_what_attends_in_a_latent_reads_what_its_kernel_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("passes", ["", "fuse-convs"])
+def test_what_attends_in_a_latent_reads_what_its_kernel_kept(passes: str, tmp_path: Path) -> None:
     graph = graph_of("ZAYA1-8B")
+    graph = run_pipeline(graph, parse_pipeline(passes)).graph if passes else graph
     model, interpreter = program(graph, fuse_decode(graph), tmp_path / "package")
     tokens = tokens_of(2, 4)
     wanted, bound = interpreter(tokens), 2e-5

@@ -72,6 +72,7 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (GEMMA, "key-from-value, share-kv{groups=2}"): 5,
     ("builtin:gemma-4-26B-A4B", "key-from-value, share-kv{groups=2}"): 5,
     ("builtin:DeepSeek-V2-Lite", "share-kv{groups=2}"): 6,
+    ("builtin:ZAYA1-8B", "fuse-convs"): 6,
     (LLAMA, f"compress-seq{{{POOLED}}}"): 6,
     (QWEN, f"compress-seq{{{POOLED}, sinks=4, keys=middle}}"): 6,
     (LLAMA, f"compress-seq{{{POOLED}, gates=true, overlap=true}}"): 6,
@@ -94,7 +95,6 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
 OUTSIDE = {  # what else is left to PyTorch, and why
     ("builtin:gemma-4-E2B", "share-kv{groups=2, level=map}"): "a layer keeps for others what it does not read itself",
     ("builtin:ZAYA1-8B", "gqa-to-latent"): "convolved keys are kept in another form",
-    ("builtin:ZAYA1-8B", "fuse-convs"): "one convolution where two are looked for",
 }
 
 COMPOSED = {  # four fitted passes in one recipe, on twins: the launches of a layer, all of them kernels
