@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from tests.codegen.programs import DECODERS, source_of, tokens_of
 from tests.ir.models import decoder
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from torch import Tensor
 
 
@@ -86,3 +89,27 @@ def test_parameters_that_are_still_to_be_fitted_are_loaded_in_a_step() -> None:
     fused.verify()
     assert not any(op.reads_run_time for op in fused.ops)
     assert {v.name for v in fused.parameters()} == {v.name for v in graph.parameters()}
+
+
+def test_kernels_are_launched_where_tokens_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, whatever its arguments' is."""
+    model = built(decoder(DECODERS["llama-like"]), tmp_path / "package")[0]
+    names, current, asked = type(model).run.__globals__, list[torch.device](), set[bool]()
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Generator[None]:
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def on_kernels(x: Tensor) -> bool:
+        asked.add(current == [x.device])
+        return False
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setitem(names, "on_kernels", on_kernels)
+    tokens, cache = tokens_of(1, 3), model.new_cache(1, 6)
+    for call in (lambda: model(tokens[:, :1], cache), names["Decoder"](model, tokens, context=6).step):
+        call()
+        assert asked == {True}
+        asked.clear()
