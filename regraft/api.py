@@ -156,7 +156,7 @@ def build(
     Raises:
         MissingEmitterError: The target lacks an op of the model.
         TritonMissingError: ``search`` or ``compile_for``, and Triton is not installed.
-        UnknownGpuError: ``compile_for`` names no target, or the package has no kernels.
+        UnknownGpuError: ``compile_for`` names no target; it or ``search`` is given, and the package has no kernels.
         ShippingError: A kernel does not compile.
         OutputExistsError, DiskFullError: The folder cannot be written.
     """
@@ -168,7 +168,7 @@ def build(
     from regraft.passes.fusion.prefill import fuse_prefill
     from regraft.passes.latent_forms import decoding_form
 
-    if compile_for and target != "triton":
+    if (compile_for or search) and target != "triton":
         raise UnknownGpuError(name=f"target {target}", targets=", ".join(TARGETS))
     subject = lift(model)
     lock = subject.files / "regraft.lock.json" if subject.files is not None else None

@@ -54,7 +54,7 @@ class UnknownGpuError(RegraftError):
     code = "RG576"
     exit_code = 2
     message = "kernels are not compiled for {name}"
-    hint = "targets of --compile-for: {targets}; it goes with --target triton"
+    hint = "targets of --compile-for: {targets}; it and --search go with --target triton"
 
 
 class ShippingError(RegraftError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,12 @@ def test_draws_have_the_shares_of_the_logits(model: Any) -> None:
     found = torch.bincount(names_of(model)["chosen"](logits, choice(noise, 1.0, 3, 1.0)), minlength=4) / 2000
     wanted = torch.softmax(torch.tensor([0.0, 1.0, 2.0, -torch.inf]), -1)
     assert (found - wanted).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("choice", [{"temperature": -1.0}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0.0}])
+def test_a_choice_that_there_is_not_is_refused(model: Any, choice: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1"):
+        names_of(model)["Decoder"](model, tokens_of(1, 4), context=6, **choice)
 
 
 def test_a_full_cache_is_refused_before_anything_is_written(model: Any) -> None:

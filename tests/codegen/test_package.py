@@ -314,6 +314,10 @@ def test_text_in_text_out(tmp_path: Path) -> None:
     wrong = run(folder, "generate.py", "w3", "--top-p", "0")
     assert wrong.returncode == 2
     assert "0 < top-p <= 1" in wrong.stderr
+    for arguments in (["generate.py", "w3"], ["verify.py"]):
+        missing = run(folder, *arguments, "--device", "xpu:7")
+        assert missing.returncode == 2
+        assert missing.stderr.endswith("has no device xpu:7 here\n")
 
 
 def test_generation(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import regraft
 from regraft.codegen.kernels.ahead import triton_version
 from regraft.codegen.kernels.shipping import contexts
 from regraft.codegen.package import emit
@@ -21,6 +22,7 @@ from regraft.passes.fusion.prefill import fuse_prefill
 from tests.codegen.programs import DECODERS, source_of
 from tests.ir.models import decoder
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = """
 import importlib, json, sys
 from pathlib import Path
@@ -137,6 +139,15 @@ def test_a_target_that_is_not_known_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(UnknownGpuError, match="kernels are not compiled for sm_9"):
         emitted(tmp_path / "package", "sm_90", "sm_9")
     assert not (tmp_path / "package").exists()
+
+
+def test_kernels_are_not_compiled_or_searched_for_a_target_without(tmp_path: Path) -> None:
+    source, out = EXAMPLES / "tiny-qwen3", tmp_path / "package"
+    with pytest.raises(UnknownGpuError, match="kernels are not compiled for target torch"):
+        regraft.build(source, out, target="torch", search=True)
+    with pytest.raises(UnknownGpuError, match="kernels are not compiled for target torch"):
+        regraft.build(source, out, target="torch", compile_for=["sm_90"])
+    assert not out.exists()
 
 
 def test_what_cannot_be_compiled_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
