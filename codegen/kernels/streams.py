@@ -33,6 +33,7 @@ class Streams(Kernel):
         floor: Added to shares and sums.
         iterations: How often the columns of the map are normalised.
         weights: Triton dtype of ``fn``, ``base`` and ``scale``; that of the streams if None.
+        gain: Whether the streams that are written are multiplied by a number, where nothing is read.
         route: The router, if one rides; its operands and results come after the others.
     """
 
@@ -45,6 +46,7 @@ class Streams(Kernel):
     floor: float = 1e-6
     iterations: int = 20
     weights: str | None = None
+    gain: bool = False
     route: Route | None = None
 
     template: ClassVar[str] = "streams.py.j2"
@@ -52,6 +54,8 @@ class Streams(Kernel):
     def __post_init__(self) -> None:
         if self.comes == "whole" and self.gives == "none":
             raise ValueError("a boundary that neither writes nor reads")
+        if self.gain and (self.comes, self.gives, self.template) != ("written", "none", Streams.template):
+            raise ValueError("streams that are multiplied are written, in a step, and nothing is read of them")
         if self.route is not None and (self.gives != "maps" or self.route.given_logits or self.route.states):
             raise ValueError("a router that does not start from what a sublayer reads")
 
@@ -102,7 +106,7 @@ class Streams(Kernel):
         x, weight, wide = f"*{dtype}", f"*{self.weights or dtype}", "*fp32"
         arguments = {"rows" if self.comes == "spread" else "streams": x}
         if self.comes == "written":
-            arguments |= {"added": x, "post": wide, "comb": wide}
+            arguments |= {"added": x, "post": wide, "comb": wide} | ({"gain": x} if self.gain else {})
         if self.maps:
             arguments |= {"fn": weight, "base": weight, "scale": weight}
         arguments |= {name: "*i64" if name in ("tokens", "table") else x for name in self.of_route}
@@ -144,7 +148,7 @@ class Streams(Kernel):
         taken = {"whole": whole, "written": whole + m * width + maps, "spread": m * width}[self.comes] * tokens
         stored = 0 if self.comes == "whole" else whole * tokens
         if not self.maps:
-            return stored, 0, taken + stored
+            return stored, 0, taken + stored + width * self.gain
         item = width if self.weights is None else {"fp32": 4, "bf16": 2, "fp16": 2}[self.weights]
         scales = 3 if self.gives == "maps" else 1
         given = (m * width + (maps if self.gives == "maps" else 0)) * tokens

@@ -50,7 +50,7 @@ def _kernel(form: StreamsForm, kind: type[Streams]) -> Streams:
     count, width = (int(str(dim)) for dim in streams.shape[-2:])
     comes = "whole" if form.write is None else "written"
     if read is None:
-        return kind("", count, width, comes=comes, gives="none")
+        return kind("", count, width, comes=comes, gives="none", gain=form.gain is not None)
     wide = ITEM_BITS[read.fn.tensor.dtype] > ITEM_BITS[streams.dtype]  # it stays so when the program is loaded
     return kind(
         "",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from regraft.ir.forms.elements import width
 from regraft.ir.forms.experts import RouteForm, route_form
 from regraft.ir.op import Op, Value
+from regraft.ir.ops.core import Gain
 from regraft.ir.ops.hyper import Collapse, Read, Write
 
 
@@ -18,11 +20,13 @@ class StreamsForm:
         write: What puts a sublayer's result into the streams.
         read: What makes the next one's input of them, or after the last layer the only stream.
         route: What chooses experts by that input.
+        gain: What multiplies the streams that are written, by one number.
     """
 
     write: Write | None
     read: Read | Collapse | None
     route: RouteForm | None = None
+    gain: Gain | None = None
 
     @property
     def streams(self) -> Value:
@@ -36,12 +40,13 @@ class StreamsForm:
         """What a kernel takes, in order: streams, what is written to them and what they are read with; no router's."""
         read = () if self.read is None else (self.read.fn, self.read.base, self.read.scale)
         write = () if self.write is None else (self.write.added, self.write.post, self.write.comb)
-        return (self.streams, *write, *read)
+        gain = () if self.gain is None else (self.gain.by,)
+        return (self.streams, *write, *gain, *read)
 
     @property
     def results(self) -> tuple[Value, ...]:
         """All that a kernel makes, in order: streams, what is read of them, and the choice of experts."""
-        ops = (self.write, self.read, None if self.route is None else self.route.route)
+        ops = (self.gain or self.write, self.read, None if self.route is None else self.route.route)
         return tuple(value for op in ops if op is not None for value in op.results)
 
 
@@ -50,6 +55,8 @@ def streams_form(ops: Sequence[Op]) -> StreamsForm | None:
     match list(ops):
         case [Write() as write]:
             return StreamsForm(write, None)
+        case [Write() as write, Gain() as gain] if gain.x is write.out and gain.by.is_weight and width(gain.by) == 1:
+            return StreamsForm(write, None, gain=gain)
         case [Read() | Collapse() as read]:
             return StreamsForm(None, read)
         case [Write() as write, Read() | Collapse() as read] if read.streams is write.out:

@@ -19,7 +19,7 @@ from regraft.passes.fusion.rows import group_rows
 from regraft.passes.fusion.rows_and_pool import group_rows_and_pool
 from regraft.passes.fusion.short_conv import group_short_convs
 from regraft.passes.fusion.sparse import group_sparse
-from regraft.passes.fusion.streams import carry_streams, group_routed_streams, group_streams
+from regraft.passes.fusion.streams import carry_streams, group_routed_streams, group_scaled_streams, group_streams
 
 DECODE = (
     group_embed,
@@ -33,6 +33,7 @@ DECODE = (
     group_experts,
     group_pool_heads,
     group_pool,
+    group_scaled_streams,
     group_streams,
     group_head,
     group_rows,

@@ -14,7 +14,7 @@ from regraft.ir.forms.streams import streams_form
 from regraft.ir.graph import Graph, layer_of
 from regraft.ir.kinds import Layer, split_layers
 from regraft.ir.op import Op, Value
-from regraft.ir.ops.core import Linear, Repeat, Scale
+from regraft.ir.ops.core import Gain, Linear, Repeat, Scale
 from regraft.ir.ops.hyper import Collapse, Read, Spread, Write
 from regraft.ir.ops.kernels import StreamsStep
 from regraft.ir.ops.moe import Route
@@ -56,6 +56,17 @@ def _writes(grouping: Grouping, read: Read | Collapse) -> Iterator[list[Op]]:
     if isinstance(write, Write) and grouping.free(write) and grouping.same_layer(write, read):
         yield [write]
     yield []
+
+
+def group_scaled_streams(grouping: Grouping) -> None:
+    """Deal what writes streams to groups with the number that multiplies them then."""
+    for ops in grouping.layers.values():
+        for gain in ops:
+            write = gain.x.op if isinstance(gain, Gain) else None
+            if not isinstance(write, Write) or not grouping.same_layer(write, gain):
+                continue
+            if streams_form([write, gain]) is not None and grouping.closed([write, gain], set(gain.results)):
+                grouping.take(StreamsStep, [write, gain])
 
 
 def group_streams(grouping: Grouping) -> None:

@@ -96,6 +96,19 @@ def test_what_attends_in_a_latent_reads_what_its_kernel_kept(passes: str, tmp_pa
     assert (model(tokens[:1, :1], model.new_cache(1, 9)) - wanted[:1, :1]).abs().max() < bound
 
 
+def test_streams_that_a_layer_multiplies_at_its_end_are_written_so(tmp_path: Path) -> None:
+    graph = run_pipeline(graph_of("gemma-4-E2B"), parse_pipeline("add-hyper-connections")).graph
+    fused = fuse_decode(graph)
+    left = [op.opname for op in fused.run_time() if not isinstance(op, Kernel | Slice)]
+    assert left == ["core.repeat"]  # the embedding, for each stream: no layer begins by writing it
+    model, interpreter = program(graph, fused, tmp_path / "package")
+    tokens = tokens_of(1, 8)
+    wanted = interpreter(tokens)
+    bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
+    for interpreted, prompt in ((False, 3), (True, 7)):
+        assert (stepped(model, tokens, prompt, interpreted=interpreted) - wanted).abs().max() < bound
+
+
 def convolved() -> Graph:
     """Return a small model of which `to-cca` has made another: convolutions channel by channel, and nothing else."""
     pipeline = "to-cca{width=4, kept={0: [0, 2], 1: [0, 2]}, refit=false}"

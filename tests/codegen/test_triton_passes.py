@@ -89,6 +89,7 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
     (LLAMA, "add-short-convs"): 6,
     ("builtin:Qwen3.6-27B", "add-short-convs"): 6,
     (LLAMA, "add-hyper-connections"): 7,
+    ("builtin:gemma-4-E2B", "add-hyper-connections"): 11,
     (LLAMA, "add-per-layer-embeddings"): 7,
 }
 

@@ -136,6 +136,21 @@ def meant(k: Streams, given: list[Tensor]) -> list[Tensor]:
     return made
 
 
+def test_streams_that_are_written_may_be_multiplied_too(tmp_path: Path) -> None:
+    k = replace(CASES["written alone"], gain=True, width=64)
+    made, gain = tiled(tmp_path, k), torch.tensor([-0.7], dtype=torch.float64)
+    given = inputs(k, torch.float64, 2)
+    torch.testing.assert_close(made.hyper_plain(*given, gain), gain * meant(k, given)[0], rtol=1e-12, atol=1e-12)
+    for dtype in (torch.float32, torch.float16):
+        check(made, [*inputs(k, dtype, 2), gain.to(dtype)])
+    with touched() as run:
+        made.hyper(*inputs(k, torch.float16, 3), gain.half())
+    moved = k.moved(2, 3, 1)
+    assert (run.read, run.written, len(run.launches)) == (moved.read, moved.written, moved.launches)
+    with pytest.raises(ValueError, match="nothing is read"):
+        replace(k, gives="maps")
+
+
 def test_swapping_two_streams_swaps_what_is_written_and_no_more(tmp_path: Path) -> None:
     made, k = tiled(tmp_path, PLAIN), PLAIN
     x, added, post, comb, fn, base, scale = inputs(k, torch.float32, 2)
