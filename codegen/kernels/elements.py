@@ -154,7 +154,7 @@ _WRITERS: Mapping[type[Op], Callable[[Elements, Any, str], str]] = {
     Mul: lambda at, op, index: f"{at.at(op.a, index)} * {at.at(op.b, index)}",
     Norm: Elements.normed,
     PickHeads: lambda at, op, index: at.at(op.x, at.picked(op, index)),
-    Repeat: lambda at, op, index: at.at(op.x, f"({index}) % {width(op.x)}"),
+    Repeat: lambda at, op, index: at.at(op.x, repeated(index, op)),
     Scale: lambda at, op, index: f"{at.at(op.x, index)} * {literal(op.factor)}",
     Slice: lambda at, op, index: at.at(op.x, at.sliced(op, index)),
     Softcap: lambda at, op, index: f"tanh_of({at.at(op.x, index)} / {literal(op.cap)}) * {literal(op.cap)}",
@@ -166,6 +166,13 @@ _WRITERS: Mapping[type[Op], Callable[[Elements, Any, str], str]] = {
 def modulo(index: str, size: int, whole: int) -> str:
     """Return an index into ``size`` elements that repeat along ``whole``."""
     return index if size == whole else "0" if size == 1 else f"({index}) % {size}"
+
+
+def repeated(index: str, op: Repeat) -> str:
+    """Return the element that is repeated: of each head its parts have the same channels."""
+    each = int(str(op.x.tensor.shape[-1]))
+    channel = f"({index}) % {each}"
+    return channel if width(op.x) == each else f"({index}) // {op.parts * each} * {each} + {channel}"
 
 
 def along(index: str, op: Gain) -> str:

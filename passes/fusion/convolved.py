@@ -30,7 +30,7 @@ def _group(grouping: Grouping, least: int) -> None:
             if isinstance(op, Attend) and grouping.free(op) and any(isinstance(other, Conv) for other in ops):
                 group = _before(grouping, op)
                 form = convolved_form(grouping.ordered(group))
-                if form is not None and len(form.convs) >= least:
+                if form is not None and len(form.convs) >= least and grouping.closed(group, {form.q}):
                     grouping.take(ConvolvedStep, group)
 
 

@@ -96,6 +96,18 @@ def test_what_attends_in_a_latent_reads_what_its_kernel_kept(passes: str, tmp_pa
     assert (model(tokens[:1, :1], model.new_cache(1, 9)) - wanted[:1, :1]).abs().max() < bound
 
 
+@pytest.mark.parametrize("passes", ["gqa-to-latent", "compress-seq{rate=2, window=4, refit=false}"])
+def test_convolved_heads_that_others_read_are_made_in_parts(passes: str, tmp_path: Path) -> None:
+    graph = run_pipeline(graph_of("ZAYA1-8B"), parse_pipeline(passes)).graph
+    fused = fuse_decode(graph)
+    assert not [op for op in fused.ops if isinstance(op, ConvolvedStep)]
+    model, interpreter = program(graph, fused, tmp_path / "package")
+    tokens = tokens_of(1, 8)
+    wanted = interpreter(tokens)
+    for interpreted, prompt in ((False, 3), (True, 7)):
+        assert (stepped(model, tokens, prompt, interpreted=interpreted) - wanted).abs().max() < 2e-5
+
+
 def test_streams_that_a_layer_multiplies_at_its_end_are_written_so(tmp_path: Path) -> None:
     graph = run_pipeline(graph_of("gemma-4-E2B"), parse_pipeline("add-hyper-connections")).graph
     fused = fuse_decode(graph)
