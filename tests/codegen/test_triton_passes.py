@@ -96,6 +96,10 @@ WHOLE = {  # every op of a step is in a kernel: the launches of a changed layer
 OUTSIDE = {  # what else is left to PyTorch, and why
     ("builtin:gemma-4-E2B", "share-kv{groups=2, level=map}"): "a layer keeps for others what it does not read itself",
     ("builtin:ZAYA1-8B", "gqa-to-latent"): "convolved keys are kept in another form",
+    ("builtin:ZAYA1-8B", "to-latent{rank=0.5}"): "convolved keys are kept in another form",
+    ("builtin:ZAYA1-8B", "share-kv{groups=2}"): "queries are convolved without keys",
+    ("builtin:ZAYA1-8B", f"compress-seq{{{POOLED}}}"): "convolved keys are pooled before they turn",
+    ("builtin:ZAYA1-8B", "add-hyper-connections"): "streams are scaled and moved as they are written",
 }
 
 COMPOSED = {  # four fitted passes in one recipe, on twins: the launches of a layer, all of them kernels
@@ -152,7 +156,14 @@ def test_what_has_no_kernel_is_told_with_its_reason(model: str, passes: str) -> 
     assert left(stepped(model, passes))
 
 
-@pytest.mark.parametrize("passes", ["to-latent{rank=6, refit=false}", "compress-seq{rate=4, window=8, refit=false}"])
+@pytest.mark.parametrize(
+    "passes",
+    [
+        "to-latent{rank=6, refit=false}",
+        "to-latent{rank=6, refit=false}, share-kv{donor={1: 0}, refit=false}",
+        "compress-seq{rate=4, window=8, refit=false}",
+    ],
+)
 def test_steps_run_what_the_schedule_tells(passes: str, tmp_path: Path) -> None:
     graph = changed(decoder([FULL, FULL]), passes)
     fused = fuse_decode(graph)
