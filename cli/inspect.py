@@ -35,6 +35,7 @@ def inspect(
     """
     from pathlib import Path
 
+    from regraft.ir import hardware
     from regraft.model import lift
     from regraft.passes.latent_forms import decoding_form
     from regraft.programs import is_package
@@ -45,6 +46,9 @@ def inspect(
     lifted = lift(Path(model) / "graph.rg" if name else model, allow_keys=allow_keys, strict=False)
     for warning in lifted.warnings:
         session.warn(warning)
+    target = None if device == "none" else device
+    if target is not None:
+        hardware.device(target)  # an unknown one is refused whatever is shown
     if schedule:
         from regraft.scheduling import blocks, schedules, to_json
 
@@ -52,6 +56,5 @@ def inspect(
         name = name or lifted.name
         session.show(lambda: blocks(name, told), lambda: to_json(name, told))
         return
-    target = None if device == "none" else device
     found = replace(facts(lifted.graph, context, target, batch, decoding_form(lifted.graph)), name=lifted.name)
     session.show(lambda: card(found), found.to_json)

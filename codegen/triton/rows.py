@@ -19,7 +19,7 @@ from regraft.ir.forms.rows_and_pool import rows_and_pool_form
 from regraft.ir.graph import relative
 from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import PickHeads
-from regraft.ir.ops.core import Flatten, Slice, Unflatten
+from regraft.ir.ops.core import Flatten, GroupedLinear, Slice, Unflatten
 from regraft.ir.ops.kernels import Kernel as KernelOp
 from regraft.ir.ops.precision import CastLike, Widen
 
@@ -95,11 +95,20 @@ def _stems(name: str) -> list[str]:
 
 
 def _own(plain: Body, value: Value, gives: list[Value]) -> str:
-    """Return the code of a result, copied where it would share memory with another result or with an operand."""
+    """Return the code of a result, copied where it would share memory with another one or does not lie in order."""
     source = _viewed(value)
     shared = [other for other in gives if other is not value and _viewed(other) is source]
     code = plain.of(value)
-    return f"{code.within(ATOM)}.clone()" if shared or source.op is None or source.is_weight else code.text
+    if shared or source.op is None or source.is_weight:
+        return f"{code.within(ATOM)}.clone(memory_format=torch.contiguous_format)"
+    return f"{code.within(ATOM)}.contiguous()" if _scattered(value) else code.text
+
+
+def _scattered(value: Value) -> bool:
+    """Return whether a value may lie otherwise than a new tensor: a part of another's channels, a product by groups."""
+    while isinstance(value.op, CastLike | Flatten | Unflatten | Widen):
+        value = value.op.x
+    return isinstance(value.op, GroupedLinear | PickHeads | Slice)
 
 
 def _viewed(value: Value) -> Value:

@@ -34,3 +34,8 @@ def test_a_schedule_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "FullBlock: q_k_v, attention, o, gate_up, down" in shown
     assert "over it" in shown
+
+
+def test_a_device_that_nobody_knows_is_refused_beside_a_schedule_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", EXAMPLE, "--schedule", "--device", "foo"]) != 0
+    assert capsys.readouterr().err.startswith("error[RG602]: no device is called foo")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import regraft
 from regraft.frontends.folder import builtin_names
@@ -42,3 +43,32 @@ def test_kernels_of_a_twin_compute_what_the_graph_does(name: str, tmp_path: Path
     wanted = interpreter(tokens)
     bound = 1e-5 * max(1.0, float(wanted.abs().max()) / 4)
     assert (stepped(model, tokens, LAST, interpreted=True) - wanted).abs().max() < bound
+
+
+class Recorded(TorchDispatchMode):
+    """The arguments that each custom op of a program is first called with."""
+
+    def __init__(self, space: str) -> None:
+        super().__init__()
+        self.space = space
+        self.calls: dict[Any, tuple[Any, ...]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == self.space and func not in self.calls:
+            self.calls[func] = tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["DeepSeek-V3.2", "Qwen3-Next-80B-A3B", "ZAYA1-8B", "gemma-4-E2B"])
+def test_ops_of_a_twin_give_what_tracing_is_told(name: str, tmp_path: Path) -> None:
+    model, _ = packed(name, tmp_path)
+    inside = type(model).run.__globals__
+    inside["INTERPRETED"] = False
+    tokens = torch.randint(model.vocab, (2, 9), generator=torch.Generator().manual_seed(0))
+    cache = model.new_cache(2, 16)
+    with torch.no_grad(), Recorded(inside["SPACE"]) as recorded:
+        model(tokens[:, :8], cache)
+        model(tokens[:, 8:], cache)
+    assert len(recorded.calls) > 4
+    for op, arguments in recorded.calls.items():
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
