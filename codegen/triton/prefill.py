@@ -103,6 +103,8 @@ class PrefillBody(Body):
         x = next(value for value in op.inputs if isinstance(value.type, TensorType) and value.tensor.shape[1] == T)
         self.shared.in_blocks = True
         test = f"in_blocks({self.of(x).text})"
+        if isinstance(op, GroupedExperts):  # plain ones loop over what tokens chose, which no trace can follow
+            test = f"torch.compiler.is_compiling() or {test}"
         self.lines.append(f"if {test}:" if isinstance(op, _LEARNING) else f"if {test} and not torch.is_grad_enabled():")
         start = len(self.lines)
         self.width -= 4

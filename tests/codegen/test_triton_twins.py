@@ -72,3 +72,16 @@ def test_ops_of_a_twin_give_what_tracing_is_told(name: str, tmp_path: Path) -> N
     assert len(recorded.calls) > 4
     for op, arguments in recorded.calls.items():
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", ["Qwen3-30B-A3B", "ZAYA1-8B"])
+def test_a_mixture_is_traced_whole_where_no_kernel_runs(name: str, tmp_path: Path) -> None:
+    model, _ = packed(name, tmp_path)
+    type(model).run.__globals__["INTERPRETED"] = False
+    tokens = torch.randint(model.vocab, (2, 9), generator=torch.Generator().manual_seed(0))
+    wanted = model(tokens)
+    exported: Any = torch.export.export(model, (tokens,), strict=False)
+    assert (exported.module()(tokens) - wanted).abs().max() < 1e-5
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert (compiled(tokens) - wanted).abs().max() < 1e-5
