@@ -134,9 +134,8 @@ def _widened(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else _copied(value)
 
 
-def times(kernel: Kernel, program: Program, call: Call) -> dict[str, Any]:
-    """Return the microseconds of a call, and of what else computes the same."""
-    given = inputs(kernel, program.arguments, call)
+def timed(kernel: Kernel, program: Program, call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the microseconds of a call with these arguments, and of what else computes the same."""
     whole = sum(value.nbytes for value in given.values() if isinstance(value, Tensor))
     moved = kernel.moved(2, call.batch, call.context)
     copies = min(math.ceil(4 * cache_bytes() / max(moved.total, 1)), MOST_BYTES // max(whole, 1), 64)
@@ -178,7 +177,8 @@ def measured(
     with torch.no_grad():
         found = errors(other, inputs(small, other.arguments, shorter))
         torch.cuda.empty_cache()
-        found |= times(kernel, program, Call(1, context, torch.bfloat16, device))
+        call = Call(1, context, torch.bfloat16, device)
+        found |= timed(kernel, program, call, inputs(kernel, program.arguments, call))
     moved = kernel.moved(2, 1, context)
     moving, multiplying = moved.least / rates["copy_bytes_per_s"], moved.flops / rates["matmul_flops"]
     of = "bandwidth" if moving >= multiplying else "matrix rate"

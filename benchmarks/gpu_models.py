@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks.cold_start import CONTEXT
 from benchmarks.gpu_compiled import bring, compile_for
+from benchmarks.gpu_maps import maps
 from benchmarks.gpu_passes import CONTEXT as PASS_CONTEXT
 from benchmarks.gpu_passes import PASSES, before_and_after
 from benchmarks.gpu_results import RESULTS, ROOT, Results
@@ -246,10 +247,15 @@ def program_part(of: Subject, part: Part, rates: Mapping[str, float]) -> bool:
             taken = running().read(count, sizes)
             return {"ms": taken * 1e3, "tokens_per_s": count / taken}
 
+        def mapped() -> dict[str, Any]:
+            at, copy = running(), rates["copy_bytes_per_s"]
+            return {"maps": maps(of.graph, at.module, lambda: at.logits(4), copy, part.device)}
+
         return (
             part.measure(f"{key}/logits", compared)
             and all(part.measure(f"{key}/decode@{n}", partial(decode, n)) for n in sizes.decode)
             and all(part.measure(f"{key}/prefill@{n}", partial(read, n)) for n in sizes.prefill)
+            and (part.device == "cpu" or part.measure(f"{key}/maps", mapped))
         )
 
 

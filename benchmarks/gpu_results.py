@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_tables import model_lines
+from benchmarks.gpu_tables import beside, model_lines
 from regraft.ir.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,9 +115,6 @@ def _row(key: str, entry: Mapping[str, Any]) -> str:
     label = f"{name} `{entry['kernel']}`"
     if entry["status"] != "measured":
         return f"| {label} | {context} | {entry['status']}: {entry.get('reason', '')[:80]} | | | | |"
-    beside = ", ".join(
-        f"{other} {time:.1f}" if isinstance(time, float) else f"{other} –" for other, time in entry["beside"].items()
-    )
     share = f"{100 * entry['share']:.0f} % of {entry['of']}"
     errors = f"{entry['error']:.1e} | {entry['plain_error']:.1e}"
-    return f"| {label} | {context} | {entry['us']:.1f} | {share} | {errors} | {beside} |"
+    return f"| {label} | {context} | {entry['us']:.1f} | {share} | {errors} | {beside(entry)} |"

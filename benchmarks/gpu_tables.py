@@ -36,6 +36,11 @@ def model_lines(entries: Entries) -> Iterator[str]:
     for name in MODELS:
         for count in PROMPTS:
             yield row(name, count, *_read(entries, f"models/{name}", count))
+    yield "\n### Maps of a step, one by one\n"
+    yield "| model | map | µs | least bytes | of a copy | error | of the plain form | beside, µs |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in MODELS:
+        yield from _maps(entries, name)
     yield "\n### From the start of a process to the first token, weights apart\n"
     yield f"| model | {COLD[0]}, s | {COLD[1]}, s |"
     yield "|---|---|---|"
@@ -51,6 +56,13 @@ def model_lines(entries: Entries) -> Iterator[str]:
 def row(*cells: object) -> str:
     """Return a row of a table."""
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def beside(entry: Mapping[str, Any]) -> str:
+    """Return the microseconds of what stands beside a kernel; a dash where it does not run."""
+    return ", ".join(
+        f"{other} {time:.1f}" if isinstance(time, float) else f"{other} –" for other, time in entry["beside"].items()
+    )
 
 
 def _done(entries: Entries, key: str) -> bool:
@@ -95,6 +107,16 @@ def _read(entries: Entries, key: str, count: int) -> Sequence[str]:
         [f"{entries[place]['ms'] / 1e3:.2f}", f"{entries[place]['tokens_per_s']:.0f}"] if _done(entries, place) else []
     )
     return [*(ours or [_told(entries, place, "ms", ""), ""]), _told(entries, beside, "tokens_per_s", "{:.0f}")]
+
+
+def _maps(entries: Entries, name: str) -> Iterator[str]:
+    key = f"models/{name}/maps"
+    if not _done(entries, key):
+        yield row(name, _told(entries, key, "maps", ""), *[""] * 6)
+        return
+    for op, found in entries[key]["maps"].items():
+        numbers = (f"{found['us']:.1f}", f"{found['least']:,}", f"{found['share']:.0%}")
+        yield row(name, op, *numbers, f"{found['error']:.1e}", f"{found['plain_error']:.1e}", beside(found))
 
 
 def _passed(entries: Entries, key: str) -> Sequence[str]:

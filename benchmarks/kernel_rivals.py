@@ -16,6 +16,7 @@ from regraft.codegen.kernels.flash import Flash
 from regraft.codegen.kernels.grouped import Grouped
 from regraft.codegen.kernels.head import Head
 from regraft.codegen.kernels.kernel import Kernel
+from regraft.codegen.kernels.rows import RowsKernel
 
 Form = Callable[..., Any]
 
@@ -95,6 +96,16 @@ def _flex(kernel: Flash, tokens: int, device: str) -> tuple[Form, Any]:
         return compiled(*args, score_mod=change, **options)
 
     return attend, mask
+
+
+@_library.register
+def _rows(kernel: RowsKernel, call: Call) -> dict[str, Form]:
+    """Return the vendor's matrix-vector products alone."""
+
+    def products(**given: Any) -> list[Tensor]:
+        return [torch.mv(given[name], given[name][0]) for name in kernel.weights if given[name].ndim == 2]
+
+    return {"cuBLAS": products}
 
 
 @_library.register

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_compiled, gpu_models
+from benchmarks import gpu, gpu_compiled, gpu_kernels, gpu_models
 from benchmarks.cold_start import first_token
+from benchmarks.gpu_maps import maps
 from benchmarks.gpu_models import Part, Running, Sizes, cold_part, pass_part, program_part, samples, transformers_part
 from benchmarks.gpu_results import DOCUMENT, Results, write_table
 from benchmarks.gpu_subjects import MODELS, Subject, random_weights, sliced, subject, write_program
@@ -206,6 +207,27 @@ def test_parts_are_asked_for_by_model() -> None:
 
 def entry(**more: Any) -> dict[str, Any]:
     return {"status": "measured", **more}
+
+
+def test_the_maps_of_a_step_are_measured_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(calls: list[Any]) -> float:
+        return 1e-5 if all(call() is not None for call in calls) else 0.0
+
+    def plain(form: Any, **_: Any) -> Any:
+        return form
+
+    monkeypatch.setattr(gpu_kernels, "seconds", seconds)
+    monkeypatch.setattr(gpu_kernels, "cache_bytes", lambda: 1)
+    monkeypatch.setattr(torch, "compile", plain)
+    running = Running(small("Qwen3-8B").graph, tmp_path, "cpu")
+    found = maps(running.graph, running.module, lambda: running.logits(4), 1e12, "cpu")
+    assert list(found) == ["q_k_v", "o", "gate_up", "down"]
+    for each in found.values():
+        assert each["error"] <= 1e-5
+        assert each["us"] == each["beside"]["cuBLAS"] == 10
+        assert each["share"] == pytest.approx(each["least"] / 1e12 / 1e-5)
+    lines = list(model_lines({"models/Qwen3-8B/maps": {"status": "measured", "maps": found}}))
+    assert any(line.startswith("| Qwen3-8B | gate_up | 10.0 |") for line in lines)
 
 
 def test_rows_say_what_was_measured_and_what_never_was(tmp_path: Path) -> None:
