@@ -16,7 +16,7 @@ from regraft.passes.fusion import fuse_decode, prefill
 from regraft.passes.fusion.pool import group_pool
 from regraft.programs import load_program
 from tests.codegen.programs import tokens_of
-from tests.codegen.test_triton_prefill import Call, bound, file_of, ways
+from tests.codegen.test_triton_prefill import Call, bound, check_chunks, check_steps, file_of, ways
 from tests.codegen.test_triton_v4 import flash, kernels, weights_of
 
 if TYPE_CHECKING:
@@ -67,30 +67,12 @@ def test_calls_end_windows_that_others_began(program: tuple[Any, Interpreter]) -
 
 
 def test_rows_of_a_batch_stand_where_they_are(program: tuple[Any, Interpreter]) -> None:
-    model, interpreter = program
-    tokens, counts = tokens_of(3, 18, 128), torch.tensor([[5, 0, 3], [7, 9, 1], [2, 0, 6]])
-    wanted = interpreter(tokens)
-    for _ in ways(model):
-        cache, start = model.new_cache(3, 18), torch.zeros(3, dtype=torch.int64)
-        for count in counts:
-            places = start[:, None] + torch.arange(int(count.max()))
-            found = model(tokens.gather(1, places.clamp(max=17)), cache, lengths=count)
-            for row, (at, new) in enumerate(zip(start.tolist(), count.tolist(), strict=True)):
-                difference = found[row, :new] - wanted[row, at : at + new]
-                assert not new or difference.abs().max() < bound(wanted)
-            start = start + count
+    check_chunks(program, tokens_of(3, 18, 128), torch.tensor([[5, 0, 3], [7, 9, 1], [2, 0, 6]]))
 
 
 def test_steps_go_on_where_a_call_ended(program: tuple[Any, Interpreter]) -> None:
     """A step's kernel reads what a call's kernel keeps of windows that have not ended."""
-    model, interpreter = program
-    tokens = tokens_of(1, 9, 128)
-    wanted, cache = interpreter(tokens), model.new_cache(1, 9)
-    file_of(model)["INTERPRETED"] = True
-    parts = [model(tokens[:, :6], cache)]
-    file_of(model)["INTERPRETED"] = False
-    parts += [model(tokens[:, at : at + 1], cache) for at in (6, 7, 8)]
-    assert (torch.cat(parts, 1) - wanted).abs().max() < bound(wanted)
+    check_steps(program, tokens_of(1, 9, 128), 6)
 
 
 def test_gradients_take_the_plain_form(program: tuple[Any, Interpreter], monkeypatch: pytest.MonkeyPatch) -> None:

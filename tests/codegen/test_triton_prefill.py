@@ -66,6 +66,50 @@ def file_of(model: Any) -> dict[str, Any]:
     return type(model).run.__globals__
 
 
+def check_chunks(program: tuple[Any, Interpreter], tokens: Tensor, counts: Tensor) -> None:
+    """Check calls, a row of ``counts`` each, of sequences that stand at places of their own."""
+    model, interpreter = program
+    (batch, room), wanted = tokens.shape, interpreter(tokens)
+    for _ in ways(model):
+        cache, start = model.new_cache(batch, room), torch.zeros(batch, dtype=torch.int64)
+        for count in counts:
+            places = start[:, None] + torch.arange(int(count.max()))
+            found = model(tokens.gather(1, places.clamp(max=room - 1)), cache, lengths=count)
+            for row, (at, new) in enumerate(zip(start.tolist(), count.tolist(), strict=True)):
+                difference = found[row, :new] - wanted[row, at : at + new]
+                assert not new or difference.abs().max() < bound(wanted)
+            start = start + count
+
+
+def check_gradients(program: tuple[Any, Interpreter], parts: Sequence[str], tokens: Tensor) -> None:
+    """Check gradients of weights whose names have one of ``parts`` by kernels against those by plain operations."""
+    model, interpreter = program
+    weights = [weight for name, weight in model.named_parameters() if any(part in name for part in parts)]
+    assert weights
+    found: list[tuple[Tensor, ...]] = []
+    for weight in weights:
+        weight.requires_grad_(True)
+    for _ in ways(model):
+        logits = model(tokens)
+        assert (logits - interpreter(tokens)).abs().max() < bound(logits.detach())
+        found.append(torch.autograd.grad(logits.log_softmax(-1)[..., 3].sum(), weights))
+    for weight in weights:
+        weight.requires_grad_(False)
+    for plain, fused in zip(*found, strict=True):
+        assert (plain - fused).abs().max() <= 1e-5 * max(1.0, float(plain.abs().max()))
+
+
+def check_steps(program: tuple[Any, Interpreter], tokens: Tensor, prompt: int) -> None:
+    """Check steps by plain functions after a prompt that kernels took."""
+    model, interpreter = program
+    wanted, cache = interpreter(tokens), model.new_cache(*tokens.shape)
+    file_of(model)["INTERPRETED"] = True
+    parts = [model(tokens[:, :prompt], cache)]
+    file_of(model)["INTERPRETED"] = False
+    parts += [model(tokens[:, at : at + 1], cache) for at in range(prompt, tokens.shape[1])]
+    assert (torch.cat(parts, 1) - wanted).abs().max() < bound(wanted)
+
+
 def ways(model: Any) -> Iterator[bool]:
     """Yield twice: where plain functions run, and where kernels do."""
     for interpreted in (False, True):
