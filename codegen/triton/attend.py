@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regraft.codegen.kernels.attend import AttendStep
 from regraft.codegen.kernels.attention import Entries, HeadNorm
@@ -14,7 +15,7 @@ from regraft.ir.errors.codegen import MissingEmitterError
 from regraft.ir.forms.across import AcrossForm, across_form
 from regraft.ir.forms.attend import AttendForm, LatentForm, ValuesForm, attend_form, latent_form, values_form
 from regraft.ir.forms.attend_rows import attend_rows_form
-from regraft.ir.op import Value
+from regraft.ir.op import Op, Value
 from regraft.ir.ops.attn import Attend
 from regraft.ir.ops.kernels import Kernel as KernelOp
 
@@ -23,22 +24,11 @@ if TYPE_CHECKING:
 
 
 def emit_attend(op: KernelOp, at: StepBody) -> Code:
-    """Return the call of a step's attention."""
-    form = attend_form(op.stands_for)
-    if form is not None:
-        return _apart(op, form, at)
-    latent = latent_form(op.stands_for)
-    if latent is not None:
-        return _latent(op, latent, at)
-    values = values_form(op.stands_for)
-    if values is not None:
-        return _values(op, values, at)
-    across = across_form(op.stands_for)
-    if across is not None:
-        return _across(op, across, at)
-    rows = attend_rows_form(op.stands_for)
-    if rows is not None:
-        return emit_attend_rows(op, rows, at)
+    """Return the call of a step's attention, by the first of the forms that its ops have."""
+    for read, emit in _FORMS:
+        form = read(op.stands_for)
+        if form is not None:
+            return emit(op, form, at)
     raise MissingEmitterError(target="triton", op=op.label, where=op.scope)
 
 
@@ -189,3 +179,12 @@ def _call(kernel: AttendStep, at: StepBody, codes: dict[str, str]) -> Code:
     codes["start"] = at.call("start")
     name = at.shared.kernel(stem(kernel, "attention"), kernel.called)
     return Code(f"{name}({', '.join(codes[argument] for argument in kernel.arguments)})")
+
+
+_FORMS: tuple[tuple[Callable[[Sequence[Op]], Any], Callable[[KernelOp, Any, StepBody], Code]], ...] = (
+    (attend_form, _apart),
+    (latent_form, _latent),
+    (values_form, _values),
+    (across_form, _across),
+    (attend_rows_form, emit_attend_rows),
+)
