@@ -81,6 +81,25 @@ def test_steps_keep_and_pool_what_the_plain_form_does(kind: str, tmp_path: Path)
     assert not mine["rows_0"][0, :2].isnan().any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_no_further_off_than_twice_the_plain_form(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    k = KINDS[kind]
+    program = module(tmp_path, k)
+    mine = memory(k, 1, 4, torch.float16)
+    plain = {name: x.clone() for name, x in mine.items()}
+    exact = {name: x.double() for name, x in mine.items()}
+    for start in range(2 * k.rate):
+        new = token(k, [start], [1], torch.float16)
+        called(program.pool, k, mine | new)
+        called(program.pool_plain, k, plain | new)
+        called(program.pool_plain, k, exact | {n: x.double() if x.is_floating_point() else x for n, x in new.items()})
+    for name in k.changed:
+        error, least = ((each[name].double() - exact[name]).nan_to_num().abs().max() for each in (mine, plain))
+        rounding = 2**-11 * exact[name].nan_to_num().abs().max()  # half of the spacing of the largest number
+        assert error <= max(2 * float(least), float(rounding))
+
+
 @pytest.mark.parametrize("kind", ["gated", "overlap", "late"])
 @pytest.mark.parametrize("ends", [False, True])
 def test_it_moves_what_it_says(kind: str, ends: bool, tmp_path: Path) -> None:
